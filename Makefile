@@ -1,0 +1,54 @@
+# make demo | make test | make test-slow | make lint ; each works alone on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test test-slow lint format bench clean
+
+help:
+	@echo "make demo       install, compress vgg16 to 4 MB on the embedded digits, say where the report is"
+	@echo "make test       install and run the tests (as root: system packages too)"
+	@echo "make test-slow  full-width networks and whole runs"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      benchmarks/compress.py (long)"
+
+# torch first and alone: with it in place, nothing else pulls another build of it; torchvision without its dependencies
+# for the same reason (its compiled operators are not needed).
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt --no-deps torchvision
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,zoo,dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/edgecompress compress vgg16 --target 4MB --exist-ok -o runs/demo
+	@echo "open $(CURDIR)/runs/demo/report.html"
+
+system:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
+		apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium >/dev/null; \
+	fi
+
+test: $(STAMP) system
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(STAMP) system
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/compress.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .hypothesis .mypy_cache .ruff_cache

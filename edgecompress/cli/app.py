@@ -1,0 +1,79 @@
+"""`edgecompress`: registers the verbs, and turns every error into one line and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import click
+import typer
+
+from edgecompress.cli import bench, compress, doctor, lists, predict, recipe, report, run, verbs
+from edgecompress.cli.console import print_error
+from edgecompress.errors import EdgecompressError
+
+app = typer.Typer(
+    name="edgecompress",
+    help="Make a network small enough for the device it must run on, and prove what it lost.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 target missed or regression, 4 environment, 130 interrupted.",
+)
+app.command("compress")(compress.compress)
+app.command("run")(run.run)
+app.command("train")(verbs.train)
+app.command("prune")(verbs.prune)
+app.command("export")(verbs.export)
+app.command("quantize")(verbs.quantize)
+app.command("bench")(bench.bench)
+app.command("predict")(predict.predict)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+app.command("models")(lists.models)
+app.command("data")(lists.data)
+app.add_typer(recipe.app, name="recipe")
+
+
+def main() -> None:
+    """Entry point of the command `edgecompress`."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command and return its exit code; errors go to stderr as one line, with a traceback only under `--debug`."""
+    debug = "--debug" in arguments or os.environ.get("EDGECOMPRESS_DEBUG", "") not in ("", "0")
+    try:
+        code = typer.main.get_command(app).main(args=arguments, prog_name="edgecompress", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        print_error("interrupted; whole files are kept, --resume goes on")
+        return 130
+    except click.ClickException as error:
+        print_error(" ".join(error.format_message().split()))
+        return error.exit_code
+    except EdgecompressError as error:
+        if debug:
+            traceback.print_exc()
+        print_error(str(error))
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("edgecompress"):
+            traceback.print_exc()
+        print_error(f"package '{error.name}' is not installed: run pip install 'edgecompress[all]'")
+        return 4
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = " ".join(str(error).split()) or type(error).__name__
+        print_error(f"{type(error).__name__}: {text}; run again with --debug for the traceback")
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""`edgecompress report DIR`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgecompress.cli.console import Debug, print_line
+from edgecompress.errors import UsageError
+
+
+def report(root: Annotated[Path, typer.Argument(help="the folder of a run")], debug: Debug = False) -> None:
+    """Write report.html again from a run's result.json and history.csv."""
+    from edgecompress.report.html import write_report
+
+    if not (root / "result.json").is_file():
+        raise UsageError(f"'{root}' has no result.json: give the folder of a run that ended")
+    result = json.loads((root / "result.json").read_text(encoding="utf-8"))
+    write_report(root, result, _history(root / "history.csv"))
+    print_line(str(root / "report.html"))
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    numbers = ("train_loss", "validation_loss", "validation_accuracy", "seconds")
+    return [{**row, **{k: float(row[k]) for k in numbers}, "chosen": row["chosen"] == "True"} for row in rows]

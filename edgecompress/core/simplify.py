@@ -1,0 +1,168 @@
+"""Lossless rewrites: the same function with fewer numbers. Each returns a new model of the same class.
+
+    fold_batchnorm   Conv/Linear followed by its BatchNorm becomes one layer (the BatchNorm turns into `nn.Identity`)
+    fold_pool        an adaptive average pool that enlarges its input multiplies into the Linear that reads it
+    unfold_pool      the way back: the least-norm Linear of the original size that computes the same
+
+`fold_pool` holds for the traced input size only, and its result says so (`FoldedPool.input_shape`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from edgecompress.core.graph import meta_copy, symbolic_trace
+from edgecompress.core.layers import BatchNorm
+
+
+@dataclass(frozen=True)
+class FoldedPool:
+    """A pool from (h, w) to (H, W) that went into a Linear: `linear` reads C * h * w values instead of C * H * W."""
+
+    pool: str
+    linear: str
+    channels: int
+    pooled: tuple[int, int]
+    """What the pool made, (H, W)."""
+    read: tuple[int, int]
+    """What the pool reads, (h, w), for inputs of `input_shape`."""
+    input_shape: tuple[int, ...]
+
+    @property
+    def parameters_removed_per_output(self) -> int:
+        """Weights less for each output of the Linear."""
+        return self.channels * (self.pooled[0] * self.pooled[1] - self.read[0] * self.read[1])
+
+
+def _single_calls(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The one node that calls each submodule; submodules called more than once are absent."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+    return {name: nodes[0] for name, nodes in calls.items() if len(nodes) == 1}
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """`model` in eval mode with every BatchNorm that directly follows a Conv or Linear folded into it.
+
+    y = gamma (W x + b - mean) / sqrt(var + eps) + beta, so W' = s W and b' = s (b - mean) + beta with s = gamma / sqrt(var + eps)
+    (Jacob et al. 2018, section 3.2). Computed in float64. A layer whose output is read by others too is left alone.
+    """
+    graph = symbolic_trace(meta_copy(model)).graph
+    calls = _single_calls(graph)
+    folded = copy.deepcopy(model).eval()
+    for name, node in calls.items():
+        norm = folded.get_submodule(name)
+        source = node.args[0]
+        if not isinstance(norm, BatchNorm) or norm.running_mean is None or norm.running_var is None:
+            continue
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+            continue
+        layer = folded.get_submodule(str(source.target))
+        plain = isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        if not plain or calls.get(str(source.target)) is not source:
+            continue
+        _fold_pair(layer, norm)
+        parent, _, child = name.rpartition(".")
+        setattr(folded.get_submodule(parent), child, nn.Identity())
+    return folded
+
+
+def _fold_pair(layer: nn.Module, norm: BatchNorm) -> None:
+    weight = layer.get_parameter("weight")
+    mean, var = (t.detach().double() for t in (norm.running_mean, norm.running_var) if t is not None)
+    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
+    scale = gamma / torch.sqrt(var + norm.eps)
+    old_bias = getattr(layer, "bias", None)
+    bias = torch.zeros_like(mean) if old_bias is None else old_bias.detach().double()
+    scaled = weight.detach().double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    layer.register_parameter("weight", nn.Parameter(scaled.to(weight.dtype)))
+    layer.register_parameter("bias", nn.Parameter((scale * (bias - mean) + beta).to(weight.dtype)))
+
+
+def find_pools(model: nn.Module, example: Tensor) -> list[FoldedPool]:
+    """Adaptive average pools that enlarge their input and are read by one Linear through a flatten."""
+    traced = symbolic_trace(meta_copy(model))
+    ShapeProp(traced).propagate(torch.empty_like(example, device="meta"))
+    calls = _single_calls(traced.graph)
+    found = []
+    for name, node in calls.items():
+        if not isinstance(traced.get_submodule(name), nn.AdaptiveAvgPool2d):
+            continue
+        linear = _linear_behind(traced, node)
+        before, after = _shape(node.args[0]), _shape(node)
+        if linear is None or calls.get(linear) is None or len(before) != 4:
+            continue
+        (h, w), (big_h, big_w) = before[2:], after[2:]
+        if big_h * big_w > h * w and big_h >= h and big_w >= w:
+            found.append(FoldedPool(name, linear, before[1], (big_h, big_w), (h, w), tuple(example.shape[1:])))
+    return found
+
+
+def _shape(node: object) -> tuple[int, ...]:
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return tuple(meta.shape) if meta is not None else ()
+
+
+def _linear_behind(traced: fx.GraphModule, node: fx.Node) -> str | None:
+    """Name of the Linear that alone reads `node`, through a flatten and layers that do nothing in eval mode."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.op == "call_module":
+            module = traced.get_submodule(str(node.target))
+            if isinstance(module, nn.Linear):
+                return str(node.target)
+            if not isinstance(module, (nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)):
+                return None
+        elif node.target not in (torch.flatten, "flatten", F.dropout):
+            return None
+    return None
+
+
+def pool_matrix(read: int, pooled: int) -> Tensor:
+    """The matrix (pooled, read), float64, of one-dimensional adaptive average pooling from `read` to `pooled` values."""
+    identity = torch.eye(read, dtype=torch.float64)
+    return F.adaptive_avg_pool1d(identity.unsqueeze(0), pooled)[0].T.contiguous()
+
+
+def _resize_linear(model: nn.Module, fold: FoldedPool, rows: Tensor, columns: Tensor, output: tuple[int, int]) -> nn.Module:
+    """`model` with the Linear of `fold` multiplied by `rows` and `columns` along its two map axes, and its pool set to `output`.
+
+    Channels are taken a few at a time, so that the float64 copies stay small beside the weight.
+    """
+    linear = model.get_submodule(fold.linear)
+    weight = linear.get_parameter("weight")
+    side = (rows.shape[0], columns.shape[0])
+    maps = weight.detach().reshape(weight.shape[0], fold.channels, *side)
+    parts = []
+    for part in maps.split(max(1, 2**22 // (weight.shape[0] * side[0] * side[1]) + 1), dim=1):
+        parts.append(torch.einsum("ochw,hi,wj->ocij", part.double(), rows, columns).to(weight.dtype))
+    resized = torch.cat(parts, 1).flatten(1)
+    new = nn.Parameter(resized, weight.requires_grad)
+    result = copy.deepcopy(model, {id(weight): new})
+    result.get_submodule(fold.linear).in_features = new.shape[1]  # type: ignore[assignment]
+    result.get_submodule(fold.pool).output_size = output  # type: ignore[assignment]
+    return result
+
+
+def fold_pool(model: nn.Module, fold: FoldedPool) -> nn.Module:
+    """`model` with one enlarging pool multiplied into its Linear. Exact for inputs of `fold.input_shape` only.
+
+    An adaptive average pool is linear: Linear(pool(x)) = (W P) x, with P the Kronecker product of two `pool_matrix`.
+    """
+    rows, columns = (pool_matrix(r, p) for r, p in zip(fold.read, fold.pooled, strict=True))
+    return _resize_linear(model, fold, rows, columns, fold.read)
+
+
+def unfold_pool(model: nn.Module, fold: FoldedPool) -> nn.Module:
+    """The inverse of `fold_pool`: a Linear of the original size, W P^+ with P^+ the pseudo-inverse, which computes the same."""
+    rows, columns = (torch.linalg.pinv(pool_matrix(r, p)) for r, p in zip(fold.read, fold.pooled, strict=True))
+    return _resize_linear(model, fold, rows, columns, fold.pooled)

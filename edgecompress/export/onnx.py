@@ -1,0 +1,139 @@
+"""ONNX export: one file, dynamic batch, evaluation mode, BatchNorm folded, no trace of the exporting machine.
+
+The exporter is `torch.onnx.export(dynamo=True)`. Its stack traces and source names cost 10-17 KB, leak paths and change from machine to
+machine; they are removed, so that the same weights give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edgecompress import files
+from edgecompress.core.simplify import fold_batchnorm
+from edgecompress.errors import EdgecompressError, UsageError
+
+OPSET = 18
+INPUT, OUTPUT = "input", "logits"
+LIMIT = 2**31 - 2**20
+"""Bytes that one ONNX file (a protobuf) can hold."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the file's metadata says of its input: image shape (C, H, W), normalisation, class names, and where they come from."""
+
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    data: str
+
+    def metadata(self) -> dict[str, str]:
+        """As ONNX metadata: strings under keys that begin with `edgecompress.`."""
+        values: dict[str, Any] = {
+            "image_shape": list(self.image_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "classes": list(self.classes),
+            "data": self.data,
+        }
+        return {f"edgecompress.{key}": json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's prints and warnings, kept off the user's streams; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def to_onnx(model: nn.Module, example: Tensor, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+    """`model` in eval mode as an ONNX model with a dynamic batch; `example` (N, C, H, W) gives the other sizes.
+
+    Input "input" float32 (batch, C, H, W), output "logits" (batch, K). Raises `UsageError` above 2 GB and `EdgecompressError` when the
+    exporter refuses an operation.
+    """
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if size > LIMIT:
+        raise UsageError(f"weights take {size} bytes, one ONNX file holds {LIMIT}: shrink the model first")
+    folded = fold_batchnorm(model).cpu()
+    batch = torch.zeros(2, *example.shape[1:])
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                folded,
+                (batch,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many kinds; each names the operation
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise EdgecompressError(f"torch.onnx cannot export {type(model).__name__}: {lines[0] if lines else error!r}") from error
+    if program is None:
+        raise EdgecompressError(f"torch.onnx gave no program for {type(model).__name__}")
+    proto = program.model_proto
+    strip(proto)
+    proto.producer_name = "edgecompress"
+    proto.producer_version = ""
+    set_metadata(proto, metadata or {})
+    return proto
+
+
+def strip(proto: onnx.ModelProto) -> None:
+    """Remove in place what only the exporting machine needs: documentation, stack traces, value shapes inside the graph."""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.doc_string = ""
+    for holder in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        if hasattr(holder, "metadata_props"):
+            del holder.metadata_props[:]
+    del graph.value_info[:]
+
+
+def set_metadata(proto: onnx.ModelProto, metadata: dict[str, str]) -> None:
+    """Replace the metadata of `proto` in place."""
+    del proto.metadata_props[:]
+    for key in sorted(metadata):
+        proto.metadata_props.add(key=key, value=metadata[key])
+
+
+def save(proto: onnx.ModelProto, path: Path) -> int:
+    """Check `proto` (onnx.checker, with shape inference) and write it to `path`, whole or not at all. Returns its bytes."""
+    with files.whole(path) as temporary:
+        onnx.save_model(proto, str(temporary), save_as_external_data=False)
+        try:
+            onnx.checker.check_model(str(temporary), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise EdgecompressError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
+    return path.stat().st_size
+
+
+def tensor_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of all initializers: what is left of the file is the graph itself."""
+    return sum(len(t.raw_data) for t in proto.graph.initializer)

@@ -1,0 +1,1 @@
+"""What a network costs, measured: bytes, parameters, MACs, latency."""

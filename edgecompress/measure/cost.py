@@ -1,0 +1,83 @@
+"""Parameters and multiply-accumulates (MACs) of a network, in total and for each layer.
+
+MACs are per sample and count convolutions and Linear layers: every weight once for each position that it is applied at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from edgecompress.core import ChannelGraph, layers, trace
+from edgecompress.core.select import Price
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One mixing layer: its widths, its parameters (with bias) and its MACs for one sample."""
+
+    name: str
+    kind: str
+    inputs: int
+    outputs: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Totals of a network; `params` counts every parameter, `macs` is per sample."""
+
+    params: int
+    macs: int
+    layers: tuple[LayerCost, ...]
+
+
+def positions(layer: nn.Module, output_shape: tuple[int, ...]) -> int:
+    """How many times one sample applies each weight of a mixing layer: output positions of a convolution, tokens of a Linear."""
+    spatial = output_shape[2:] if layers.is_conv(layer) else output_shape[1:-1]
+    count = 1
+    for size in spatial:
+        count *= size
+    return count
+
+
+def cost(model: nn.Module, example: Tensor, graph: ChannelGraph | None = None) -> Cost:
+    """Cost of `model` for one sample like `example` (N, C, H, W). `graph` saves a trace when it is at hand."""
+    graph = graph if graph is not None else trace(model, example)
+    rows = []
+    for name, layer in model.named_modules():
+        if not layers.is_mixing(layer) or name not in graph.output_shapes:
+            continue
+        weight = layer.get_parameter("weight").numel()
+        rows.append(
+            LayerCost(
+                name,
+                type(layer).__name__,
+                layers.axis_size(layer, "in"),
+                layers.axis_size(layer, "out"),
+                sum(p.numel() for p in layer.parameters(recurse=False)),
+                weight * positions(layer, graph.output_shapes[name]),
+            )
+        )
+    return Cost(sum(p.numel() for p in model.parameters()), sum(r.macs for r in rows), tuple(rows))
+
+
+def mac_price(model: nn.Module, graph: ChannelGraph) -> Price:
+    """The MACs of `model` for one sample, as a price over widths."""
+    per_weight = {name: float(positions(model.get_submodule(name), shape)) for name, shape in graph.output_shapes.items()}
+    return Price(per_weight, {})
+
+
+BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 1.0}
+"""Bytes of one weight in the file."""
+BYTES_PER_OUTPUT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 17.0}
+"""Bytes of one output channel beside its weights: the bias (BatchNorm is folded into it), and for int8 per channel the weight's
+scale (4) and zero point (1), the bias as int32 (4), and its scale (4) and zero point (4)."""
+
+
+def byte_price(graph: ChannelGraph, form: str, fixed: float) -> Price:
+    """Bytes of the ONNX file in format `form` as a price over widths; `fixed` are the bytes of the graph itself."""
+    names = list(graph.output_shapes)
+    return Price(dict.fromkeys(names, BYTES_PER_WEIGHT[form]), dict.fromkeys(names, BYTES_PER_OUTPUT[form]), fixed)

@@ -1,0 +1,82 @@
+"""An ONNX file as ONNX Runtime runs it: sessions, metadata, outputs. numpy only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgecompress.errors import EnvironmentMissingError, UsageError
+from edgecompress.measure.machine import cores
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A loaded model with one input: its session, the input's name and shape (without batch), and our metadata."""
+
+    path: Path
+    session: ort.InferenceSession
+    input_name: str
+    input_shape: tuple[int, ...]
+    metadata: dict[str, Any]
+    threads: int
+
+    def run(self, batch: Array) -> Array:
+        """Outputs (N, K) for a `batch` (N, C, H, W) float32. Raises `UsageError` for another shape."""
+        if batch.shape[1:] != self.input_shape:
+            raise UsageError(f"input of shape {batch.shape[1:]} for '{self.path.name}': it reads {self.input_shape}")
+        output: Array = self.session.run(None, {self.input_name: batch})[0]
+        return output
+
+    def run_all(self, batches: Iterable[Array]) -> Array:
+        """Outputs of all batches, one below the other."""
+        return np.concatenate([self.run(batch) for batch in batches])
+
+
+def load(path: Path, *, threads: int | None = None, provider: str = "CPUExecutionProvider") -> Runtime:
+    """The model at `path`, ready to run on `threads` threads (default: the cores that we may use).
+
+    Raises `UsageError` for a file that is no ONNX model or has several inputs, `EnvironmentMissingError` for an absent provider.
+    """
+    if not path.is_file():
+        raise UsageError(f"model '{path}' does not exist: give an .onnx file")
+    if provider not in ort.get_available_providers():
+        raise EnvironmentMissingError(
+            f"provider '{provider}' is not in this ONNX Runtime ({', '.join(ort.get_available_providers())}): "
+            "run pip install onnxruntime-gpu, or choose one of these"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises its own undocumented classes
+        raise UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise UsageError(f"'{path}' has {len(inputs)} inputs: models with one input are supported")
+    custom = session.get_modelmeta().custom_metadata_map
+    metadata = {k.removeprefix("edgecompress."): _json(v) for k, v in custom.items() if k.startswith("edgecompress.")}
+    shape = tuple(size if isinstance(size, int) else 1 for size in inputs[0].shape[1:])
+    return Runtime(path, session, inputs[0].name, shape, metadata, options.intra_op_num_threads)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def accuracy(logits: Array, labels: Array) -> float:
+    """Share of rows whose largest logit is at the label, 0..1."""
+    return float((logits.argmax(1) == labels).mean())

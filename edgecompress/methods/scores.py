@@ -1,0 +1,102 @@
+"""Importance: a function from a group to one score a channel, higher = keep. What is scored is what `masked` would remove.
+
+l1, l2   magnitude of what the consumers of a channel multiply it by, and of what makes it (Li et al. 2017)
+bn       |gamma| of the BatchNorm that the channel goes through (Liu et al. 2017)
+taylor   (dL / dg)^2 of a gate g = 1 on the consumers' input, mean over batches (Molchanov et al. 2019)
+random   uniform
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.core import ChannelGraph, ChannelGroup, consumers, layers
+from edgecompress.errors import UsageError
+from edgecompress.train.fit import Batch, Loss
+
+CRITERIA = ("l1", "l2", "bn", "taylor", "random")
+Scores = dict[ChannelGroup, Tensor]
+
+
+def magnitude(model: nn.Module, graph: ChannelGraph, order: int) -> Scores:
+    """Mean |w| (order 1) or root mean w^2 (order 2) over all mixing weights of each channel, divided by the group's mean."""
+    scores = {}
+    for group in graph.groups:
+        total, count = torch.zeros(group.size, dtype=torch.float64), 0
+        for member in group.members:
+            layer = _module(model, member.layer)
+            if layer is None or not layers.is_mixing(layer):
+                continue
+            weight = next(t for n, t in layers.axis_slices(layer, member.axis) if n == "weight").detach()
+            rows = weight.reshape(weight.shape[0], -1).abs().pow(order).double().sum(1).cpu()
+            total += rows[member.index].sum(1)
+            count += weight[0].numel() * member.index.shape[1]
+        values = (total / max(1, count)).pow(1 / order)
+        scores[group] = values / values.mean().clamp_min(1e-30)
+    return scores
+
+
+def batchnorm_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
+    """Mean |gamma| over the BatchNorms of each channel, divided by the group's mean. Raises `UsageError` where there is none."""
+    scores = {}
+    for group in graph.groups:
+        parts = []
+        for member in group.members:
+            layer = _module(model, member.layer)
+            if isinstance(layer, layers.BatchNorm) and layer.weight is not None:
+                parts.append(layer.weight.detach().abs().double().cpu()[member.index].mean(1))
+        if not parts:
+            raise UsageError(f"criterion 'bn' needs BatchNorm, group '{group.name}' has none: use l1, l2 or taylor")
+        values = torch.stack(parts).mean(0)
+        scores[group] = values / values.mean().clamp_min(1e-30)
+    return scores
+
+
+def taylor(model: nn.Module, graph: ChannelGraph, loss: Loss, batches: Iterable[Batch]) -> Scores:
+    """Mean over batches of the squared derivative of the loss by a gate on each channel, read off the consumers' weights.
+
+    A gate that multiplies a consumer's input by g has dL/dg = sum of w * dL/dw over the weights that read the channel. The model is
+    used in eval mode; its weights, its mode and its gradients are as before.
+    """
+    was_training = model.training
+    model.eval()
+    scores = {g: torch.zeros(g.size, dtype=torch.float64) for g in graph.groups}
+    count = 0
+    for batch in batches:
+        model.zero_grad(set_to_none=True)
+        loss(model(batch.images), batch).backward()
+        with torch.no_grad():
+            for group in graph.groups:
+                scores[group] += _gate_gradient(model, group) ** 2
+        count += 1
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return {group: values / max(1, count) for group, values in scores.items()}
+
+
+def _gate_gradient(model: nn.Module, group: ChannelGroup) -> Tensor:
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for member in consumers(model, group):
+        layer = model.get_submodule(member.layer)
+        weight = layer.get_parameter("weight")
+        if weight.grad is None:
+            continue
+        by_position = layers.input_sums(layer, weight.detach() * weight.grad)
+        total += by_position.double().cpu()[member.index].sum(1)
+    return total
+
+
+def random(graph: ChannelGraph, seed: int) -> Scores:
+    """Uniform scores in 0..1."""
+    generator = torch.Generator().manual_seed(seed)
+    return {g: torch.rand(g.size, generator=generator, dtype=torch.float64) for g in graph.groups}
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None

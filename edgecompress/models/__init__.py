@@ -1,0 +1,5 @@
+"""Networks by name."""
+
+from edgecompress.models.registry import ModelSource, build, model_names
+
+__all__ = ["ModelSource", "build", "model_names"]

@@ -1,0 +1,136 @@
+"""Networks by name: our own, torchvision's, timm's, and the user's factories.
+
+vgg16, resnet18, ...             torchvision's own classes, with a head for the data's classes
+resnet20, resnet18-cifar, ...    ours, for 32×32 images
+torchvision:NAME  timm:NAME      the same, said in full
+pkg.mod:factory  file.py:factory the user's: called as factory(num_classes=..., in_channels=...), or with fewer arguments
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edgecompress.errors import EnvironmentMissingError, UnknownNameError, UsageError
+from edgecompress.models.resnet import CifarResNet
+from edgecompress.models.small import LeNet, Mlp
+from edgecompress.models.students import Student
+from edgecompress.models.vision import torchvision
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a network is built from: its name, the number of classes, and the image shape (C, H, W)."""
+
+    name: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+
+def _mlp(num_classes: int, in_channels: int, source: ModelSource) -> nn.Module:
+    channels, height, width = source.image_shape
+    return Mlp(channels * height * width, (100,), num_classes)
+
+
+_OWN: dict[str, Callable[..., nn.Module]] = {
+    "student1": partial(Student, 1),
+    "student2": partial(Student, 2),
+    "student3": partial(Student, 3),
+    "resnet20": partial(CifarResNet, (3, 3, 3), (16, 32, 64)),
+    "resnet18-cifar": partial(CifarResNet, (2, 2, 2, 2), (64, 128, 256, 512)),
+    "lenet5": LeNet,
+}
+
+
+def _torchvision_names() -> list[str]:
+    models = torchvision().models
+    return list(models.list_models(module=models))
+
+
+def model_names() -> list[str]:
+    """Every bare name that `build` knows."""
+    return sorted([*_OWN, "mlp", *_torchvision_names()])
+
+
+def runs_user_code(name: str) -> bool:
+    """True for `file.py:factory` and `pkg.mod:factory`: building it executes code that is not ours."""
+    head, _, rest = name.partition(":")
+    return bool(rest) and head not in ("torchvision", "timm")
+
+
+def build(source: ModelSource) -> nn.Module:
+    """A freshly initialised network. Raises `UsageError` for an unknown name or a factory that cannot be called."""
+    name, (channels, _, _) = source.name, source.image_shape
+    head, _, rest = name.partition(":")
+    if name == "mlp":
+        return _mlp(source.num_classes, channels, source)
+    if name in _OWN:
+        return _OWN[name](num_classes=source.num_classes, in_channels=channels)
+    if head == "timm":
+        return _from_timm(rest, source)
+    if rest and head != "torchvision":
+        return _from_factory(head, rest, source)
+    return _from_torchvision(rest or name, source)
+
+
+def _from_torchvision(name: str, source: ModelSource) -> nn.Module:
+    if name not in _torchvision_names():
+        raise UnknownNameError("model", name, model_names())
+    if source.image_shape[0] != 3:
+        raise UsageError(f"model '{name}' reads RGB, the data has {source.image_shape[0]} channel(s): use RGB images")
+    extra: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        extra = {"aux_logits": False, "init_weights": True}
+    model = torchvision().models.get_model(name, weights=None, num_classes=source.num_classes, **extra)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"torchvision gave no module for '{name}'")
+    return model
+
+
+def _from_timm(name: str, source: ModelSource) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise EnvironmentMissingError(f"model 'timm:{name}' needs timm: run pip install 'edgecompress[zoo]'") from error
+    if name not in timm.list_models():
+        raise UnknownNameError("model", f"timm:{name}", [f"timm:{n}" for n in timm.list_models()])
+    model = timm.create_model(name, pretrained=False, num_classes=source.num_classes, in_chans=source.image_shape[0])
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"timm gave no module for '{name}'")
+    return model
+
+
+def _from_factory(where: str, attribute: str, source: ModelSource) -> nn.Module:
+    factory = getattr(_module(where), attribute, None)
+    if not callable(factory):
+        raise UsageError(f"'{where}' has no callable '{attribute}': name a function or class that returns a torch.nn.Module")
+    offered = {"num_classes": source.num_classes, "in_channels": source.image_shape[0]}
+    parameters = inspect.signature(factory).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    model = factory(**{k: v for k, v in offered.items() if takes_all or k in parameters})
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"'{where}:{attribute}' returned a {type(model).__name__}: a torch.nn.Module is needed")
+    return model
+
+
+def _module(where: str) -> Any:
+    if not where.endswith(".py"):
+        try:
+            return importlib.import_module(where)
+        except ImportError as error:
+            raise UnknownNameError("model", where, model_names(), f"(or is the package '{where}' not installed?)") from error
+    path = Path(where)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError(f"model file '{where}' does not exist: give file.py:factory")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

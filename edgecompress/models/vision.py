@@ -1,0 +1,38 @@
+"""Import torchvision, also where its compiled operators do not load (a CUDA build of it beside a CPU torch).
+
+torchvision then stops at import for want of the schemas of `torchvision::nms` and `::qnms`; declaring them is enough for its models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+
+from edgecompress.errors import EnvironmentMissingError
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_library: list[torch.library.Library] = []  # a library lives as long as this reference
+
+
+def torchvision() -> ModuleType:
+    """The torchvision package. Raises `EnvironmentMissingError` when it is not installed."""
+    try:
+        return importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise
+        raise EnvironmentMissingError("torchvision is not installed: run pip install 'edgecompress[train]'") from error
+    except (RuntimeError, OSError, ImportError):
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    library = torch.library.Library("torchvision", "DEF")
+    for schema in _SCHEMAS:
+        library.define(schema)
+    _library.append(library)
+    return importlib.import_module("torchvision")

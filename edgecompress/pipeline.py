@@ -1,0 +1,325 @@
+"""One pipeline for every verb: a recipe's stages, one after the other, into one run directory.
+
+A stage reads the `State` that the one before left, and returns the next. Everything in a state is on disk when its stage ends, and a stage
+seeds itself from the run's seed and its own number; so a run that was stopped goes on (`resume`) to the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgecompress import checkpoint, files
+from edgecompress.data import DataSet, load_data
+from edgecompress.errors import EnvironmentMissingError, UsageError
+from edgecompress.measure import machine
+from edgecompress.measure.machine import cores
+from edgecompress.models.registry import ModelSource, build, runs_user_code
+from edgecompress.recipe import Recipe, to_yaml
+from edgecompress.report.html import write_report
+from edgecompress.rundir import RunDirectory
+
+
+class Reporter(Protocol):
+    """Where progress goes. The command line shows bars; a library caller may pass `Silent()`."""
+
+    def stage(self, number: int, total: int, name: str) -> None:
+        """A stage begins."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """`done` of `total` steps of what `text` says."""
+
+    def note(self, text: str) -> None:
+        """A line for the reader."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def stage(self, number: int, total: int, name: str) -> None:
+        """Nothing."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What flows from stage to stage. `model` is the network being made smaller, `teacher` the one it learns from.
+
+    `numbers` is what later stages, `result.json` and the report read: JSON values only. `rows` are the stages so far, `history` the epochs.
+    """
+
+    source: ModelSource
+    model: nn.Module | None = None
+    teacher: nn.Module | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Mapping[str, Any], ...] = ()
+    history: tuple[Mapping[str, Any], ...] = ()
+
+    def need_model(self) -> nn.Module:
+        """The model. Raises `UsageError` when no stage made one."""
+        if self.model is None:
+            raise UsageError("this stage needs a network: put a stage train or load before it")
+        return self.model
+
+    def with_numbers(self, **numbers: Any) -> State:
+        """A copy with more numbers."""
+        return replace(self, numbers={**self.numbers, **numbers})
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides the state."""
+
+    recipe: Recipe
+    data: DataSet
+    device: torch.device
+    run: RunDirectory
+    folder: Path
+    seed: int
+    reporter: Reporter
+    threads: int
+
+    @property
+    def example(self) -> Tensor:
+        """One zero image (1, C, H, W) of the data's shape."""
+        return torch.zeros(1, *self.data.image_shape)
+
+    def progress(self, text: str) -> Callable[[int, int], None]:
+        """An `on_step` for the training loop."""
+        return lambda done, total: self.reporter.step(done, total, text)
+
+
+Stage = Callable[[Context, Any, State], State]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its folder, its last state, and the exit code it earned (3: a target was missed, `missed` says which)."""
+
+    root: Path
+    state: State
+    exit_code: int
+    missed: tuple[str, ...]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device. Raises `EnvironmentMissingError` when CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise UsageError(f"device '{name}' is not known: allowed are auto, cpu, cuda, cuda:N")
+    if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+        raise EnvironmentMissingError(f"device '{name}' is not here: use --device cpu, or pip install torch with CUDA")
+    return torch.device(name)
+
+
+def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
+    """Check everything that can be checked before a file is written: device, data, model name, checkpoints."""
+    device = pick_device(recipe.device)
+    data = load_data(recipe.data, image_size=recipe.image_size, skip_bad=recipe.skip_bad)
+    source = ModelSource(recipe.model, len(data.classes), data.image_shape)
+    for stage in recipe.stages:
+        if stage.stage == "load":
+            source = _checked_checkpoint(Path(stage.checkpoint), recipe, data)
+    if not runs_user_code(source.name):
+        with torch.device("meta"):
+            build(source)
+    return data, device, source
+
+
+def _checked_checkpoint(path: Path, recipe: Recipe, data: DataSet) -> ModelSource:
+    source = checkpoint.read_manifest(path).model
+    if source.name != recipe.model:
+        raise UsageError(f"checkpoint '{path}' holds a {source.name}, not a {recipe.model}: name that model, or another checkpoint")
+    if source.num_classes != len(data.classes) or source.image_shape != data.image_shape:
+        raise UsageError(
+            f"checkpoint '{path}' is for {source.num_classes} classes of images {source.image_shape}, "
+            f"data '{recipe.data}' has {len(data.classes)} of {data.image_shape}: give matching --data"
+        )
+    return source
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def execute(
+    recipe: Recipe,
+    stages: Mapping[str, Stage],
+    root: Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    origins: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run all stages of `recipe` into `root`; complete stages are read back when `resume` is set.
+
+    Stages may lengthen the run: a stage that leaves `numbers["next_stages"]` has them run after it. Raises what the stages raise.
+    """
+    reporter = reporter or Silent()
+    data, device, source = prepare(recipe)
+    text = to_yaml(recipe, origins)
+    run = RunDirectory(root)
+    if resume:
+        _same_recipe(root / "resolved.yaml", text)
+    files.write_bytes(root / "resolved.yaml", text.encode())
+    threads = recipe.threads or cores()
+    torch.set_num_threads(threads)
+    run.log("start", command=recipe.command, resume=resume)
+    if data.skipped:
+        reporter.note(f"skipped {len(data.skipped)} corrupt image(s), first {data.skipped[0]}")
+        run.log("skipped", files=list(data.skipped))
+    state = State(source, numbers={"started": time.time()})
+    queue = list(expand(recipe))
+    number = 0
+    while queue:
+        name, settings = queue.pop(0)
+        number += 1
+        folder = run.stage(number, name)
+        reporter.stage(number, number + len(queue), name)
+        context = Context(recipe, data, device, run, folder, recipe.seed * 1000 + number, reporter, threads)
+        done = read_stage(folder, state) if resume else None
+        if done is None:
+            state = _run_stage(context, stages[settings.stage], name, settings, state)
+        else:
+            state = done
+        if "next_stages" in state.numbers:
+            wanted = state.numbers["next_stages"]
+            state = replace(state, numbers={k: v for k, v in state.numbers.items() if k != "next_stages"})
+            queue = [*_parse_stages(recipe, wanted), *queue]
+    if "result" not in state.numbers:
+        state = finish(recipe, data, run, state)
+    missed = tuple(state.numbers.get("missed", ()))
+    run.log("end", missed=list(missed))
+    return Outcome(root, state, 3 if missed else 0, missed)
+
+
+def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> State:
+    """`model.safetensors`, `result.json` and `report.html` of a run without a stage `measure`: nothing of the test split is read."""
+    if not (run.root / "model.safetensors").exists() or "export" not in {s.stage for s in recipe.stages}:
+        checkpoint.save(run.root / "model.safetensors", state.need_model(), state.source, {"data": data.label})
+    chosen = state.numbers.get("chosen")
+    artifact = "model.onnx" if chosen else "model-fp32.onnx" if "export" in state.numbers else "model.safetensors"
+    result: dict[str, Any] = {
+        "schema": 1,
+        "command": recipe.command,
+        "model": recipe.model,
+        "data": recipe.data,
+        "seed": recipe.seed,
+        "artifact": artifact,
+        "bytes": (run.root / artifact).stat().st_size,
+        "stages": [dict(row) for row in state.rows],
+        "formats": state.numbers.get("formats", []),
+        "format": chosen["format"] if chosen else "fp32",
+        "format_reason": chosen["reason"] if chosen else "",
+        "widths": state.numbers.get("widths", {}),
+        "wall_s": round(time.time() - state.numbers["started"], 3),
+        "peak_rss_bytes": machine.peak_rss_bytes(),
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
+        "data_label": data.label,
+        "data_digest": data.digest(),
+        "recipe_digest": recipe.digest(),
+        "missed": ["the floors of all groups were reached first"] if state.numbers.get("floors_reached") else [],
+    }
+    files.write_json(run.root / "result.json", result)
+    write_report(run.root, result, list(state.history))
+    return state.with_numbers(result=result, missed=result["missed"])
+
+
+def expand(recipe: Recipe) -> list[tuple[str, Any]]:
+    """The stages with their names; a prune stage of n steps becomes n stages."""
+    queue: list[tuple[str, Any]] = []
+    for settings in recipe.stages:
+        steps = settings.steps if settings.stage == "prune" else 1
+        queue += [
+            (f"{settings.stage}-{i}of{steps}" if settings.stage == "prune" else settings.stage, settings) for i in range(1, steps + 1)
+        ]
+    return queue
+
+
+def _parse_stages(recipe: Recipe, wanted: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    extra = Recipe.model_validate({**recipe.model_dump(mode="python"), "stages": wanted})
+    return expand(extra)
+
+
+def _same_recipe(path: Path, text: str) -> None:
+    def values(content: str) -> list[str]:
+        return [line.split("  # ")[0] for line in content.splitlines() if not line.startswith("#")]
+
+    before, now = values(path.read_text(encoding="utf-8")), values(text)
+    if before != now:
+        different = next((b or n for b, n in zip([*before, ""], [*now, ""], strict=False) if b != n), "")
+        raise UsageError(f"--resume with other settings than the run in '{path.parent}' ('{different.strip()}'): repeat its options")
+
+
+def _run_stage(context: Context, stage: Stage, name: str, settings: Any, state: State) -> State:
+    start = time.perf_counter()
+    seed_everything(context.seed)
+    context.run.log("stage", name=name)
+    before = len(state.rows)
+    after = stage(context, settings, state)
+    wall_s = round(time.perf_counter() - start, 3)
+    rows = [*after.rows[:before], *({**row, "wall_s": row.get("wall_s", wall_s)} for row in after.rows[before:])]
+    after = replace(after, rows=tuple(rows))
+    write_stage(context.folder, state, after)
+    context.run.write_history(list(after.history))
+    context.run.log("stage-done", name=name, wall_s=wall_s)
+    return after
+
+
+def write_stage(folder: Path, before: State, after: State) -> None:
+    """Write what `after` has that `before` had not: networks as checkpoints, then `stage.json`, last."""
+    written = {}
+    for role in ("model", "teacher"):
+        network = getattr(after, role)
+        if network is not None and network is not getattr(before, role):
+            same = role == "teacher" and network is after.model
+            if not same:
+                checkpoint.save(folder / f"{role}.safetensors", network, after.source)
+            written[role] = "model" if same else role
+    files.write_json(
+        folder / "stage.json",
+        {"numbers": dict(after.numbers), "rows": list(after.rows), "history": list(after.history), "written": written},
+    )
+
+
+def read_stage(folder: Path, before: State) -> State | None:
+    """The state that a complete stage left, or None when it did not complete."""
+    path = folder / "stage.json"
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    networks: dict[str, Any] = {}
+    for role, name in stored["written"].items():
+        if name in networks:
+            networks[role] = networks[name]
+        else:
+            networks[role] = checkpoint.load(folder / f"{name}.safetensors", allow_code=before.source.name)[0]
+    return replace(
+        before,
+        numbers=stored["numbers"],
+        rows=tuple(stored["rows"]),
+        history=tuple(stored["history"]),
+        **networks,
+    )

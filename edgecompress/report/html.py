@@ -1,0 +1,46 @@
+"""`report.html`: one file, no scripts, nothing fetched; everything in it comes from `result.json` and `history.csv`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from edgecompress import files
+from edgecompress.report import plots
+from edgecompress.units import format_count, format_duration, format_size
+
+
+def comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (what, before, after, ratio) of the final table."""
+    before, after = result["teacher"], result["student"]
+
+    def ratio(old: float, new: float) -> str:
+        return f"{old / new:.3g}x less" if new and old >= new else f"{new / old:.3g}x more" if old else "-"
+
+    rows = [
+        ("file", format_size(before["bytes"]), format_size(after["bytes"]), ratio(before["bytes"], after["bytes"])),
+        ("parameters", format_count(before["params"]), format_count(after["params"]), ratio(before["params"], after["params"])),
+        ("MACs a sample", format_count(before["macs"]), format_count(after["macs"]), ratio(before["macs"], after["macs"])),
+    ]
+    points = 100 * (after["accuracy"] - before["accuracy"])
+    rows.append(("test accuracy", f"{before['accuracy']:.2%}", f"{after['accuracy']:.2%}", f"{points:+.2f} points"))
+    old, new = before["latency_ms"]["p50"], after["latency_ms"]["p50"]
+    faster = f"{old / new:.3g}x faster" if old >= new else f"{new / old:.3g}x slower"
+    rows.append((f"p50 latency, {after['threads']} thread(s)", f"{old:.3g} ms", f"{new:.3g} ms", faster))
+    return rows
+
+
+def write_report(root: Path, result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    """Write `report.html` into the run directory `root`."""
+    environment = Environment(loader=PackageLoader("edgecompress.report"), autoescape=select_autoescape(["html", "j2"]))
+    environment.filters.update(size=format_size, count=format_count, duration=format_duration)
+    text = environment.get_template("report.html.j2").render(
+        result=result,
+        rows=comparison(result) if "teacher" in result else [],
+        history_svg=plots.complexity(history) if history else "",
+        widths_svg=plots.widths(result["widths"]) if result.get("widths") else "",
+    )
+    files.write_bytes(root / "report.html", text.encode())

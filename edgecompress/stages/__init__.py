@@ -1,0 +1,27 @@
+"""What each stage of a recipe does. `STAGES` maps the name in the recipe to the function that the pipeline calls."""
+
+from __future__ import annotations
+
+from edgecompress.pipeline import Stage
+from edgecompress.stages.measure import measure
+from edgecompress.stages.plan import plan
+from edgecompress.stages.prune import distill, prune
+from edgecompress.stages.search import search
+from edgecompress.stages.ship import export, quantize
+from edgecompress.stages.simplify import simplify
+from edgecompress.stages.teacher import load, train
+
+STAGES: dict[str, Stage] = {
+    "train": train,
+    "load": load,
+    "simplify": simplify,
+    "plan": plan,
+    "prune": prune,
+    "distill": distill,
+    "search": search,
+    "export": export,
+    "quantize": quantize,
+    "measure": measure,
+}
+
+__all__ = ["STAGES"]

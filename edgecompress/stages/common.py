@@ -1,0 +1,120 @@
+"""What several stages share: training settings, rows, calibration images, the files of one format."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from edgecompress.data import Images
+from edgecompress.export import onnx as onnx_export
+from edgecompress.export import quantize as quantizer
+from edgecompress.export.onnx import InputSpec
+from edgecompress.measure import runtime
+from edgecompress.measure.runtime import Array
+from edgecompress.methods.distill import TeacherLogits, hinton, teacher_logits
+from edgecompress.pipeline import Context, State
+from edgecompress.train.fit import FitResult, FitSettings, Loss, cross_entropy, default_settings, evaluate
+from edgecompress.train.init import has_norm
+
+_known_logits: weakref.WeakKeyDictionary[nn.Module, TeacherLogits] = weakref.WeakKeyDictionary()
+"""Logits of teachers still alive: several stages of a run learn from the same one."""
+
+FORMAT_OF = {"int8": "int8-qdq", "fp16": "fp16", "none": "fp32"}
+"""The file format that a choice of `--quantize` other than auto stands for."""
+
+
+def fit_settings(context: Context, model: nn.Module, wanted: Any, epochs: int | None = None) -> FitSettings:
+    """The recipe's training values over the defaults for this network and data; `epochs` is the default number of epochs."""
+    settings = default_settings(model, context.data, epochs, has_norm(model))
+    given = {
+        key: getattr(wanted, key)
+        for key in ("epochs", "batch_size", "learning_rate", "optimizer", "weight_decay")
+        if getattr(wanted, key) is not None
+    }
+    return replace(settings, **given)
+
+
+def learning_loss(context: Context, state: State, wanted: Any) -> Loss:
+    """Hinton's loss when the state has a teacher, else cross-entropy."""
+    if state.teacher is None:
+        return cross_entropy
+    logits_of = _known_logits.get(state.teacher)
+    if logits_of is None:
+        logits_of = _known_logits[state.teacher] = teacher_logits(state.teacher, context.data, context.device)
+    return hinton(logits_of, getattr(wanted, "temperature", 4.0), getattr(wanted, "alpha", 0.7))
+
+
+def with_row(state: State, name: str, accuracy: float, params: int, **more: Any) -> State:
+    """A copy of `state` with one more stage row; `accuracy` is validation, 0..1."""
+    return replace(state, rows=(*state.rows, {"name": name, "accuracy": accuracy, "params": params, **more}))
+
+
+def with_history(state: State, stage: str, result: FitResult | None) -> State:
+    """A copy of `state` with the epochs of one training."""
+    if result is None:
+        return state
+    rows = [{"stage": stage, **row.as_dict(), "chosen": row.epoch == result.best_epoch} for row in result.history]
+    return replace(state, history=(*state.history, *rows))
+
+
+def count(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def validation_accuracy(context: Context, model: nn.Module) -> float:
+    """Accuracy (0..1) of a torch model on the validation split."""
+    return evaluate(model.to(context.device), context.data, context.data.validation, context.device)[1]
+
+
+def input_spec(context: Context) -> InputSpec:
+    """What the shipped file says of its input."""
+    data = context.data
+    return InputSpec(data.image_shape, data.mean, data.std, data.classes, data.label)
+
+
+def arrays(context: Context, split: Images, limit: int | None = None, size: int = 32) -> Iterator[Array]:
+    """Normalised images of a split as float32 batches; with `limit`, that many, evenly spread."""
+    chosen = torch.arange(len(split))
+    if limit is not None and limit < len(split):
+        chosen = torch.linspace(0, len(split) - 1, limit).long()
+    for part in chosen.split(size):
+        yield context.data.normalised(split.pixels[part]).numpy()
+
+
+def make_format(context: Context, fp32: Path, form: str, images: int = 256, method: str = "minmax") -> onnx.ModelProto:
+    """The fp32 file in another format, int8 calibrated on `images` training images."""
+    if form == "fp32":
+        return onnx.load(str(fp32))
+    if form == "fp16":
+        return quantizer.to_fp16(fp32)
+    return quantizer.to_int8(fp32, lambda: arrays(context, context.data.train, images), method=method)
+
+
+def candidate(context: Context, model: nn.Module, form: str, images: int = 8) -> Path:
+    """The file of `model` in `form`, as it would ship but roughly calibrated: for its bytes and its latency only.
+
+    It is called candidate.onnx, in the stage's folder; the caller removes it.
+    """
+    context.folder.mkdir(parents=True, exist_ok=True)
+    fp32 = context.folder / "candidate-fp32.onnx"
+    path = context.folder / "candidate.onnx"
+    try:
+        onnx_export.save(onnx_export.to_onnx(model, context.example, input_spec(context).metadata()), fp32)
+        onnx_export.save(make_format(context, fp32, form, images), path)
+    finally:
+        fp32.unlink(missing_ok=True)
+    return path
+
+
+def file_accuracy(context: Context, path: Path, split: Images) -> float:
+    """Accuracy (0..1) of an ONNX file on a split, by ONNX Runtime."""
+    loaded = runtime.load(path, threads=context.threads)
+    return runtime.accuracy(loaded.run_all(arrays(context, split)), split.labels.numpy())

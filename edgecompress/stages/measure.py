@@ -1,0 +1,93 @@
+"""Stage `measure`: the final figures. The test split's labels are read here, once, for the teacher's file and for the one that ships."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from edgecompress import files
+from edgecompress.measure import latency, machine, runtime
+from edgecompress.measure.cost import cost
+from edgecompress.pipeline import Context, State
+from edgecompress.recipe import MeasureStage
+from edgecompress.report.html import write_report
+from edgecompress.stages.common import file_accuracy
+from edgecompress.stages.ship import parity
+from edgecompress.units import format_count, format_size
+
+
+def measure(context: Context, settings: MeasureStage, state: State) -> State:
+    """Write `result.json` and `report.html`; note which targets were missed."""
+    root, model = context.run.root, state.need_model().cpu()
+    teacher, chosen = dict(state.numbers["teacher"]), state.numbers["chosen"]
+    shipped, original = root / "model.onnx", root / teacher.pop("onnx")
+    validation = teacher.pop("validation_accuracy")
+    loaded = [runtime.load(path, threads=context.threads) for path in (original, shipped)]
+    times = latency.measure(loaded, samples=settings.samples, limit_s=2.0)
+    costs = cost(model, context.example)
+    before = _side(context, original, times[0], teacher["bytes"], teacher["params"], teacher["macs"])
+    after = _side(context, shipped, times[1], shipped.stat().st_size, costs.params, costs.macs)
+    planned = state.numbers.get("plan") or {}
+    missed = missed_targets(planned, after, times[1].percentile(50) / 1e3, validation - chosen["accuracy"])
+    result: dict[str, Any] = {
+        "schema": 1,
+        "command": context.recipe.command,
+        "model": context.recipe.model,
+        "data": context.recipe.data,
+        "seed": context.recipe.seed,
+        "target_bytes": planned.get("bytes"),
+        "artifact": "model.onnx",
+        "bytes": after["bytes"],
+        "format": chosen["format"],
+        "teacher": before,
+        "student": after,
+        "stages": [dict(row) for row in state.rows],
+        "parity": parity(context, model, shipped),
+        "wall_s": round(time.time() - state.numbers["started"], 3),
+        "peak_rss_bytes": machine.peak_rss_bytes(),
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
+        "targets": {k: planned.get(k) for k in ("bytes", "macs", "latency_s", "max_drop")},
+        "missed": missed,
+        "format_reason": chosen["reason"],
+        "plan_reason": planned.get("reason", ""),
+        "smallest_bytes": planned.get("smallest_bytes"),
+        "formats": state.numbers["formats"],
+        "data_label": context.data.label,
+        "data_digest": context.data.digest(),
+        "recipe_digest": context.recipe.digest(),
+        "folded_pools": state.numbers.get("folded_pools", []),
+        "constant_channels": state.numbers.get("constant_channels", []),
+        "widths": state.numbers.get("widths", {}),
+    }
+    files.write_json(root / "result.json", result)
+    write_report(root, result, list(state.history))
+    return state.with_numbers(result=result, missed=missed)
+
+
+def _side(context: Context, path: Any, taken: latency.Latency, size: int, params: int, macs: int) -> dict[str, Any]:
+    return {
+        "bytes": size,
+        "params": params,
+        "macs": macs,
+        "accuracy": file_accuracy(context, path, context.data.test),
+        "latency_ms": taken.summary(),
+        "threads": taken.threads,
+    }
+
+
+def missed_targets(planned: dict[str, Any], after: dict[str, Any], p50_s: float, drop: float) -> list[str]:
+    """A line for each target that the shipped file misses. `drop` is the validation accuracy lost against the teacher, 0..1."""
+    missed = []
+    if planned.get("bytes") is not None and after["bytes"] > planned["bytes"]:
+        smallest = planned.get("smallest_bytes") or after["bytes"]
+        missed.append(
+            f"size {after['bytes']} bytes is above the target {planned['bytes']}: the smallest reachable is about {format_size(smallest)}"
+        )
+    if planned.get("macs") is not None and after["macs"] > planned["macs"]:
+        missed.append(f"{format_count(after['macs'])} MACs are above the target {format_count(planned['macs'])}")
+    if planned.get("latency_s") is not None and p50_s > planned["latency_s"]:
+        missed.append(f"p50 latency {p50_s * 1e3:.3g} ms is above the target {planned['latency_s'] * 1e3:.3g} ms")
+    if planned.get("max_drop") is not None and drop > planned["max_drop"] + 1e-9:
+        missed.append(f"validation accuracy fell by {drop:.2%}, more than the {planned['max_drop']:.2%} allowed")
+    return missed

@@ -1,0 +1,86 @@
+"""Sizes, durations, shares and counts: text in, numbers out, and back.
+
+A size is bytes: `4MB` = 4,000,000 and `4MiB` = 4,194,304. A duration is seconds. A share is 0..1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from edgecompress.errors import UsageError
+
+_NUMBER = re.compile(r"^\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([A-Za-zµ%]*)\s*$")
+_SIZE = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_DURATION = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+_COUNT = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _parse(text: str, units: dict[str, float], what: str, example: str) -> float:
+    match = _NUMBER.match(str(text))
+    if match is None:
+        raise UsageError(f"{what} '{text}' is not a number with a unit: write it like {example}")
+    number, unit = float(match.group(1)), match.group(2)
+    if unit not in units:
+        shown = "no unit" if unit == "" else f"the unknown unit '{unit}'"
+        raise UsageError(f"{what} '{text}' has {shown}: allowed are {', '.join(u for u in units if u)}, e.g. {example}")
+    if not math.isfinite(number) or number <= 0:
+        raise UsageError(f"{what} '{text}' is not above zero: write it like {example}")
+    return number * units[unit]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `4MB`, `250KB`, `4MiB`. Raises `UsageError` without a unit, or at or below zero."""
+    size = int(_parse(text, {k: float(v) for k, v in _SIZE.items()}, "size", "4MB or 250KiB"))
+    if size < 1:
+        raise UsageError(f"size '{text}' is below one byte: write it like 4MB or 250KiB")
+    return size
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `5ms`, `2s`, `1.5min`. Raises `UsageError` without a unit, or at or below zero."""
+    return _parse(text, _DURATION, "duration", "5ms or 2s")
+
+
+def parse_count(text: str) -> int:
+    """A count of `10M`, `250k`, `1500` (of MACs or parameters). Raises `UsageError` at or below zero."""
+    return int(_parse(text, {k: float(v) for k, v in _COUNT.items()}, "count", "10M or 250000"))
+
+
+def parse_share(text: str) -> float:
+    """A fraction in 0..1 of `1%` or `0.01`. Raises `UsageError` outside 0..1 (0 is allowed)."""
+    match = _NUMBER.match(str(text))
+    if match is None or match.group(2) not in ("", "%"):
+        raise UsageError(f"share '{text}' is not a share: write it like 1% or 0.01")
+    share = float(match.group(1)) / (100 if match.group(2) == "%" else 1)
+    if not 0 <= share <= 1:
+        raise UsageError(f"share '{text}' is outside 0..1: write it like 1% or 0.01")
+    return share
+
+
+def format_size(size: float) -> str:
+    """`4,000,000 B` as `4.00 MB`: decimal units, three digits."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if abs(size) >= factor:
+            return f"{size / factor:.3g} {unit}" if size / factor < 100 else f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_count(count: float) -> str:
+    """`134301514` as `134 M`: decimal prefixes, three digits."""
+    for unit, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if abs(count) >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def format_duration(duration_s: float) -> str:
+    """Seconds as `1.2 ms`, `3.4 s` or `2 min 5 s`."""
+    if duration_s < 1e-3:
+        return f"{duration_s * 1e6:.3g} µs"
+    if duration_s < 1:
+        return f"{duration_s * 1e3:.3g} ms"
+    if duration_s < 60:
+        return f"{duration_s:.3g} s"
+    minutes, seconds = divmod(round(duration_s), 60)
+    return f"{minutes} min {seconds} s"
