@@ -67,6 +67,8 @@ class Training(Strict):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Probability of every dropout layer while this stage trains; None chooses (0 for short runs on small data)."""
 
 
 class TrainStage(Training):

@@ -161,7 +161,7 @@ def _groups(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
     names: dict[str, int] = defaultdict(int)
     for number, ((_, reason), values) in enumerate(signatures.items()):
         parts = tuple(members[number])
-        name = next((m.layer for m in parts if m.axis == "out"), parts[0].layer)
+        name = next((m.layer for m in parts if m.axis != "in"), "input")
         names[name] += 1
         label = name if names[name] == 1 else f"{name}:{names[name]}"
         group = ChannelGroup(label, len(values), parts, reason)

@@ -266,7 +266,7 @@ class LabelTracer:
         channels = self._along(labels, 1, name)
         if out.shape[1] != labels.shape[1]:
             self.freeze(labels, f"operation {name} changes the number of channels")
-            return _anonymous(out)
+            return _nobody(out)
         return self._spread(channels, 1, out)
 
     def _cat(self, node: fx.Node, args: Any, out: Tensor) -> Tensor:
@@ -370,10 +370,15 @@ def _flat(args: Any) -> list[Any]:
     return [args]
 
 
+def _nobody(out: Tensor) -> Tensor:
+    """Labels 0 in the shape of `out`."""
+    return torch.zeros((), dtype=torch.long).expand(out.shape)
+
+
 def _anonymous(out: Any) -> Any:
     """Labels 0 in the shape of `out`, containers kept."""
     if isinstance(out, Tensor):
-        return torch.zeros((), dtype=torch.long).expand(out.shape)
+        return _nobody(out)
     if isinstance(out, (tuple, list)):
         return type(out)(_anonymous(part) for part in out) if not hasattr(out, "_fields") else tuple(map(_anonymous, out))
     return None

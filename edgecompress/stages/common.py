@@ -17,7 +17,7 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.onnx import InputSpec
 from edgecompress.measure import runtime
-from edgecompress.measure.runtime import Array
+from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import TeacherLogits, hinton, teacher_logits
 from edgecompress.pipeline import Context, State
 from edgecompress.train.fit import FitResult, FitSettings, Loss, cross_entropy, default_settings, evaluate
@@ -35,7 +35,7 @@ def fit_settings(context: Context, model: nn.Module, wanted: Any, epochs: int | 
     settings = default_settings(model, context.data, epochs, has_norm(model))
     given = {
         key: getattr(wanted, key)
-        for key in ("epochs", "batch_size", "learning_rate", "optimizer", "weight_decay")
+        for key in ("epochs", "batch_size", "learning_rate", "optimizer", "weight_decay", "dropout")
         if getattr(wanted, key) is not None
     }
     return replace(settings, **given)
@@ -116,5 +116,9 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
 
 def file_accuracy(context: Context, path: Path, split: Images) -> float:
     """Accuracy (0..1) of an ONNX file on a split, by ONNX Runtime."""
-    loaded = runtime.load(path, threads=context.threads)
+    return runtime_accuracy(context, runtime.load(path, threads=context.threads), split)
+
+
+def runtime_accuracy(context: Context, loaded: Runtime, split: Images) -> float:
+    """Accuracy (0..1) of a loaded ONNX file on a split."""
     return runtime.accuracy(loaded.run_all(arrays(context, split)), split.labels.numpy())

@@ -8,10 +8,11 @@ from typing import Any
 from edgecompress import files
 from edgecompress.measure import latency, machine, runtime
 from edgecompress.measure.cost import cost
+from edgecompress.measure.runtime import Runtime
 from edgecompress.pipeline import Context, State
 from edgecompress.recipe import MeasureStage
 from edgecompress.report.html import write_report
-from edgecompress.stages.common import file_accuracy
+from edgecompress.stages.common import runtime_accuracy
 from edgecompress.stages.ship import parity
 from edgecompress.units import format_count, format_size
 
@@ -25,8 +26,8 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
     loaded = [runtime.load(path, threads=context.threads) for path in (original, shipped)]
     times = latency.measure(loaded, samples=settings.samples, limit_s=2.0)
     costs = cost(model, context.example)
-    before = _side(context, original, times[0], teacher["bytes"], teacher["params"], teacher["macs"])
-    after = _side(context, shipped, times[1], shipped.stat().st_size, costs.params, costs.macs)
+    before = _side(context, loaded[0], times[0], teacher["bytes"], teacher["params"], teacher["macs"])
+    after = _side(context, loaded[1], times[1], shipped.stat().st_size, costs.params, costs.macs)
     planned = state.numbers.get("plan") or {}
     missed = missed_targets(planned, after, times[1].percentile(50) / 1e3, validation - chosen["accuracy"])
     result: dict[str, Any] = {
@@ -65,12 +66,12 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
     return state.with_numbers(result=result, missed=missed)
 
 
-def _side(context: Context, path: Any, taken: latency.Latency, size: int, params: int, macs: int) -> dict[str, Any]:
+def _side(context: Context, loaded: Runtime, taken: latency.Latency, size: int, params: int, macs: int) -> dict[str, Any]:
     return {
         "bytes": size,
         "params": params,
         "macs": macs,
-        "accuracy": file_accuracy(context, path, context.data.test),
+        "accuracy": runtime_accuracy(context, loaded, context.data.test),
         "latency_ms": taken.summary(),
         "threads": taken.threads,
     }

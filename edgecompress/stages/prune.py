@@ -162,7 +162,7 @@ def distill(context: Context, settings: DistillStage, state: State) -> State:
     if planned is not None and not planned["prune"]:
         return state
     model = state.need_model().to(context.device)
-    chosen = fit_settings(context, model, settings, epochs=5 if len(context.data.train) <= 10_000 else 20)
+    chosen = fit_settings(context, model, settings, epochs=4 if len(context.data.train) <= 10_000 else 20)
     loss = learning_loss(context, state, settings)
     result = fit(
         model, context.data, loss, chosen,

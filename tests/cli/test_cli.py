@@ -1,0 +1,147 @@
+"""The command line as a user meets it: exit codes, one-line errors, streams, and that bad input writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`edgecompress ARGUMENTS` in a process of its own."""
+    command = [sys.executable, "-m", "edgecompress.cli.app", *map(str, arguments)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("EDGECOMPRESS_")} | {"CI": "1", "COLUMNS": "200"} | environment
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500, check=False)
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The error of a command that failed as promised: one line on stderr, nothing on stdout."""
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["compress", "vgg16", "--target", "4"], "'4' has no unit"),
+        (["compress", "vgg16", "--target", "0MB"], "'0MB' is not above zero"),
+        (["compress", "vgg16", "--target=-3MB"], "'-3MB' is not above zero"),
+        (["compress", "vgg61", "--target", "4MB"], "vgg16"),
+        (["compress", "vgg16"], "no target"),
+        (["compress", "vgg16", "--target", "4MB", "--quantize", "int4"], "quantize"),
+        (["compress", "vgg16", "--target", "4MB", "--data", "digit"], "digits"),
+        (["compress", "vgg16", "--target", "4MB", "--data", "folder:nowhere"], "does not exist"),
+        (["compress", "vgg16", "--target", "4MB", "--teacher", "nowhere.safetensors"], "does not exist"),
+        (["compress", "vgg16", "--target", "4MB", "--max-drop", "200%"], "outside 0..1"),
+        (["compress", "vgg16", "--target", "4MB", "--device", "tpu"], "allowed are auto, cpu"),
+        (["compress", "vgg16", "--target", "4MB", "--resume"], "without -o"),
+        (["compress", "vgg16", "--target", "4MB", "--no-such-option"], "--no-such-option"),
+        (["compress", "vgg16", "--target", "4MB", "--round-to", "eight"], "round_to"),
+        (["run", "nowhere.yaml"], "vgg16-4mb"),
+        (["predict", "nowhere.onnx", "--data", "digits"], "does not exist"),
+        (["bench", "nowhere.onnx"], "does not exist"),
+        (["prune", "nowhere.safetensors"], "does not exist"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(arguments: list[str], part: str, tmp_path: Path) -> None:
+    assert part in one_line(run(*arguments, cwd=tmp_path), 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    text = one_line(run("compress", "student1", "--target", "60KB", "-o", "out", cwd=tmp_path), 2)
+    assert "--exist-ok" in text
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_data_that_cannot_be_used_writes_nothing(digits_folder: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    bad = digits_folder / "class1" / "3.png"
+    bad.write_bytes(b"no image")
+    data = f"folder:{digits_folder}"
+    assert "3.png" in one_line(run("compress", "student1", "--target", "60KB", "--data", data, cwd=work), 2)
+    for image in (digits_folder / "class1").iterdir():
+        image.unlink()
+    assert "holds no image" in one_line(run("compress", "student1", "--target", "60KB", "--data", data, cwd=work), 2)
+    assert not list(work.iterdir())
+
+
+def test_a_teacher_of_another_shape_or_a_pickle_is_refused(tmp_path: Path) -> None:
+    from edgecompress import checkpoint
+    from edgecompress.models import ModelSource, build
+
+    source = ModelSource("student1", 4, (3, 32, 32))
+    checkpoint.save(tmp_path / "four.safetensors", build(source), source)
+    torch.save(build(source), tmp_path / "pickle.pt")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    arguments = ("compress", "student1", "--target", "60KB", "--teacher")
+    assert "4 classes" in one_line(run(*arguments, "four.safetensors", cwd=tmp_path), 2)
+    assert "pickle" in one_line(run(*arguments, "pickle.pt", cwd=tmp_path), 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_imagenet_weights_without_a_network_exit_4(tmp_path: Path) -> None:
+    closed = "http://127.0.0.1:9"
+    done = run(
+        "compress", "vgg16", "--target", "4MB", "--weights", "imagenet", "-q", "-o", "out",
+        cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"), TORCH_HOME=str(tmp_path / "torch"), https_proxy=closed, http_proxy=closed,
+    )  # fmt: skip
+    assert "vgg16-397923af.pth" in one_line(done, 4)
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_quick_and_needs_no_torch(tmp_path: Path) -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run("--help", cwd=tmp_path)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0
+    assert "compress" in done.stdout
+    assert min(times) < 2.0  # the promise is one second; CI machines are shared
+
+
+def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path: Path) -> None:
+    done = run("compress", "vgg16", "--target", "4MB", "--seed", "5", "--dry-run", cwd=tmp_path, EDGECOMPRESS_DEVICE="cpu")
+    assert done.returncode == 0
+    assert "seed: 5  # command line" in done.stdout
+    assert "device: cpu  # environment" in done.stdout
+    assert "bytes: 4000000B  # command line" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_lists_and_doctor(tmp_path: Path) -> None:
+    assert {"vgg16", "resnet20", "student3"} <= set(json.loads(run("models", "--json", cwd=tmp_path).stdout)["models"])
+    assert "digits" in run("data", cwd=tmp_path).stdout
+    assert "vgg16-4mb" in run("recipe", "ls", cwd=tmp_path).stdout
+    checks = {c["name"]: c for c in json.loads(run("doctor", "--json", cwd=tmp_path).stdout)["checks"]}
+    assert set(checks) >= {"torch", "onnxruntime", "CPU", "GPU", "root", "netem", "wirefilter", "mnexec", "cgroup"}
+    assert checks["torch"]["ok"]
+    assert all(c["ok"] or c["fix"] for c in checks.values())
+
+
+def test_recipes_are_copied_and_checked(tmp_path: Path) -> None:
+    assert run("recipe", "cp", "vgg16-4mb", "mine.yaml", cwd=tmp_path).returncode == 0
+    assert run("recipe", "validate", "mine.yaml", cwd=tmp_path).returncode == 0
+    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "nonsense: 1\n")
+    assert "nonsense: unknown key" in one_line(run("recipe", "validate", "mine.yaml", cwd=tmp_path), 2)
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = run("bench", "nowhere.onnx", "--debug", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr

@@ -1,0 +1,54 @@
+"""Fixtures for all tests: quiet threads, no leaks of environment or threads, small trained networks, real Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("edgecompress", deadline=None, max_examples=10, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("edgecompress")
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """A test that leaves an environment variable or a running thread behind fails."""
+    environment, threads = dict(os.environ), set(threading.enumerate())
+    yield
+    changed = {k for k in {*environment, *os.environ} if environment.get(k) != os.environ.get(k)} - {"PYTEST_CURRENT_TEST"}
+    left = [t for t in threading.enumerate() if t not in threads and not t.daemon and t.is_alive()]
+    assert not changed, f"environment changed: {changed}"
+    assert not left, f"threads left: {left}"
+
+
+@pytest.fixture
+def chromium() -> str:
+    """Path of a real Chromium; the test is skipped by name where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no Chromium here: apt-get install chromium")
+
+
+@pytest.fixture
+def digits_folder(tmp_path: Path) -> Path:
+    """A small tree of 3 classes with 12 PNG images each, from the digits."""
+    from PIL import Image
+
+    from edgecompress.data import load_data
+
+    data = load_data("digits")
+    root = tmp_path / "images"
+    for label in range(3):
+        (root / f"class{label}").mkdir(parents=True)
+        for number, index in enumerate((data.train.labels == label).nonzero()[:12, 0].tolist()):
+            pixels = data.train.pixels[index].permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(root / f"class{label}" / f"{number}.png")
+    return root

@@ -1,0 +1,140 @@
+"""The lossless rewrites change nothing: BatchNorm folding, pool folding and its inverse, constant channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from edgecompress.core import trace
+from edgecompress.core.constants import drop_constant_channels
+from edgecompress.core.simplify import find_pools, fold_batchnorm, fold_pool, pool_matrix, unfold_pool
+from tests.networks import EXAMPLE, NARROW, graph_of, narrow
+
+SEEDS = st.integers(0, 2**20)
+
+
+def images(seed: int) -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def same(left: nn.Module, right: nn.Module, seed: int = 0) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(left(images(seed)), right(images(seed)), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_folding_batchnorm_changes_no_output(name: str) -> None:
+    model = narrow(name, 1)
+    folded = fold_batchnorm(model)
+    same(folded, model)
+    if name in ("vgg16_bn", "resnet18", "resnet20", "mobilenet_v2"):
+        assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "student1", "student2", "student3", "lenet5"])
+def test_folding_an_enlarging_pool_changes_no_output_and_unfolds(name: str) -> None:
+    model = narrow(name, 2)
+    folds = find_pools(model, EXAMPLE)
+    if name == "lenet5":
+        assert folds == []  # its pool reads 5x5 and makes 5x5
+        return
+    (fold,) = folds
+    folded = fold_pool(model, fold)
+    same(folded, model)
+    before, after = (m.get_submodule(fold.linear).in_features for m in (model, folded))
+    assert before == fold.channels * fold.pooled[0] * fold.pooled[1]
+    assert after == fold.channels * fold.read[0] * fold.read[1] < before
+    again = unfold_pool(folded, fold)
+    assert again.get_submodule(fold.linear).in_features == before
+    same(again, model)
+
+
+def test_vgg16_on_32_pixels_loses_the_documented_parameters() -> None:
+    from edgecompress.models import ModelSource, build
+
+    with torch.device("meta"):
+        model = build(ModelSource("vgg16", 10, (3, 32, 32)))
+    (fold,) = find_pools(model, torch.zeros(1, 3, 32, 32))
+    folded = fold_pool(model, fold)
+    assert folded.get_submodule("classifier.0").in_features == 512
+    removed = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in folded.parameters())
+    assert removed == 100_663_296
+    assert fold.input_shape == (3, 32, 32)
+
+
+@given(read=st.integers(1, 9), extra=st.integers(0, 8))
+def test_pool_matrix_is_adaptive_average_pooling(read: int, extra: int) -> None:
+    values = torch.randn(1, 1, read, dtype=torch.float64)
+    expected = nn.functional.adaptive_avg_pool1d(values, read + extra)
+    torch.testing.assert_close(values @ pool_matrix(read, read + extra).T, expected)
+
+
+def silence(model: nn.Module, layer: str, channels: list[int]) -> None:
+    """Zero every weight that makes these output channels."""
+    with torch.no_grad():
+        model.get_submodule(layer).weight[channels] = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("vgg16", "features.3"), ("vgg16", "classifier.0"), ("vgg16_bn", "features.0"), ("lenet5", "features.3"),
+     ("resnet20", "layers.0.conv1"),
+     ("densenet121", "features.denseblock1.denselayer1.conv1"), ("mobilenet_v2", "features.2.conv.0.0"), ("student2", "features.0")],
+)  # fmt: skip
+@given(seed=SEEDS)
+def test_constant_channels_go_only_where_that_is_exact(name: str, layer: str, seed: int) -> None:
+    model = narrow(name, seed)
+    silence(model, layer, [0, 2])
+    small, rows = drop_constant_channels(model, graph_of(name), EXAMPLE)
+    same(small, model, seed)
+    assert sum(row.constant for row in rows) >= 2
+    for row in rows:
+        assert row.removed == row.constant or row.reason
+
+
+def test_a_constant_before_a_zero_padded_convolution_stays_with_the_reason() -> None:
+    model = (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        .double()
+        .eval()
+    )
+    silence(model, "0", [1])
+    small, (row,) = drop_constant_channels(model, trace(model, EXAMPLE), EXAMPLE)
+    assert (row.constant, row.removed) == (1, 0)
+    assert "zero-padded" in row.reason
+    same(small, model)
+
+
+def test_the_same_constant_goes_without_padding_and_a_bias_is_made_for_it() -> None:
+    model = (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 5, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        .double()
+        .eval()
+    )
+    silence(model, "0", [1])
+    small, (row,) = drop_constant_channels(model, trace(model, EXAMPLE), EXAMPLE)
+    assert row.removed == 1
+    assert small[0].out_channels == 3
+    same(small, model)
+
+
+def test_weights_that_sum_to_zero_are_not_zero() -> None:
+    model = narrow("vgg16", 0)
+    with torch.no_grad():
+        weight = model.features[0].weight
+        weight[0] = 0
+        weight[0, 0, 0, 0], weight[0, 0, 0, 1] = 1.0, -1.0
+    _, rows = drop_constant_channels(model, graph_of("vgg16"), EXAMPLE)
+    assert all(row.group != "features.0" for row in rows)
+
+
+def test_a_whole_constant_group_keeps_one_channel() -> None:
+    model = narrow("vgg16", 0)
+    silence(model, "classifier.0", list(range(12)))
+    small, rows = drop_constant_channels(model, graph_of("vgg16"), EXAMPLE)
+    assert small.get_submodule("classifier.0").out_features >= 1
+    assert any("last channel" in row.reason for row in rows)
+    same(small, model)

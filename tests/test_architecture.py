@@ -1,0 +1,84 @@
+"""The directions between the rooms, the exact public API, and what may be imported at start-up."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgecompress
+
+PACKAGE = Path(edgecompress.__file__).parent
+ORDER = ["errors", "units", "files", "core", "models", "data", "train", "methods", "measure", "export", "checkpoint", "report",
+         "recipe", "rundir", "pipeline", "stages", "compress", "cli"]  # fmt: skip
+"""A room may import those to its left, and itself."""
+EXCEPTIONS = {("export", "measure")}
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms of edgecompress that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("edgecompress"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "edgecompress" else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("edgecompress.")]
+        found |= {name.split(".")[1] for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for other in imports(path):
+        assert ORDER.index(other) <= ORDER.index(room), f"{relative} imports {other}"
+
+
+def test_core_imports_torch_only() -> None:
+    allowed = {"torch", "edgecompress", *sys.stdlib_module_names}
+    for path in (PACKAGE / "core").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            assert {name.split(".")[0] for name in names} <= allowed, path
+
+
+def test_train_never_imports_methods() -> None:
+    for path in (PACKAGE / "train").glob("*.py"):
+        assert "methods" not in imports(path)
+
+
+def test_public_api_is_exact() -> None:
+    assert edgecompress.__all__ == sorted(edgecompress.__all__)
+    for name in edgecompress.__all__:
+        assert getattr(edgecompress, name) is not None
+    with pytest.raises(AttributeError):
+        edgecompress.nothing_of_the_kind  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "code", ["import edgecompress", "import edgecompress.cli.app", "import edgecompress.recipe", "import edgecompress.measure.latency"]
+)
+def test_no_torch_at_start_up(code: str) -> None:
+    """An edge device benches and predicts without torch; --help answers at once."""
+    check = f"{code}\nimport sys\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_every_public_function_is_documented() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgecompress.compress import recipe_for
+from edgecompress.errors import UsageError
+from edgecompress.recipe import leaves, parse_overrides, read, to_yaml, validate
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_title_command_resolves_to_the_committed_recipe() -> None:
+    assert read(ROOT / "recipes" / "vgg16-4mb.yaml") == recipe_for("vgg16", targets={"bytes": "4MB"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_is_valid_and_opens_with_its_command(path: Path) -> None:
+    read(path)
+    assert path.read_text().startswith("# edgecompress ")
+
+
+def test_resolved_yaml_reads_back_and_names_origins(tmp_path: Path) -> None:
+    recipe = recipe_for("vgg16", targets={"bytes": "4MB", "max_drop": "1%"}, seed=3)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(to_yaml(recipe, {"seed": "command line"}))
+    assert read(path) == recipe
+    assert "seed: 3  # command line" in path.read_text()
+    assert "data: digits  # default" in path.read_text()
+
+
+def test_all_errors_come_at_once_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("model: vgg16\nsede: 1\nstages:\n  - stage: train\n    epochs: -1\n  - stage: prune\n    amount: 150%\n    stpes: 2\n")
+    with pytest.raises(UsageError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert "4 error(s)" in text
+    assert "\n" not in text
+    for part in ("line 2, sede: unknown key", "line 5, stages.0.epochs", "line 7, stages.1.amount", "line 8, stages.1.stpes: unknown key"):
+        assert part in text
+
+
+def test_sizes_need_units(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no unit"):
+        validate({"model": "vgg16", "stages": [{"stage": "plan", "targets": {"bytes": 4}}]}, "test")
+
+
+def test_set_reaches_into_stages(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: vgg16\nstages:\n  - stage: train\n")
+    recipe = read(path, parse_overrides(["stages.0.epochs=3", "seed=7"]))
+    assert (recipe.seed, recipe.stages[0].epochs) == (7, 3)
+    assert leaves(path) == ["model", "stages.0.stage"]
+    with pytest.raises(UsageError, match="no such place"):
+        read(path, {"stages.4.epochs": "1"})
+    with pytest.raises(UsageError, match="has no value"):
+        parse_overrides(["seed"])
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "model: [", "model: vgg16\nstages:\n", "model: vgg16\nstages: []\n"])
+def test_no_recipe_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_target_and_two_teachers_are_refused() -> None:
+    with pytest.raises(UsageError, match="no target"):
+        recipe_for("vgg16", targets={})
+    with pytest.raises(UsageError, match="both given"):
+        recipe_for("vgg16", targets={"bytes": "4MB"}, teacher="a", weights="b")
