@@ -234,7 +234,11 @@ def _problems(error: ValidationError, where: str, lines: Mapping[tuple[Any, ...]
     """One line that holds every error, with its line number and key."""
     kinds = {"train", "load", "simplify", "plan", "prune", "distill", "export", "quantize", "search", "measure"}
     parts = []
+    nested = [p["loc"] for p in error.errors()]
     for problem in error.errors():
+        loc = problem["loc"]
+        if problem["type"] == "too_short" and any(len(n) > len(loc) and n[: len(loc)] == loc for n in nested):
+            continue  # the list is only short because its items are wrong
         path = tuple(p for i, p in enumerate(problem["loc"]) if not (p in kinds and i == 2))
         known = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
         place = f"line {known}, " if known is not None else ""

@@ -25,9 +25,9 @@ FAST = ("--epochs", 3, "--learning-rate", "1e-3", "--distill-epochs", 2)
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """`compress student3 --target 40KB` on digits, with `--json`."""
+    """`compress student1 --target 60KB` on digits, with `--json`."""
     folder = tmp_path_factory.mktemp("compress")
-    done = run("compress", "student3", "--target", "100KB", *FAST, "-o", "out", "--json", cwd=folder)
+    done = run("compress", "student1", "--target", "60KB", *FAST, "-o", "out", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads((folder / "out" / "result.json").read_text())
@@ -39,15 +39,15 @@ def test_result_holds_the_contract(compressed: tuple[Path, dict[str, Any]]) -> N
     expected = {"schema", "command", "model", "data", "seed", "target_bytes", "artifact", "bytes", "format", "teacher", "student",
                 "stages", "parity", "wall_s", "peak_rss_bytes", "versions", "hardware"}  # fmt: skip
     assert expected <= set(result)
-    assert (result["schema"], result["command"], result["model"], result["data"]) == (1, "compress", "student3", "digits")
-    assert result["target_bytes"] == 100_000
+    assert (result["schema"], result["command"], result["model"], result["data"]) == (1, "compress", "student1", "digits")
+    assert result["target_bytes"] == 60_000
     for side in ("teacher", "student"):
         assert {"bytes", "params", "macs", "accuracy", "latency_ms", "threads"} <= set(result[side])
         assert set(result[side]["latency_ms"]) == {"p50", "p90", "p99"}
         assert 0 <= result[side]["accuracy"] <= 1
     assert all({"name", "accuracy", "params", "wall_s"} <= set(row) for row in result["stages"])
     assert {"max_abs_logit_diff", "top1_agreement"} <= set(result["parity"])
-    assert result["teacher"]["params"] == 935_156
+    assert result["teacher"]["params"] == 706_752
     assert result["teacher"]["bytes"] == (root / "01-train" / "teacher.onnx").stat().st_size
 
 
@@ -55,7 +55,7 @@ def test_the_file_is_in_range_and_its_size_is_bytes_on_disk(compressed: tuple[Pa
     root, result = compressed
     size = (root / "model.onnx").stat().st_size
     assert result["bytes"] == result["student"]["bytes"] == size
-    assert 0.9 * 100_000 <= size <= 100_000
+    assert 0.9 * 60_000 <= size <= 60_000
     assert result["format"] == "int8-qdq"
 
 
@@ -83,7 +83,7 @@ def test_lossless_steps_are_stages_that_lose_nothing(compressed: tuple[Path, dic
     rows = {row["name"]: row for row in result["stages"]}
     assert rows["fold-pool"]["lossless"]
     assert rows["fold-pool"]["accuracy"] == rows["train"]["accuracy"]
-    assert rows["fold-pool"]["params"] == 320_756
+    assert rows["fold-pool"]["params"] == 706_752 - 128 * (49 - 16) * 100
     assert rows["fold-pool"]["max_abs_logit_diff"] < 1e-4
 
 
@@ -131,7 +131,7 @@ def test_the_report_opens_in_chromium(compressed: tuple[Path, dict[str, Any]], c
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", str(root / "report.html"),
     ]  # fmt: skip
     page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "student3 on digits (demo)" in page
+    assert "student1 on digits (demo)" in page
     assert str(result["bytes"]) in page
     assert page.count("<svg") == 2
     assert f"{result['student']['accuracy']:.2%}" in page
@@ -151,7 +151,7 @@ def test_the_report_is_written_again_from_its_files(compressed: tuple[Path, dict
 
 def test_the_human_output_names_the_data_and_the_report(compressed: tuple[Path, dict[str, Any]]) -> None:
     root, _ = compressed
-    arguments = ("compress", "student3", "--target", "100KB", *FAST, "-o", root, "--resume")
+    arguments = ("compress", "student1", "--target", "60KB", *FAST, "-o", root, "--resume")
     done = run(*arguments, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "trained on digits (demo)" in done.stdout
@@ -162,23 +162,23 @@ def test_the_human_output_names_the_data_and_the_report(compressed: tuple[Path, 
 
 def test_resume_with_other_settings_is_refused(compressed: tuple[Path, dict[str, Any]]) -> None:
     root, _ = compressed
-    text = one_line(run("compress", "student3", "--target", "90KB", *FAST, "-o", root, "--resume", cwd=root), 2)
+    text = one_line(run("compress", "student1", "--target", "50KB", *FAST, "-o", root, "--resume", cwd=root), 2)
     assert "other settings" in text
 
 
 def test_a_target_above_the_teacher_ships_the_lossless_model_and_says_so(tmp_path: Path) -> None:
-    done = run("compress", "student1", "--target", "50MB", "--epochs", 1, "-o", "out", "--json", cwd=tmp_path)
+    done = run("compress", "lenet5", "--target", "50MB", "--epochs", 1, "-o", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert "nothing is pruned" in result["plan_reason"]
     assert result["missed"] == []
     assert {row["format"] for row in result["formats"]} == {"fp32", "fp16", "int8-qdq"}
     model, _ = checkpoint.load(tmp_path / "out" / "model.safetensors")
-    assert model.features[0].out_channels == 8
+    assert model.features[0].out_channels == 6
 
 
 def test_a_target_out_of_reach_exits_3_and_keeps_the_smallest(tmp_path: Path) -> None:
-    done = run("compress", "student1", "--target", "2KB", "--epochs", 1, "--distill-epochs", 1, "-o", "out", cwd=tmp_path)
+    done = run("compress", "lenet5", "--target", "2KB", "--epochs", 1, "--distill-epochs", 1, "-o", "out", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert "smallest reachable" in done.stdout
@@ -187,17 +187,17 @@ def test_a_target_out_of_reach_exits_3_and_keeps_the_smallest(tmp_path: Path) ->
 
 
 def test_macs_and_latency_are_targets_too(tmp_path: Path) -> None:
-    arguments = ("compress", "student1", "--target-macs", "1M", "--target-latency", "50ms", "--quantize", "none")
+    arguments = ("compress", "lenet5", "--target-macs", "300k", "--target-latency", "50ms", "--quantize", "none")
     done = run(*arguments, "--epochs", 1, "--distill-epochs", 1, "-o", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert 800_000 < result["student"]["macs"] <= 1_000_000
+    assert 240_000 < result["student"]["macs"] <= 300_000
     assert result["format"] == "fp32"
     assert result["student"]["latency_ms"]["p50"] < 50
 
 
 def test_max_drop_alone_finds_the_smallest_file_that_keeps_it(tmp_path: Path) -> None:
-    arguments = ("compress", "lenet5", "--max-drop", "5%", "--epochs", 4, "--learning-rate", "2e-3", "--distill-epochs", 2)
+    arguments = ("compress", "lenet5", "--max-drop", "8%", "--epochs", 3, "--learning-rate", "2e-3", "--distill-epochs", 1)
     done = run(*arguments, "-o", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -205,13 +205,13 @@ def test_max_drop_alone_finds_the_smallest_file_that_keeps_it(tmp_path: Path) ->
     first = next(row for row in result["stages"] if row["name"] == "train")
     chosen = next(row for row in result["formats"] if row["format"] == result["format"])
     assert len(rounds) >= 2
-    assert first["accuracy"] - chosen["accuracy"] <= 0.05 + 1e-9
+    assert first["accuracy"] - chosen["accuracy"] <= 0.08 + 1e-9
     assert result["bytes"] < 0.35 * result["teacher"]["bytes"]
 
 
 def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
     """A real SIGINT in the middle of a stage: exit 130, and --resume gives the weights of an undisturbed run."""
-    arguments = ["compress", "student1", "--target", "60KB", "--epochs", "2", "--distill-epochs", "2", "--threads", "1"]
+    arguments = ["compress", "lenet5", "--target", "30KB", "--epochs", "1", "--distill-epochs", "1"]
     whole = run(*arguments, "-o", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "edgecompress.cli.app", *arguments, "-o", "cut"]
@@ -253,13 +253,13 @@ def test_a_folder_of_images_and_the_other_verbs(digits_folder: Path, tmp_path: P
     assert "needs BatchNorm" in criterion.stderr
 
 
-def test_a_users_own_network_runs_only_when_named(digits_folder: Path, tmp_path: Path) -> None:
+def test_a_users_own_network(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\ndef net(num_classes):\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 64, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3136, num_classes))\n"
+        "    head = nn.Sequential(nn.Flatten(), nn.Linear(3136, num_classes))\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 64, 3, 2), nn.ReLU(), head)\n"
     )
-    arguments = ("compress", "mine.py:net", "--target", "30KB", "--data", f"folder:{digits_folder}", "--epochs", 1, "--distill-epochs", 1)
-    done = run(*arguments, "-o", "out", "--json", cwd=tmp_path)
+    done = run("compress", "mine.py:net", "--target", "30KB", "--epochs", 1, "--distill-epochs", 1, "-o", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 27_000 <= json.loads(done.stdout)["bytes"] <= 30_000
 

@@ -56,7 +56,7 @@ def compress(
     criterion: Annotated[str, typer.Option("--criterion", help="l1, l2, bn, taylor or random")] = "taylor",
     floor: Annotated[str, typer.Option("--floor", help="share of a group that always stays")] = "0.02",
     round_to: Annotated[
-        str, typer.Option("--round-to", help="widths are multiples of this; auto: 8 where the file is faster for it")
+        str, typer.Option("--round-to", help="widths are multiples of this; auto: 8, exact where 8 leaves over 3 % free")
     ] = "auto",
     learning_rate: Rate = None,
     batch_size: BatchSize = None,

@@ -87,10 +87,12 @@ def to_int8(
 def to_fp16(fp32: Path) -> onnx.ModelProto:
     """The fp16 form of the model at `fp32`: weights and arithmetic in half precision, input and output stay float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     original = onnx.load(str(fp32))
     with _quiet():
         proto: onnx.ModelProto = convert_float_to_float16(onnx.load(str(fp32)), keep_io_types=True)
+    OnnxModel(proto).topological_sort()  # the converter puts its casts last
     _finish(proto, original)
     return proto
 

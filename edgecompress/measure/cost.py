@@ -72,12 +72,20 @@ def mac_price(model: nn.Module, graph: ChannelGraph) -> Price:
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 1.0}
 """Bytes of one weight in the file."""
-BYTES_PER_OUTPUT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 17.0}
-"""Bytes of one output channel beside its weights: the bias (BatchNorm is folded into it), and for int8 per channel the weight's
-scale (4) and zero point (1), the bias as int32 (4), and its scale (4) and zero point (4)."""
+BYTES_PER_BIAS = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 12.0}
+"""Bytes of one bias in the file; as int8-qdq an int32 with its scale and zero point."""
+BYTES_PER_SCALE = {"fp32": 0.0, "fp16": 0.0, "int8-qdq": 5.0}
+"""Bytes that an output channel's weights take beside themselves: their scale and zero point."""
 
 
-def byte_price(graph: ChannelGraph, form: str, fixed: float) -> Price:
-    """Bytes of the ONNX file in format `form` as a price over widths; `fixed` are the bytes of the graph itself."""
-    names = list(graph.output_shapes)
-    return Price(dict.fromkeys(names, BYTES_PER_WEIGHT[form]), dict.fromkeys(names, BYTES_PER_OUTPUT[form]), fixed)
+def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -> Price:
+    """Bytes of the ONNX file of `model` in format `form` as a price over widths; `fixed` are the bytes of the graph itself.
+
+    A layer without a bias gets one where a BatchNorm is folded into it, which is taken to be so where the network has any.
+    """
+    folds = any(isinstance(module, layers.BatchNorm) for module in model.modules())
+    outputs = {}
+    for name in graph.output_shapes:
+        has_bias = folds or getattr(model.get_submodule(name), "bias", None) is not None
+        outputs[name] = BYTES_PER_SCALE[form] + (BYTES_PER_BIAS[form] if has_bias else 0.0)
+    return Price(dict.fromkeys(outputs, BYTES_PER_WEIGHT[form]), outputs, fixed)

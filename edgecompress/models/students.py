@@ -1,7 +1,8 @@
 """The three students of García González (Politecnico di Torino, 2022): 3×3 convolutions, a pool to 7×7, fully connected layers.
 
-Bias-free as in the source. Each convolution is followed by ReLU, and by 2×2 max pooling after the stages given here, so that
-images from 32×32 up arrive at the pool with a map of at least 4×4. Dropout is off in evaluation (the source's listing left it on).
+Bias-free as in the source. Every convolution is followed by ReLU, every group of them by 2×2 max pooling: student 1 has three groups,
+students 2 and 3 have five (8 | 16 | 32 | 64 64 | 128 128), so that 224×224 arrives at the pool as 7×7 and 32×32 as 1×1. Dropout is off in
+evaluation (the source's listing left it on).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 _CONVS = {1: (8, 64, 128), 2: (8, 16, 32, 64, 128), 3: (8, 16, 32, 64, 64, 128, 128)}
 _HIDDEN = {1: (100,), 2: (100, 100, 50), 3: (100, 100, 100, 50)}
-_POOL_AFTER = {1: (0, 1, 2), 2: (1, 3, 4), 3: (1, 3, 5)}
+_POOL_AFTER = {1: (0, 1, 2), 2: (0, 1, 2, 3, 4), 3: (0, 1, 2, 4, 6)}
 
 
 class Student(nn.Module):

@@ -30,6 +30,10 @@ class Narrowest:
     fixed: float
 
 
+GRAPH_BYTES = 500_000
+"""More than the graph of any network takes without its weights: with this much to spare, no file is written to see whether it fits."""
+
+
 def plan(context: Context, settings: PlanStage, state: State) -> State:
     """Write `numbers["plan"]`: format, budgets, whether to prune, and why."""
     model = state.need_model().cpu()
@@ -56,10 +60,11 @@ def _fits(context: Context, model: nn.Module, graph: ChannelGraph, form: str, ta
     """Does the unpruned network meet all targets as `form`? Its file is written only where the sum does not settle it."""
     if targets.macs is not None and cost(model, context.example, graph).macs > targets.macs:
         return False
-    weights = pricer(model, graph, byte_price(graph, form, 0.0)).cost(_sizes(graph))
+    weights = pricer(model, graph, byte_price(model, graph, form, 0.0)).cost(_sizes(graph))
     if targets.bytes is not None and weights > targets.bytes:
         return False
-    if targets.bytes is None and targets.latency is None:
+    clearly_small = targets.bytes is None or weights + GRAPH_BYTES < targets.bytes
+    if clearly_small and targets.latency is None:
         return True
     path = candidate(context, model, form)
     try:
@@ -83,7 +88,7 @@ def _p50_s(context: Context, path: Any) -> float:
 def narrowest(context: Context, model: nn.Module, graph: ChannelGraph, form: str, floor: float, round_to: int) -> Narrowest:
     """Export the network at its floors in `form` and see what the graph itself takes."""
     scores = magnitude(model, graph, 1)
-    price = byte_price(graph, form, 0.0)
+    price = byte_price(model, graph, form, 0.0)
     selection = cheapest(model, graph, scores, (Budget(price, 0.0),), floor=floor, round_to=round_to)
     path = candidate(context, shrink(model, selection.keep), form)
     try:
@@ -116,8 +121,8 @@ def _macs_for_latency(context: Context, model: nn.Module, graph: ChannelGraph, f
     scores = magnitude(model, graph, 1)
     price, whole = mac_price(model, graph), cost(model, context.example, graph).macs
     low, high = 0.0, float(min(whole, targets.macs or whole))
-    for _ in range(5):
-        middle = (low + high) / 2 if low else high / 3
+    for number in range(6):
+        middle = high if number == 0 else (low + high) / 2 if low else high / 3
         selection = cheapest(model, graph, scores, (Budget(price, middle),), floor=found["floor"], round_to=found["round_to"])
         path = candidate(context, shrink(model, selection.keep), form)
         try:
@@ -125,6 +130,6 @@ def _macs_for_latency(context: Context, model: nn.Module, graph: ChannelGraph, f
         finally:
             path.unlink(missing_ok=True)
         low, high = (middle, high) if fast else (low, middle)
-        if not selection.met:
-            break
+        if low == high or not (fast or selection.met):
+            break  # the whole budget is fast enough, or even the floors are too slow
     return int(low or high)

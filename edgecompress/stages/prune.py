@@ -107,7 +107,7 @@ def _by_amount(
 def _limits(context: Context, model: nn.Module, graph: ChannelGraph, planned: dict[str, Any]) -> list[Budget]:
     found = []
     if planned["bytes"] is not None:
-        found.append(Budget(byte_price(graph, planned["formats"][0], planned["fixed_bytes"]), planned["bytes"]))
+        found.append(Budget(byte_price(model, graph, planned["formats"][0], planned["fixed_bytes"]), planned["bytes"]))
     if planned["macs"] is not None:
         found.append(Budget(mac_price(model, graph), planned["macs"]))
     return found
@@ -125,6 +125,7 @@ def _by_plan(
         now = pricer(model, graph, budget.price).cost(widths)
         share = min(1.0, budget.limit / now) ** (1 / (steps - step + 1))
         limits.append(Budget(budget.price, max(budget.limit, now * share)))
+
     selection = cheapest(model, graph, values, tuple(limits), floor=floor, round_to=round_to)
     small = shrink(model, selection.keep)
     if step < steps or planned["bytes"] is None:

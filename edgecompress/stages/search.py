@@ -90,7 +90,7 @@ def _round(
     graph = trace(start, context.example)
     loss = learning_loss(context, state, settings)
     values: Any = score(context, start.to(context.device), graph, settings, loss)
-    price = byte_price(graph, form, fixed)
+    price = byte_price(start, graph, form, fixed)
     limit = Budget(price, min(budget, pricer(start, graph, price).cost(_widths(graph))))
     selection = cheapest(start, graph, values, (limit,), floor=settings.floor, round_to=settings.round_to)
     tried = shrink(start, selection.keep)

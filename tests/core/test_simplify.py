@@ -52,6 +52,15 @@ def test_folding_an_enlarging_pool_changes_no_output_and_unfolds(name: str) -> N
     same(again, model)
 
 
+def test_student3_on_32_pixels_has_the_documented_size() -> None:
+    from edgecompress.models import ModelSource, build
+
+    model = build(ModelSource("student3", 10, (3, 32, 32)))
+    (fold,) = find_pools(model, torch.zeros(1, 3, 32, 32))
+    assert sum(p.numel() for p in fold_pool(model, fold).parameters()) == 320_756
+    assert find_pools(model, torch.zeros(1, 3, 224, 224)) == []
+
+
 def test_vgg16_on_32_pixels_loses_the_documented_parameters() -> None:
     from edgecompress.models import ModelSource, build
 
@@ -80,7 +89,7 @@ def silence(model: nn.Module, layer: str, channels: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("vgg16", "features.3"), ("vgg16", "classifier.0"), ("vgg16_bn", "features.0"), ("lenet5", "features.3"),
+    [("vgg16", "features.2"), ("vgg16", "classifier.0"), ("vgg16_bn", "features.0"), ("lenet5", "features.3"),
      ("resnet20", "layers.0.conv1"),
      ("densenet121", "features.denseblock1.denselayer1.conv1"), ("mobilenet_v2", "features.2.conv.0.0"), ("student2", "features.0")],
 )  # fmt: skip
@@ -90,7 +99,8 @@ def test_constant_channels_go_only_where_that_is_exact(name: str, layer: str, se
     silence(model, layer, [0, 2])
     small, rows = drop_constant_channels(model, graph_of(name), EXAMPLE)
     same(small, model, seed)
-    assert sum(row.constant for row in rows) >= 2
+    if name != "mobilenet_v2":  # there a depthwise convolution makes a constant other than 0 differ at the borders
+        assert sum(row.constant for row in rows) >= 2
     for row in rows:
         assert row.removed == row.constant or row.reason
 

@@ -120,7 +120,7 @@ def test_the_byte_price_of_a_network_is_its_file_within_2_percent(form: str, for
         onnx_export.save(quantizer.to_fp16(narrow), path)
     else:
         path = narrow
-    price = pricer(model, graph, byte_price(graph, form, 0.0))
+    price = pricer(model, graph, byte_price(model, graph, form, 0.0))
     whole = torch.tensor([float(g.size) for g in graph.groups], dtype=torch.float64)
     fixed = path.stat().st_size - price.cost(torch.ones(len(graph.groups), dtype=torch.float64))
     predicted = fixed + price.cost(whole)
