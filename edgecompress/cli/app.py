@@ -47,6 +47,8 @@ def run_command(arguments: list[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("EDGECOMPRESS_DEBUG", "") not in ("", "0")
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="edgecompress", standalone_mode=False)
+        if code == 130:  # newer versions of typer turn Ctrl-C into this code themselves
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):
         print_error("interrupted; whole files are kept, --resume goes on")

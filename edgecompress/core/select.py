@@ -100,9 +100,14 @@ def pricer(model: nn.Module, graph: ChannelGraph, price: Price) -> Pricer:
     return Pricer(_Widths(model, graph), price)
 
 
+def block_of(size: int, round_to: int) -> int:
+    """Channels that go at once from a group of `size`: `round_to`, but one by one where that were more than a quarter."""
+    return round_to if size >= 4 * round_to else 1
+
+
 def floor_of(size: int, floor: float, round_to: int) -> int:
-    """Fewest channels a group of `size` may keep: the share `floor`, at least one block of `round_to`, never above `size`."""
-    return min(size, max(1, round_to, round(size * floor)))
+    """Fewest channels a group of `size` may keep: the share `floor`, at least one block (`block_of`), never above `size`."""
+    return min(size, max(block_of(size, round_to), round(size * floor)))
 
 
 def cheapest(
@@ -116,8 +121,9 @@ def cheapest(
 ) -> Selection:
     """Remove, until every budget holds, the channels whose loss of score a unit of cost is smallest.
 
-    Widths end on multiples of `round_to` (a group that starts off one, or is narrower, may keep its size); no group falls below
-    `floor_of`. Ties go to the earlier group and the lower channel. When the floors are reached first, `met` is false and
+    Widths end on multiples of `round_to` in groups at least four times as wide (one that starts off a multiple may keep its size), and
+    finer where more
+    than 3 % of a budget would stay free; no group falls below `floor_of`. Ties go to the earlier group and the lower channel. When the floors are reached first, `met` is false and
     the masks are those of the smallest network.
     """
     widths = _Widths(model, graph)
@@ -130,8 +136,9 @@ def cheapest(
     floors = [floor_of(g.size, floor, round_to) for g in graph.groups]
 
     def next_width(g: int) -> int:
-        width, step = int(kept[g]), max(round_to, graph.groups[g].size // 64 // round_to * round_to)
-        lower = (width - 1) // step * step if round_to > 1 else width - step
+        width, block = int(kept[g]), block_of(graph.groups[g].size, round_to)
+        step = max(block, graph.groups[g].size // 64 // block * block)
+        lower = (width - 1) // step * step if block > 1 else width - step
         return max(lower, floors[g])
 
     costs = [p.cost(kept) for p in pricers]
