@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("edgecompress", deadline=None, max_examples=10, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("edgecompress")
-torch.set_num_threads(2)
+torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 
 @pytest.fixture(autouse=True)

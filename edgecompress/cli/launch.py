@@ -62,7 +62,7 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
         return
     if verbose and result.get("widths"):
         widths = [(name, str(old), str(new), f"{new / old:.2f}") for name, (old, new) in result["widths"].items()]
-        stderr().print(table("channels", ["group", "before the last step", "kept", "share"], widths))
+        stderr().print(table("channels", ["group", "before", "kept", "share"], widths))
     console = stdout()
     if "student" in result:
         from edgecompress.report.html import comparison

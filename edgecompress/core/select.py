@@ -122,9 +122,8 @@ def cheapest(
     """Remove, until every budget holds, the channels whose loss of score a unit of cost is smallest.
 
     Widths end on multiples of `round_to` in groups at least four times as wide (one that starts off a multiple may keep its size), and
-    finer where more
-    than 3 % of a budget would stay free; no group falls below `floor_of`. Ties go to the earlier group and the lower channel. When the floors are reached first, `met` is false and
-    the masks are those of the smallest network.
+    finer where more than 3 % of a budget would stay free; no group falls below `floor_of`. Ties go to the earlier group and the
+    lower channel. When the floors are reached first, `met` is false and the masks are those of the smallest network.
     """
     widths = _Widths(model, graph)
     pricers = [Pricer(widths, b.price) for b in budgets]

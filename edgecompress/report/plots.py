@@ -54,7 +54,7 @@ def complexity(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def widths(kept: Mapping[str, Sequence[int]]) -> str:
-    """Channels kept (blue) of those at the last step's start (grey), a bar a group."""
+    """Channels kept (blue) of those before the first cut (grey), a bar a group."""
     names = list(kept)
     figure, axis = plt.subplots(figsize=(10, 1.2 + 0.18 * min(len(names), 70)))
     places = range(len(names))
@@ -62,5 +62,5 @@ def widths(kept: Mapping[str, Sequence[int]]) -> str:
     axis.barh(places, [kept[n][1] for n in names], color=BLUE)
     axis.set_yticks(list(places), names if len(names) <= 70 else [""] * len(names))
     axis.invert_yaxis()
-    axis.set(title="channels of each group: before and after the last cut")
+    axis.set(title="channels of each group: before (grey) and after (blue)")
     return _svg(figure)

@@ -69,7 +69,8 @@ def prune(context: Context, settings: PruneStage, state: State) -> State:
     if not selection.met and step == steps:
         numbers["floors_reached"] = True
     kept = {g.name: int(selection.keep[g].sum()) for g in graph.groups}
-    numbers["widths"] = {g.name: [g.size, kept[g.name]] for g in graph.groups}
+    first = state.numbers.get("widths", {})
+    numbers["widths"] = {g.name: [first.get(g.name, [g.size])[0], kept[g.name]] for g in graph.groups}
     before = validation_accuracy(context, small)
     result = None
     chosen = fit_settings(context, small, settings, epochs=1 if len(context.data.train) <= 10_000 else 2)

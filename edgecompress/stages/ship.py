@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from edgecompress import checkpoint, files
+from edgecompress.core import layers
+from edgecompress.core.simplify import fold_batchnorm
 from edgecompress.errors import EdgecompressError
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
@@ -70,7 +72,9 @@ def export(context: Context, _: ExportStage, state: State) -> State:
             f"the exported file differs from the network by {agreed['max_abs_logit_diff']:g} in a logit (allowed "
             f"{EXPORT_TOLERANCE * max(1.0, scale):g}): do not ship it; please report this network"
         )
-    note = f"BatchNorm folded; largest change of a logit {agreed['max_abs_logit_diff']:.1e}"
+    folded = sum(isinstance(m, layers.BatchNorm) for m in model.modules())
+    folded -= sum(isinstance(m, layers.BatchNorm) for m in fold_batchnorm(model).modules())
+    note = f"{folded} BatchNorm folded; largest change of a logit {agreed['max_abs_logit_diff']:.1e}"
     state = state.with_numbers(export={"bytes": path.stat().st_size, **agreed})
     accuracy = validation_accuracy(context, model)
     return with_row(state, "export fp32", accuracy, count(model), lossless=True, bytes=path.stat().st_size, note=note)
