@@ -24,6 +24,7 @@ from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
 from edgecompress.measure.machine import cores
 from edgecompress.models.registry import ModelSource, build, runs_user_code
+from edgecompress.models.weights import load_weights
 from edgecompress.recipe import Recipe, to_yaml
 from edgecompress.report.html import write_report
 from edgecompress.rundir import RunDirectory
@@ -138,6 +139,8 @@ def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
     for stage in recipe.stages:
         if stage.stage == "load":
             source = _checked_checkpoint(Path(stage.checkpoint), recipe, data)
+        elif stage.stage == "train" and stage.weights is not None:
+            load_weights(source, stage.weights)
     if not runs_user_code(source.name):
         with torch.device("meta"):
             build(source)
@@ -182,6 +185,8 @@ def execute(
     run = RunDirectory(root)
     if resume:
         _same_recipe(root / "resolved.yaml", text)
+    else:
+        run.clear()
     files.write_bytes(root / "resolved.yaml", text.encode())
     threads = recipe.threads or cores()
     torch.set_num_threads(threads)
@@ -189,7 +194,7 @@ def execute(
     if data.skipped:
         reporter.note(f"skipped {len(data.skipped)} corrupt image(s), first {data.skipped[0]}")
         run.log("skipped", files=list(data.skipped))
-    state = State(source, numbers={"started": time.time()})
+    state = State(source, numbers={"data_digest": data.digest()})
     queue = list(expand(recipe))
     number = 0
     while queue:
@@ -199,6 +204,8 @@ def execute(
         reporter.stage(number, number + len(queue), name)
         context = Context(recipe, data, device, run, folder, recipe.seed * 1000 + number, reporter, threads)
         done = read_stage(folder, state) if resume else None
+        if done is not None and done.numbers["data_digest"] != data.digest():
+            raise UsageError(f"--resume with other data than the run in '{root}': '{recipe.data}' has changed; start a new run")
         if done is None:
             state = _run_stage(context, stages[settings.stage], name, settings, state)
         else:
@@ -233,8 +240,8 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
         "format": chosen["format"] if chosen else "fp32",
         "format_reason": chosen["reason"] if chosen else "",
         "widths": state.numbers.get("widths", {}),
-        "wall_s": round(time.time() - state.numbers["started"], 3),
-        "peak_rss_bytes": machine.peak_rss_bytes(),
+        "wall_s": state.numbers["spent_s"],
+        "peak_rss_bytes": state.numbers["peak_rss_bytes"],
         "versions": machine.versions(),
         "hardware": machine.hardware(),
         "data_label": data.label,
@@ -281,7 +288,9 @@ def _run_stage(context: Context, stage: Stage, name: str, settings: Any, state: 
     after = stage(context, settings, state)
     wall_s = round(time.perf_counter() - start, 3)
     rows = [*after.rows[:before], *({**row, "wall_s": row.get("wall_s", wall_s)} for row in after.rows[before:])]
-    after = replace(after, rows=tuple(rows))
+    spent_s = round(state.numbers.get("spent_s", 0.0) + wall_s, 3)
+    peak = max(state.numbers.get("peak_rss_bytes", 0), machine.peak_rss_bytes())
+    after = replace(after, rows=tuple(rows)).with_numbers(spent_s=spent_s, peak_rss_bytes=peak)
     write_stage(context.folder, state, after)
     context.run.write_history(list(after.history))
     context.run.log("stage-done", name=name, wall_s=wall_s)

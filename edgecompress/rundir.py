@@ -26,6 +26,12 @@ class RunDirectory:
         """Folder of stage `number` (from 1)."""
         return self.root / f"{number:02d}-{name}"
 
+    def clear(self) -> None:
+        """Remove what an earlier run said in this folder, so that nothing of it can be taken for the new one's."""
+        names = ("result.json", "report.html", "history.csv", "log.jsonl", "model.onnx", "model-fp32.onnx", "model.safetensors")
+        for path in (*(self.root / name for name in names), *self.root.glob("[0-9][0-9]-*/stage.json")):
+            path.unlink(missing_ok=True)
+
     def log(self, event: str, **fields: Any) -> None:
         """Append one event to `log.jsonl`."""
         files.append_line(self.root / "log.jsonl", {"time": round(time.time(), 3), "event": event, **fields})

@@ -248,6 +248,9 @@ def test_a_folder_of_images_and_the_other_verbs(digits_folder: Path, tmp_path: P
     assert "class" in run("predict", tmp_path / "q" / "model.onnx", image, cwd=tmp_path).stdout
     measured = json.loads(run("bench", tmp_path / "q" / "model.onnx", "--json", "--samples", 20, cwd=tmp_path).stdout)
     assert measured["candidate"]["p50_ms"] > 0
+    image.write_bytes(next((digits_folder / "class0").iterdir()).read_bytes())
+    changed = run("train", "student1", *data, "--epochs", 2, "-o", "t", "--resume", cwd=tmp_path)
+    assert "has changed" in one_line(changed, 2)
     criterion = run("prune", "t", "--criterion", "bn", *data, "-o", "b", cwd=tmp_path)
     assert criterion.returncode == 2
     assert "needs BatchNorm" in criterion.stderr

@@ -19,15 +19,19 @@ from edgecompress.units import format_count, format_size
 
 def measure(context: Context, settings: MeasureStage, state: State) -> State:
     """Write `result.json` and `report.html`; note which targets were missed."""
+    start = time.perf_counter()
     root, model = context.run.root, state.need_model().cpu()
     teacher, chosen = dict(state.numbers["teacher"]), state.numbers["chosen"]
     shipped, original = root / "model.onnx", root / teacher.pop("onnx")
     validation = teacher.pop("validation_accuracy")
     loaded = [runtime.load(path, threads=context.threads) for path in (original, shipped)]
+    context.reporter.step(1, 4, "latency")
     times = latency.measure(loaded, samples=settings.samples, limit_s=2.0)
+    context.reporter.step(2, 4, "accuracy on the test split")
     costs = cost(model, context.example)
     before = _side(context, loaded[0], times[0], teacher["bytes"], teacher["params"], teacher["macs"])
     after = _side(context, loaded[1], times[1], shipped.stat().st_size, costs.params, costs.macs)
+    context.reporter.step(3, 4, "parity")
     planned = state.numbers.get("plan") or {}
     missed = missed_targets(planned, after, times[1].percentile(50) / 1e3, validation - chosen["accuracy"])
     result: dict[str, Any] = {
@@ -44,8 +48,8 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
         "student": after,
         "stages": [dict(row) for row in state.rows],
         "parity": parity(context, model, shipped),
-        "wall_s": round(time.time() - state.numbers["started"], 3),
-        "peak_rss_bytes": machine.peak_rss_bytes(),
+        "wall_s": round(state.numbers["spent_s"] + time.perf_counter() - start, 3),
+        "peak_rss_bytes": max(state.numbers["peak_rss_bytes"], machine.peak_rss_bytes()),
         "versions": machine.versions(),
         "hardware": machine.hardware(),
         "targets": {k: planned.get(k) for k in ("bytes", "macs", "latency_s", "max_drop")},
@@ -55,7 +59,7 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
         "smallest_bytes": planned.get("smallest_bytes"),
         "formats": state.numbers["formats"],
         "data_label": context.data.label,
-        "data_digest": context.data.digest(),
+        "data_digest": state.numbers["data_digest"],
         "recipe_digest": context.recipe.digest(),
         "folded_pools": state.numbers.get("folded_pools", []),
         "constant_channels": state.numbers.get("constant_channels", []),
