@@ -6,11 +6,10 @@ import os
 import sys
 import traceback
 
-import click
 import typer
 
 from edgecompress.cli import bench, compress, doctor, lists, predict, recipe, report, run, verbs
-from edgecompress.cli.console import print_error
+from edgecompress.cli.console import print_error, print_line
 from edgecompress.errors import EdgecompressError
 
 app = typer.Typer(
@@ -50,12 +49,9 @@ def run_command(arguments: list[str]) -> int:
         if code == 130:  # newer versions of typer turn Ctrl-C into this code themselves
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print_error("interrupted; whole files are kept, --resume goes on")
         return 130
-    except click.ClickException as error:
-        print_error(" ".join(error.format_message().split()))
-        return error.exit_code
     except EdgecompressError as error:
         if debug:
             traceback.print_exc()
@@ -70,6 +66,13 @@ def run_command(arguments: list[str]) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
+        # a usage error of click, which newer versions of typer bring in a module of their own
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print_line(str(error.format_message()))  # type: ignore[attr-defined]
+            return 2
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            print_error(" ".join(error.format_message().split()))
+            return int(error.exit_code)
         if debug:
             traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__

@@ -124,6 +124,12 @@ def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_shows_the_help(tmp_path: Path) -> None:
+    done = run(cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Commands" in done.stdout
+
+
 def test_lists_and_doctor(tmp_path: Path) -> None:
     assert {"vgg16", "resnet20", "student3"} <= set(json.loads(run("models", "--json", cwd=tmp_path).stdout)["models"])
     assert "digits" in run("data", cwd=tmp_path).stdout
