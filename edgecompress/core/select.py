@@ -7,7 +7,7 @@ across the whole network, until every budget holds. Nothing here reads a weight.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,14 @@ from edgecompress.core.graph import ChannelGraph, ChannelGroup
 class Price:
     """What a network costs in some unit, as a function of the widths that are left.
 
-    A mixing layer costs `per_weight[layer]` for each of its weights and `per_output[layer]` for each output channel; `fixed` comes
-    on top.
+    A mixing layer costs `per_weight[layer]` for each of its weights and `per_output[layer]` for each output channel; a channelwise
+    layer costs `per_channel[layer]` for each channel; `fixed` comes on top.
     """
 
     per_weight: Mapping[str, float]
     per_output: Mapping[str, float]
     fixed: float = 0.0
+    per_channel: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,16 @@ class _Widths:
         modules = [model.get_submodule(n) for n in self.layers]
         self.full = {a: torch.tensor([layers.axis_size(m, a) for m in modules], dtype=torch.float64) for a in ("in", "out")}
         self.fixed = {a: self.full[a] - sizes @ self.rows[a] for a in ("in", "out")}
+        self.through = {  # positions that one channel of each group owns in a channelwise layer, (G,)
+            member.layer: torch.zeros(len(graph.groups), dtype=torch.float64)
+            for group in graph.groups
+            for member in group.members
+            if member.axis == "through"
+        }
+        for g, group in enumerate(graph.groups):
+            for member in group.members:
+                if member.axis == "through":
+                    self.through[member.layer][g] += member.index.shape[1]
         # weights = unit * in * out; where whole groups go, each output reads a fixed number of inputs: weights = unit * out
         self.whole = torch.tensor([layers.loses_whole_groups(m) for m in modules])
         self.unit = torch.tensor([layers.unit_weights(m) for m in modules], dtype=torch.float64)
@@ -78,13 +89,16 @@ class Pricer:
         self.widths = widths
         self.per_weight = torch.tensor([price.per_weight.get(n, 0.0) for n in widths.layers], dtype=torch.float64)
         self.per_output = torch.tensor([price.per_output.get(n, 0.0) for n in widths.layers], dtype=torch.float64)
+        self.per_group = torch.zeros(len(widths.rows["in"]), dtype=torch.float64)
+        for name, each in price.per_channel.items():
+            self.per_group += each * widths.through.get(name, torch.zeros_like(self.per_group))
         self.fixed = price.fixed
 
     def cost(self, kept: Tensor) -> float:
         """The price of the network with `kept` (G,) channels left in each group."""
         a, b = self.widths.at(kept)
         weights = self.widths.unit * b * torch.where(self.widths.whole, torch.ones_like(a), a)
-        return float((self.per_weight * weights + self.per_output * b).sum()) + self.fixed
+        return float((self.per_weight * weights + self.per_output * b).sum() + self.per_group @ kept) + self.fixed
 
     def gradient(self, kept: Tensor) -> Tensor:
         """Price of one more channel in each group, (G,)."""
@@ -92,7 +106,7 @@ class Pricer:
         pair = self.per_weight * self.widths.unit
         by_out = pair * torch.where(self.widths.whole, torch.ones_like(a), a) + self.per_output
         by_in = pair * torch.where(self.widths.whole, torch.zeros_like(b), b)
-        return self.widths.rows["out"] @ by_out + self.widths.rows["in"] @ by_in
+        return self.widths.rows["out"] @ by_out + self.widths.rows["in"] @ by_in + self.per_group
 
 
 def pricer(model: nn.Module, graph: ChannelGraph, price: Price) -> Pricer:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, layers, trace
+from edgecompress.core.graph import meta_copy
 from edgecompress.core.select import Price
+from edgecompress.core.simplify import fold_batchnorm
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,14 @@ BYTES_PER_SCALE = {"fp32": 0.0, "fp16": 0.0, "int8-qdq": 5.0}
 def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -> Price:
     """Bytes of the ONNX file of `model` in format `form` as a price over widths; `fixed` are the bytes of the graph itself.
 
-    A layer without a bias gets one where a BatchNorm is folded into it, which is taken to be so where the network has any.
+    Each BatchNorm is folded into the layer before it where that can be, which gives the layer a bias; one that stays (before its
+    convolution, as in DenseNet) keeps four numbers a channel.
     """
-    folds = any(isinstance(module, layers.BatchNorm) for module in model.modules())
+    folded = fold_batchnorm(meta_copy(model))
     outputs = {}
     for name in graph.output_shapes:
-        has_bias = folds or getattr(model.get_submodule(name), "bias", None) is not None
+        has_bias = getattr(folded.get_submodule(name), "bias", None) is not None
         outputs[name] = BYTES_PER_SCALE[form] + (BYTES_PER_BIAS[form] if has_bias else 0.0)
-    return Price(dict.fromkeys(outputs, BYTES_PER_WEIGHT[form]), outputs, fixed)
+    each = 4 * (2.0 if form == "fp16" else 4.0)
+    norms = {name: each for name, module in folded.named_modules() if isinstance(module, layers.BatchNorm)}
+    return Price(dict.fromkeys(outputs, BYTES_PER_WEIGHT[form]), outputs, fixed, norms)
