@@ -215,7 +215,10 @@ def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
     whole = run(*arguments, "-o", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "edgecompress.cli.app", *arguments, "-o", "cut"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "CI": "1"})
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "CI": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
+    )  # fmt: skip
     deadline = time.monotonic() + 200
     while not (tmp_path / "cut" / "04-prune-1of2" / "stage.json").exists():
         assert process.poll() is None
@@ -249,7 +252,7 @@ def test_a_folder_of_images_and_the_other_verbs(digits_folder: Path, tmp_path: P
     measured = json.loads(run("bench", tmp_path / "q" / "model.onnx", "--json", "--samples", 20, cwd=tmp_path).stdout)
     assert measured["candidate"]["p50_ms"] > 0
     image.write_bytes(next((digits_folder / "class0").iterdir()).read_bytes())
-    changed = run("train", "student1", *data, "--epochs", 2, "-o", "t", "--resume", cwd=tmp_path)
+    changed = run("train", "student1", *data, "--epochs", 2, "-o", "t", "--resume", "-q", cwd=tmp_path)
     assert "has changed" in one_line(changed, 2)
     criterion = run("prune", "t", "--criterion", "bn", *data, "-o", "b", cwd=tmp_path)
     assert criterion.returncode == 2
