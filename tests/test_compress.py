@@ -209,6 +209,31 @@ def test_max_drop_alone_finds_the_smallest_file_that_keeps_it(tmp_path: Path) ->
     assert result["bytes"] < 0.35 * result["teacher"]["bytes"]
 
 
+def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(tmp_path: Path) -> None:
+    """Calibration on a single image really hurts; whichever format wins, file and network must belong together."""
+    (tmp_path / "r.yaml").write_text(
+        "command: compress\nmodel: lenet5\nstages:\n  - {stage: train, epochs: 1}\n  - {stage: simplify}\n"
+        "  - {stage: plan, targets: {bytes: 30KB}}\n  - {stage: prune, steps: 1, epochs: 1}\n  - {stage: distill, epochs: 1}\n"
+        "  - {stage: export}\n  - {stage: quantize, max_int8_loss: 0, calibration_images: 1}\n  - {stage: measure}\n"
+    )
+    done = run("run", "r.yaml", "-o", "out", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    stages = [row["name"] for row in result["stages"]]
+    assert stages.count("prune 1of1") == 2
+    ships = next(row for row in result["formats"] if row["format"] == result["format"])
+    assert ships["bytes"] == result["bytes"] == (tmp_path / "out" / "model.onnx").stat().st_size <= 30_000
+    data = load_data("digits")
+    images = data.normalised(data.test.pixels).numpy()
+    shipped = runtime.load(tmp_path / "out" / "model.onnx").run_all([images])
+    network, _ = checkpoint.load(tmp_path / "out" / "model.safetensors")
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images)).numpy()
+    assert np.abs(shipped - expected).max() <= result["parity"]["max_abs_logit_diff"] * (1 + 1e-4)
+    exported = runtime.load(tmp_path / "out" / "model-fp32.onnx").run_all([images])
+    np.testing.assert_allclose(exported, expected, atol=1e-4)
+
+
 def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
     """A real SIGINT in the middle of a stage: exit 130, and --resume gives the weights of an undisturbed run."""
     arguments = ["compress", "lenet5", "--target", "30KB", "--epochs", "1", "--distill-epochs", "1"]

@@ -114,6 +114,11 @@ def pricer(model: nn.Module, graph: ChannelGraph, price: Price) -> Pricer:
     return Pricer(_Widths(model, graph), price)
 
 
+def full_widths(graph: ChannelGraph) -> Tensor:
+    """Channels of every prunable group, (G,), float64: the `kept` of a network that is not pruned."""
+    return torch.tensor([float(group.size) for group in graph.groups], dtype=torch.float64)
+
+
 def block_of(size: int, round_to: int) -> int:
     """Channels that go at once from a group of `size`: `round_to`, but one by one where that were more than a quarter."""
     return round_to if size >= 4 * round_to else 1
@@ -145,7 +150,7 @@ def cheapest(
     totals = [
         torch.cat([torch.zeros(1, dtype=torch.float64), scores[g].double()[o].cumsum(0)]) for g, o in zip(graph.groups, order, strict=True)
     ]
-    kept = torch.tensor([float(g.size) for g in graph.groups], dtype=torch.float64)
+    kept = full_widths(graph)
     floors = [floor_of(g.size, floor, round_to) for g in graph.groups]
 
     def next_width(g: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from edgecompress.core import ChannelGraph, shrink, trace
-from edgecompress.core.select import Budget, cheapest, pricer
+from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.measure import latency, runtime
 from edgecompress.measure.cost import byte_price, cost, mac_price
 from edgecompress.methods.scores import magnitude
@@ -60,7 +60,7 @@ def _fits(context: Context, model: nn.Module, graph: ChannelGraph, form: str, ta
     """Does the unpruned network meet all targets as `form`? Its file is written only where the sum does not settle it."""
     if targets.macs is not None and cost(model, context.example, graph).macs > targets.macs:
         return False
-    weights = pricer(model, graph, byte_price(model, graph, form, 0.0)).cost(_sizes(graph))
+    weights = pricer(model, graph, byte_price(model, graph, form, 0.0)).cost(full_widths(graph))
     if targets.bytes is not None and weights > targets.bytes:
         return False
     clearly_small = targets.bytes is None or weights + GRAPH_BYTES < targets.bytes
@@ -72,12 +72,6 @@ def _fits(context: Context, model: nn.Module, graph: ChannelGraph, form: str, ta
         return small and (targets.latency is None or _p50_s(context, path) <= targets.latency)
     finally:
         path.unlink(missing_ok=True)
-
-
-def _sizes(graph: ChannelGraph) -> Any:
-    import torch
-
-    return torch.tensor([float(g.size) for g in graph.groups], dtype=torch.float64)
 
 
 def _p50_s(context: Context, path: Any) -> float:

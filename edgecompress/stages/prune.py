@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgecompress.core import ChannelGraph, shrink, trace
-from edgecompress.core.select import Budget, Price, Selection, cheapest, pricer
+from edgecompress.core.select import Budget, Price, Selection, cheapest, full_widths, pricer
 from edgecompress.measure.cost import byte_price, cost, mac_price
 from edgecompress.methods import scores as scoring
 from edgecompress.pipeline import Context, State
@@ -28,10 +28,6 @@ from edgecompress.train.fit import Loss, batches, fit
 
 FULL = 0.97
 """A planned file is refined until it takes at least this share of its budget (and at most all of it)."""
-
-
-def _widths(graph: ChannelGraph) -> torch.Tensor:
-    return torch.tensor([float(g.size) for g in graph.groups], dtype=torch.float64)
 
 
 def score(context: Context, model: nn.Module, graph: ChannelGraph, settings: Any, loss: Loss) -> scoring.Scores:
@@ -98,7 +94,7 @@ def _by_amount(
     first = state.numbers.get("unpruned_params", count(model))
     amount = settings.amount if settings.amount is not None else 0.5
     price = Price(dict.fromkeys(graph.output_shapes, 1.0), dict.fromkeys(graph.output_shapes, 1.0))
-    now = pricer(model, graph, price).cost(_widths(graph))
+    now = pricer(model, graph, price).cost(full_widths(graph))
     wanted = first * (1 - amount)
     limit = now * (max(wanted, 1.0) / now) ** (1 / (steps - step + 1))
     selection = cheapest(model, graph, values, (Budget(price, limit),), floor=settings.floor, round_to=settings.round_to)
@@ -119,7 +115,7 @@ def _by_plan(
 ) -> tuple[Selection, nn.Module]:
     """Move towards the plan's budgets by the same factor at each step; at the last, refine with exact exports."""
     full = _limits(context, model, graph, planned)
-    widths = _widths(graph)
+    widths = full_widths(graph)
     floor, round_to = planned["floor"], planned["round_to"]
     limits = []
     for budget in full:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from edgecompress.core import shrink, trace
-from edgecompress.core.select import Budget, cheapest, pricer
+from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure.cost import byte_price
 from edgecompress.pipeline import Context, State
@@ -29,7 +29,7 @@ from edgecompress.stages.common import (
     with_row,
 )
 from edgecompress.stages.plan import narrowest
-from edgecompress.stages.prune import _widths, score
+from edgecompress.stages.prune import score
 from edgecompress.train.fit import fit
 from edgecompress.units import format_size
 
@@ -91,7 +91,7 @@ def _round(
     loss = learning_loss(context, state, settings)
     values: Any = score(context, start.to(context.device), graph, settings, loss)
     price = byte_price(start, graph, form, fixed)
-    limit = Budget(price, min(budget, pricer(start, graph, price).cost(_widths(graph))))
+    limit = Budget(price, min(budget, pricer(start, graph, price).cost(full_widths(graph))))
     selection = cheapest(start, graph, values, (limit,), floor=settings.floor, round_to=settings.round_to)
     tried = shrink(start, selection.keep)
     chosen = fit_settings(context, tried, settings, epochs=6)
