@@ -303,7 +303,7 @@ def write_stage(folder: Path, before: State, after: State) -> None:
     for role in ("model", "teacher"):
         network = getattr(after, role)
         if network is not None and network is not getattr(before, role):
-            same = role == "teacher" and network is after.model
+            same = role == "teacher" and network is after.model and "model" in written
             if not same:
                 checkpoint.save(folder / f"{role}.safetensors", network, after.source)
             written[role] = "model" if same else role
