@@ -205,6 +205,8 @@ def test_max_drop_alone_finds_the_smallest_file_that_keeps_it(tmp_path: Path) ->
     first = next(row for row in result["stages"] if row["name"] == "train")
     chosen = next(row for row in result["formats"] if row["format"] == result["format"])
     assert len(rounds) >= 2
+    last = next(row for row in result["stages"] if row["name"] == "search")
+    assert last["accuracy"] in {row["accuracy"] for row in rounds if row["bytes"] == last["bytes"]}
     assert first["accuracy"] - chosen["accuracy"] <= 0.08 + 1e-9
     assert result["bytes"] < 0.35 * result["teacher"]["bytes"]
 

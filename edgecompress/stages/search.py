@@ -42,7 +42,7 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
     small = narrowest(context, model, graph, form, settings.floor, settings.round_to)
     goal = state.numbers["teacher"]["validation_accuracy"] - settings.max_drop
     accuracy, size = _exact(context, model, form)
-    good, good_size = (model, size) if accuracy >= goal else (None, size)
+    chosen, chosen_accuracy, chosen_size, met = model, accuracy, size, accuracy >= goal
     start, upper, lower = model, float(size), 0.0
     budget, left, number = size / 2, settings.refine, 0
     while budget >= small.bytes and number < 16:
@@ -51,7 +51,8 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
         kept = accuracy >= goal
         context.reporter.note(f"round {number}: {format_size(size)}, validation {accuracy:.4f}, {'kept' if kept else 'too low'}")
         if kept:
-            good, good_size, start, upper = tried, size, tried, float(size)
+            chosen, chosen_accuracy, chosen_size, met = tried, accuracy, size, True
+            start, upper = tried, float(size)
         else:
             lower = max(lower, budget)
         if lower:
@@ -61,13 +62,13 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
             budget = (lower * upper) ** 0.5
         else:
             budget = upper / 2
+    found = "smallest file found" if met else "no file found"
     planned = {
         "prune": True, "formats": [form], "bytes": None, "macs": None, "latency_s": None, "max_drop": settings.max_drop,
-        "smallest_bytes": small.bytes, "reason": f"smallest file found within {settings.max_drop:.2%} of the teacher in {number} rounds",
+        "smallest_bytes": small.bytes, "reason": f"{found} within {settings.max_drop:.2%} of the teacher in {number} round(s)",
     }  # fmt: skip
-    chosen = good if good is not None else model
-    state = replace(state, model=chosen).with_numbers(plan=planned, searched_bytes=good_size)
-    return with_row(state, "search", accuracy, count(chosen), bytes=good_size)
+    state = replace(state, model=chosen).with_numbers(plan=planned)
+    return with_row(state, "search", chosen_accuracy, count(chosen), bytes=chosen_size)
 
 
 def _exact(context: Context, model: nn.Module, form: str) -> tuple[float, int]:
