@@ -33,7 +33,7 @@ system:
 	fi
 
 test: $(STAMP) system
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(STAMP) system
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -24,7 +24,7 @@ def recipe_for(
     weights: str | None = None,
     epochs: int | None = None,
     distill_epochs: int | None = None,
-    steps: int = 2,
+    steps: int | str = "auto",
     criterion: str = "taylor",
     floor: float | str = 0.02,
     round_to: int | str = "auto",

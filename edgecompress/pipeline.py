@@ -255,13 +255,13 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
 
 
 def expand(recipe: Recipe) -> list[tuple[str, Any]]:
-    """The stages with their names; a prune stage of n steps becomes n stages."""
+    """The stages with their names; a prune stage of n steps becomes n stages (with `auto` it is one, which asks for the others)."""
     queue: list[tuple[str, Any]] = []
     for settings in recipe.stages:
-        steps = settings.steps if settings.stage == "prune" else 1
-        queue += [
-            (f"{settings.stage}-{i}of{steps}" if settings.stage == "prune" else settings.stage, settings) for i in range(1, steps + 1)
-        ]
+        if settings.stage == "prune" and settings.steps != "auto":
+            queue += [(f"prune-{i}of{settings.steps}", settings) for i in range(1, settings.steps + 1)]
+        else:
+            queue.append((settings.stage, settings))
     return queue
 
 

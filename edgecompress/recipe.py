@@ -116,12 +116,15 @@ class PlanStage(Strict):
 
 
 class PruneStage(Training):
-    """Remove channels in `steps`, each followed by distillation from the teacher (if there is one) or training."""
+    """Remove channels in `steps`, each followed by distillation from the teacher (if there is one) or training.
+
+    `auto` takes as many steps as keep each below a factor of four of what the budget counts.
+    """
 
     stage: Literal["prune"]
     amount: Share | None = None
     """Share of the parameters to remove; None takes the plan's budgets."""
-    steps: Annotated[int, Field(ge=1)] = 2
+    steps: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     criterion: Criterion = "taylor"
     score_batches: Annotated[int, Field(ge=1)] = 8
     floor: Share = 0.02

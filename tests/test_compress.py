@@ -18,7 +18,7 @@ import torch
 from edgecompress import checkpoint, files
 from edgecompress.data import load_data
 from edgecompress.measure import runtime
-from tests.cli.test_cli import one_line, run
+from tests.cli.test_cli import THREADS, one_line, run
 
 FAST = ("--epochs", 3, "--learning-rate", "1e-3", "--distill-epochs", 2)
 
@@ -238,12 +238,12 @@ def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(
 
 def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
     """A real SIGINT in the middle of a stage: exit 130, and --resume gives the weights of an undisturbed run."""
-    arguments = ["compress", "lenet5", "--target", "30KB", "--epochs", "1", "--distill-epochs", "1"]
+    arguments = ["compress", "lenet5", "--target", "30KB", "--epochs", "1", "--distill-epochs", "1", "--steps", "2"]
     whole = run(*arguments, "-o", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "edgecompress.cli.app", *arguments, "-o", "cut"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "CI": "1"},
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "CI": "1", **THREADS},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
     )  # fmt: skip
     deadline = time.monotonic() + 200

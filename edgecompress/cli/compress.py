@@ -52,7 +52,7 @@ def compress(
     weights: Annotated[str | None, typer.Option("--weights", help="imagenet, or a file of tensors to start from")] = None,
     epochs: Epochs = None,
     distill_epochs: Annotated[int | None, typer.Option("--distill-epochs", help="epochs after the last cut", min=1)] = None,
-    steps: Annotated[int, typer.Option("--steps", help="pruning steps", min=1)] = 2,
+    steps: Annotated[str, typer.Option("--steps", help="pruning steps; auto: no step larger than a factor of four")] = "auto",
     criterion: Annotated[str, typer.Option("--criterion", help="l1, l2, bn, taylor or random")] = "taylor",
     floor: Annotated[str, typer.Option("--floor", help="share of a group that always stays")] = "0.02",
     round_to: Annotated[
@@ -88,10 +88,10 @@ def compress(
         "latency": None if target_latency is None else units.parse_duration(target_latency),
         "max_drop": None if max_drop is None else units.parse_share(max_drop),
     }
-    rounding: int | str = int(round_to) if round_to.isdigit() else round_to
     recipe = recipe_for(
         model, targets=targets, quantize=quantize, data=data, teacher=_path(teacher), weights=weights, epochs=epochs,
-        distill_epochs=distill_epochs, steps=steps, criterion=criterion, floor=units.parse_share(floor), round_to=rounding,
+        distill_epochs=distill_epochs, steps=_number(steps), criterion=criterion, floor=units.parse_share(floor),
+        round_to=_number(round_to),
         learning_rate=learning_rate, batch_size=batch_size, seed=seed, device=device, threads=threads,
         image_size=image_size, skip_bad=skip_bad,
     )  # fmt: skip
@@ -99,6 +99,11 @@ def compress(
         recipe, origins(context, PLACES), output=output, resume=resume, exist_ok=exist_ok,
         as_json=as_json, verbose=verbose, quiet=quiet, dry_run=dry_run,
     )  # fmt: skip
+
+
+def _number(text: str) -> int | str:
+    """An option that is a number or a word; the recipe refuses other words."""
+    return int(text) if text.isdigit() else text
 
 
 def _path(checkpoint: str | None) -> str | None:

@@ -84,7 +84,7 @@ def prune(
     context: typer.Context,
     checkpoint: Checkpoint,
     amount: Annotated[str, typer.Option("--amount", help="share of the parameters to remove: 50%")] = "50%",
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 1,
+    steps: Annotated[str, typer.Option("--steps", help="cuts, each with training after it; auto: each at most a factor of 4")] = "auto",
     criterion: Annotated[str, typer.Option("--criterion", help="l1, l2, bn, taylor or random")] = "taylor",
     floor: Annotated[str, typer.Option("--floor", help="share of a group that always stays")] = "0.02",
     round_to: Annotated[int, typer.Option("--round-to", help="widths are multiples of this", min=1)] = 1,
@@ -111,7 +111,8 @@ def prune(
 
     path, model = _checkpoint(checkpoint)
     stage = {
-        "stage": "prune", "amount": parse_share(amount), "steps": steps, "criterion": criterion, "floor": parse_share(floor),
+        "stage": "prune", "amount": parse_share(amount), "steps": int(steps) if steps.isdigit() else steps,
+        "criterion": criterion, "floor": parse_share(floor),
         "round_to": round_to, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
     }  # fmt: skip
     _go(context, "prune", [{"stage": "load", "checkpoint": path}, stage], {**locals(), "model": model})

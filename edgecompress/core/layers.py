@@ -187,6 +187,16 @@ def scale_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
     return (blocks * per_group).reshape_as(weight)
 
 
+def scale_outputs(layer: nn.Module, factor: Tensor) -> Tensor:
+    """The weight of a mixing `layer` when its output channel i is multiplied by `factor[i]`; `factor` has shape (out,)."""
+    weight = layer.get_parameter("weight")
+    factor = factor.to(weight)
+    if not isinstance(layer, _ConvTransposeNd):
+        return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    blocks = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    return (blocks * factor.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))).reshape_as(weight)
+
+
 def unit_weights(layer: nn.Module) -> float:
     """Weights for one (input, output) pair of a mixing layer; for one output where whole groups are cut (`loses_whole_groups`).
 

@@ -137,11 +137,13 @@ def cheapest(
     *,
     floor: float = 0.02,
     round_to: int = 1,
+    sizes: Mapping[str, int] | None = None,
 ) -> Selection:
     """Remove, until every budget holds, the channels whose loss of score a unit of cost is smallest.
 
     Widths end on multiples of `round_to` in groups at least four times as wide (one that starts off a multiple may keep its size), and
-    finer where more than 3 % of a budget would stay free; no group falls below `floor_of`. Ties go to the earlier group and the
+    finer where more than 3 % of a budget would stay free; no group falls below `floor_of` its size (that in `sizes`, by name,
+    where the network was wider before: several cuts end at the same floors as one). Ties go to the earlier group and the
     lower channel. When the floors are reached first, `met` is false and the masks are those of the smallest network.
     """
     widths = _Widths(model, graph)
@@ -151,7 +153,7 @@ def cheapest(
         torch.cat([torch.zeros(1, dtype=torch.float64), scores[g].double()[o].cumsum(0)]) for g, o in zip(graph.groups, order, strict=True)
     ]
     kept = full_widths(graph)
-    floors = [floor_of(g.size, floor, round_to) for g in graph.groups]
+    floors = [min(g.size, floor_of((sizes or {}).get(g.name, g.size), floor, round_to)) for g in graph.groups]
 
     def next_width(g: int) -> int:
         width, block = int(kept[g]), block_of(graph.groups[g].size, round_to)

@@ -15,6 +15,7 @@ from edgecompress.core import shrink, trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure.cost import byte_price
+from edgecompress.methods.repair import repaired
 from edgecompress.pipeline import Context, State
 from edgecompress.recipe import SearchStage
 from edgecompress.stages.common import (
@@ -29,7 +30,7 @@ from edgecompress.stages.common import (
     with_row,
 )
 from edgecompress.stages.plan import narrowest
-from edgecompress.stages.prune import score
+from edgecompress.stages.prune import REPAIR_IMAGES, score
 from edgecompress.train.fit import fit
 from edgecompress.units import format_size
 
@@ -39,6 +40,7 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
     form = FORMAT_OF.get(settings.quantize, "int8-qdq")
     model = state.need_model()
     graph = trace(model, context.example)
+    sizes = {group.name: group.size for group in graph.groups}
     small = narrowest(context, model, graph, form, settings.floor, settings.round_to)
     goal = state.numbers["teacher"]["validation_accuracy"] - settings.max_drop
     accuracy, size = _exact(context, model, form)
@@ -47,7 +49,7 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
     budget, left, number = size / 2, settings.refine, 0
     while budget >= small.bytes and number < 16:
         number += 1
-        tried, state, accuracy, size = _round(context, settings, state, start, form, budget, small.fixed, number)
+        tried, state, accuracy, size = _round(context, settings, state, start, form, budget, small.fixed, sizes, number)
         kept = accuracy >= goal
         context.reporter.note(f"round {number}: {format_size(size)}, validation {accuracy:.4f}, {'kept' if kept else 'too low'}")
         if kept:
@@ -85,16 +87,18 @@ def _exact(context: Context, model: nn.Module, form: str) -> tuple[float, int]:
 
 
 def _round(
-    context: Context, settings: SearchStage, state: State, start: nn.Module, form: str, budget: float, fixed: float, number: int
-) -> tuple[nn.Module, State, float, int]:
-
+    context: Context, settings: SearchStage, state: State, start: nn.Module, form: str, budget: float, fixed: float,
+    sizes: dict[str, int], number: int,
+) -> tuple[nn.Module, State, float, int]:  # fmt: skip
+    """One try at `budget` bytes, from the network `start`: the network, the state with its row, its accuracy, and its exact bytes."""
     graph = trace(start, context.example)
     loss = learning_loss(context, state, settings)
     values: Any = score(context, start.to(context.device), graph, settings, loss)
     price = byte_price(start, graph, form, fixed)
     limit = Budget(price, min(budget, pricer(start, graph, price).cost(full_widths(graph))))
-    selection = cheapest(start, graph, values, (limit,), floor=settings.floor, round_to=settings.round_to)
-    tried = shrink(start, selection.keep)
+    selection = cheapest(start, graph, values, (limit,), floor=settings.floor, round_to=settings.round_to, sizes=sizes)
+    images = context.data.normalised(context.data.train.pixels[:REPAIR_IMAGES]).to(context.device)
+    tried = repaired(start, shrink(start, selection.keep), selection.keep, images)
     chosen = fit_settings(context, tried, settings, epochs=6)
     result = fit(
         tried.to(context.device), context.data, loss, chosen,

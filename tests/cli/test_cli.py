@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+THREADS = {"EDGECOMPRESS_THREADS": "1"} if os.environ.get("PYTEST_XDIST_WORKER") else {}
+"""Workers of one test run share the cores: one thread for each command."""
+
 
 def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """`edgecompress ARGUMENTS` in a process of its own."""
     command = [sys.executable, "-m", "edgecompress.cli.app", *map(str, arguments)]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("EDGECOMPRESS_")} | {"CI": "1", "COLUMNS": "200"} | environment
+    env = {k: v for k, v in os.environ.items() if not k.startswith("EDGECOMPRESS_")} | {"CI": "1", "COLUMNS": "200"} | THREADS | environment
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500, check=False)
 
 

@@ -141,8 +141,9 @@ def test_magnitudes_follow_the_weights_and_bn_needs_batchnorm() -> None:
 
 def test_defaults_and_batches() -> None:
     data = load_data("digits")
-    plain, normalised = (default_settings(nn.Identity(), data, normalised=n) for n in (False, True))
-    assert plain.learning_rate < normalised.learning_rate
+    wide = nn.Linear(2000, 2000)
+    plain, normalised = (default_settings(wide, data, normalised=n) for n in (False, True))
+    assert plain.learning_rate < normalised.learning_rate == default_settings(nn.Identity(), data, normalised=False).learning_rate
     parts = list(batches(data, FitSettings(1, batch_size=100), CPU, torch.Generator().manual_seed(0)))
     assert sorted(torch.cat([b.ids for b in parts]).tolist()) == list(range(1169))
     assert torch.equal(parts[0].labels, data.train.labels[parts[0].ids])
