@@ -19,10 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress import checkpoint, files
+from edgecompress.core import trace
 from edgecompress.data import DataSet, load_data
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
+from edgecompress.measure.cost import cost, layer_table
 from edgecompress.measure.machine import cores
+from edgecompress.methods.gradual import groups_of
+from edgecompress.methods.scores import batchnorm_layers
 from edgecompress.models.registry import ModelSource, build, runs_user_code
 from edgecompress.models.weights import load_weights
 from edgecompress.recipe import Recipe, to_yaml
@@ -143,8 +147,24 @@ def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
             load_weights(source, stage.weights)
     if not runs_user_code(source.name):
         with torch.device("meta"):
-            build(source)
+            blank = build(source)
+        check_names(recipe, blank, data)
     return data, device, source
+
+
+def check_names(recipe: Recipe, blank: nn.Module, data: DataSet) -> None:
+    """Raises `UsageError` when a stage names a layer that the network has not, or a criterion that it cannot have."""
+    stages = [s for s in recipe.stages if s.stage in ("prune", "gradual", "search")]
+    named = {name for s in stages for name in getattr(s, "layers", None) or ()}
+    named |= {name for s in stages for name in (s.shares if s.stage == "gradual" and isinstance(s.shares, dict) else ())}
+    by_norm = any(s.criterion == "bn" for s in stages)
+    if not named and not by_norm:
+        return
+    graph = trace(blank, torch.zeros(1, *data.image_shape))
+    for name in sorted(named):
+        groups_of(graph, name)
+    if by_norm:
+        batchnorm_layers(blank, graph)
 
 
 def _checked_checkpoint(path: Path, recipe: Recipe, data: DataSet) -> ModelSource:
@@ -247,7 +267,9 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
         "data_label": data.label,
         "data_digest": data.digest(),
         "recipe_digest": recipe.digest(),
-        "missed": ["the floors of all groups were reached first"] if state.numbers.get("floors_reached") else [],
+        "missed": [text for text in (state.numbers.get("floors_reached"),) if text],
+        "layers": layer_table(state.numbers.get("layers", []), cost(state.need_model(), torch.zeros(1, *data.image_shape))),
+        **{key: state.numbers[key] for key in ("constant_channels", "profile", "gradual") if key in state.numbers},
     }
     files.write_json(run.root / "result.json", result)
     write_report(run.root, result, list(state.history))

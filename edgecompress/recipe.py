@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -49,6 +49,21 @@ Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 Count = Annotated[int, BeforeValidator(_via(units.parse_count)), Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(_via(units.parse_duration)), Field(gt=0)]
 Share = Annotated[float, BeforeValidator(_via(units.parse_share)), Field(ge=0, le=1)]
+
+
+def _amount(value: Any) -> Any:
+    """Checked, and kept as it was written."""
+    if value is None or isinstance(value, bool):
+        return value
+    try:
+        units.parse_amount(str(value))
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return str(value)
+
+
+Amount = Annotated[str, BeforeValidator(_amount)]
+"""`50%` of the parameters to remove, or what may be left: `2Mparams`, `10MMACs`, `4MB` (the fp32 file)."""
 Quantize = Literal["auto", "int8", "fp16", "none"]
 Criterion = Literal["l1", "l2", "bn", "taylor", "random"]
 
@@ -122,8 +137,12 @@ class PruneStage(Training):
     """
 
     stage: Literal["prune"]
-    amount: Share | None = None
-    """Share of the parameters to remove; None takes the plan's budgets."""
+    amount: Amount | None = None
+    """How far; None takes the plan's budgets."""
+    scope: Literal["cost", "local", "global"] = "cost"
+    """What competes: score a unit of cost over the whole network, each group by itself, or all groups by score over their mean."""
+    layers: tuple[str, ...] | None = None
+    """Only the channels that these layers make; None: all."""
     steps: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     criterion: Criterion = "taylor"
     score_batches: Annotated[int, Field(ge=1)] = 8
@@ -131,6 +150,56 @@ class PruneStage(Training):
     round_to: Annotated[int, Field(ge=1)] = 1
     temperature: Annotated[float, Field(gt=0)] = 4.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+
+
+class GradualStage(Training):
+    """Train and prune at once: after some epochs channels go, the network is rebuilt smaller, and training goes on.
+
+    With `amount`, `shares` says how the layers share it: `static` (the same share of each), `dynamic` (what global magnitude pruning would
+    take from each), or the share of channels that each named layer loses in the end. `step` is the share that one cut removes. The epoch
+    chosen is the best one that meets the amount.
+    """
+
+    stage: Literal["gradual"]
+    amount: Amount | None = None
+    shares: Literal["static", "dynamic"] | dict[str, Share] = "static"
+    step: Share = 0.1
+    schedule: Literal["early", "middle", "late"] | tuple[int, ...] = "early"
+    scope: Literal["local", "global"] = "local"
+    layers: tuple[str, ...] | None = None
+    criterion: Criterion = "l1"
+    score_batches: Annotated[int, Field(ge=1)] = 8
+    floor: Share = 0.02
+    patience: Annotated[int, Field(ge=1)] | None = None
+    control: bool = False
+    """Train the same network once more without cuts, for the comparison in the report."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+
+    @model_validator(mode="after")
+    def _amount_or_shares(self) -> GradualStage:
+        if (self.amount is None) == isinstance(self.shares, str):
+            raise ValueError("give amount with shares static or dynamic, or shares for named layers without amount")
+        if not isinstance(self.schedule, str) and self.epochs is not None:
+            wrong = [epoch for epoch in self.schedule if not 1 <= epoch <= self.epochs]
+            if wrong or not self.schedule:
+                raise ValueError(f"schedule names epoch {wrong[0] if wrong else 'none'}: allowed are 1..{self.epochs}")
+        return self
+
+
+class ProfileStage(Strict):
+    """The share that global magnitude pruning takes from each layer at each level, and the accuracy there; the network is not changed."""
+
+    stage: Literal["profile"]
+    levels: tuple[Share, ...] = tuple(level / 20 for level in range(1, 20))
+    tolerance: Share = 0.01
+    """Points of validation accuracy that count as holding."""
+
+
+class ShrinkStage(Strict):
+    """Remove channels that never change or are never read: a zeroed network becomes smaller, and computes the same."""
+
+    stage: Literal["shrink"]
 
 
 class DistillStage(Training):
@@ -183,6 +252,9 @@ AnyStage = Annotated[
     | SimplifyStage
     | PlanStage
     | PruneStage
+    | GradualStage
+    | ProfileStage
+    | ShrinkStage
     | DistillStage
     | ExportStage
     | QuantizeStage
@@ -190,6 +262,10 @@ AnyStage = Annotated[
     | MeasureStage,
     Field(discriminator="stage"),
 ]
+
+
+STAGE_NAMES = tuple(get_args(kind.model_fields["stage"].annotation)[0] for kind in get_args(get_args(AnyStage)[0]))
+"""Every `stage:` that a recipe may name."""
 
 
 class Recipe(Strict):
@@ -235,7 +311,7 @@ def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any
 
 def _problems(error: ValidationError, where: str, lines: Mapping[tuple[Any, ...], int]) -> str:
     """One line that holds every error, with its line number and key."""
-    kinds = {"train", "load", "simplify", "plan", "prune", "distill", "export", "quantize", "search", "measure"}
+    kinds = set(STAGE_NAMES)
     parts = []
     nested = [p["loc"] for p in error.errors()]
     for problem in error.errors():

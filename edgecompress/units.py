@@ -58,6 +58,23 @@ def parse_share(text: str) -> float:
     return share
 
 
+def parse_amount(text: str) -> tuple[str, float]:
+    """How far to prune: `50%` of the parameters to remove, or what may be left: `2M params`, `10M MACs`, `4MB`.
+
+    Returns `("share", 0.5)`, `("params", 2e6)`, `("macs", 1e7)` or `("bytes", 4e6)`. Raises `UsageError` for anything else.
+    """
+    plain = str(text).strip()
+    for word, kind in (("params", "params"), ("macs", "macs")):
+        if plain.lower().endswith(word):
+            return kind, float(parse_count(plain[: -len(word)].strip()))
+    match = _NUMBER.match(plain)
+    if match is not None and match.group(2) in _SIZE:
+        return "bytes", float(parse_size(plain))
+    if match is not None and match.group(2) in ("", "%"):
+        return "share", parse_share(plain)
+    raise UsageError(f"amount '{text}' is not known: give 50% of the parameters to remove, or what is left: 2Mparams, 10MMACs, 4MB")
+
+
 def format_size(size: float) -> str:
     """`4,000,000 B` as `4.00 MB`: decimal units, three digits."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):

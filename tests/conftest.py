@@ -17,6 +17,14 @@ settings.load_profile("edgecompress")
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share an expensive fixture go to one worker (`--dist loadgroup`)."""
+    for item in items:
+        shared = {"compressed", "trained", "formats"} & set(getattr(item, "fixturenames", ()))
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.name}-{sorted(shared)[0]}"))
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """A test that leaves an environment variable or a running thread behind fails."""

@@ -60,9 +60,8 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
     if as_json:
         print_json(result)
         return
-    if verbose and result.get("widths"):
-        widths = [(name, str(old), str(new), f"{new / old:.2f}") for name, (old, new) in result["widths"].items()]
-        stderr().print(table("channels", ["group", "before", "kept", "share"], widths))
+    if verbose and result.get("layers"):
+        stderr().print(table("layers", ["layer", "widths", "parameters", "share", "MACs", "share"], layer_rows(result["layers"])))
     console = stdout()
     if "student" in result:
         from edgecompress.report.html import comparison
@@ -75,7 +74,45 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
         stages = [(r["name"], f"{r['accuracy']:.2%}", format_count(r["params"])) for r in result["stages"]]
         title = f"{result['model']} on {result['data_label']}, {result['command']}"
         console.print(table(title, ["stage", "validation accuracy", "parameters"], stages))
+    if result.get("constant_channels") and (result["command"] == "shrink" or verbose):
+        numbers = ("size", "constant", "unread", "removed")
+        rows = [(r["group"], *(str(r[k]) for k in numbers), r["reason"]) for r in result["constant_channels"]]
+        columns = ["group", "channels", "constant", "unread", "removed", "why not all"]
+        console.print(table("channels that never change or are never read", columns, rows))
+    if "profile" in result:
+        show_profile(result["profile"], verbose=verbose)
+    for name, reason in result.get("gradual", {}).get("left_alone", {}).items():
+        print_line(f"left alone: {name}: {reason}")
     for line in outcome.missed:
         print_line(f"target missed: {line}; the best file so far is kept")
     print_line(f"file:   {outcome.root / result['artifact']}")
     print_line(f"report: {outcome.root / 'report.html'}")
+
+
+def layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of the table of layers: widths, parameters and MACs before and after."""
+
+    def pair(values: list[int]) -> tuple[str, str]:
+        old, new = values
+        return f"{format_count(old)} -> {format_count(new)}", f"{new / old:.2f}" if old else "-"
+
+    return [
+        (
+            row["layer"],
+            f"{row['inputs'][0]}x{row['outputs'][0]} -> {row['inputs'][1]}x{row['outputs'][1]}",
+            *pair(row["params"]),
+            *pair(row["macs"]),
+        )
+        for row in layers
+    ]
+
+
+def show_profile(profile: dict[str, Any], *, verbose: bool) -> None:
+    """Print a sparsity profile: accuracy at each level, with `verbose` the share of each layer too, and where it stops to hold."""
+    shown = range(len(profile["levels"])) if verbose else range(1, len(profile["levels"]), 2)
+    levels = [f"{profile['levels'][i]:.0%}" for i in shown]
+    accuracy = ("validation accuracy", *(f"{profile['accuracy'][i]:.1%}" for i in shown))
+    layers = [(name, *(f"{shares[i]:.0%}" for i in shown)) for name, shares in profile["layers"].items()]
+    stdout().print(table("share of each layer's weights at zero", ["global level", *levels], [accuracy, *layers]))
+    within = f"within {100 * profile['tolerance']:g} point(s) of {profile['unpruned']:.2%}"
+    print_line(f"accuracy holds up to {profile['holds_to']:.0%} of all weights at zero ({within}, on validation)")

@@ -1,4 +1,4 @@
-"""Verbs that are a recipe of one or two stages: train, prune, export, quantize."""
+"""Verbs that are a recipe of one or two stages: train, shrink, profile, export, quantize."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from edgecompress.cli.console import (
 )
 
 Checkpoint = Annotated[Path, typer.Argument(help="model.safetensors, or the folder of a run")]
+Model = Annotated[str | None, typer.Option("--model", help="for a file of tensors (.pt, .safetensors): the network they belong to")]
 Quantize = Annotated[str, typer.Option("--quantize", help="auto, int8, fp16 or none")]
 
 
@@ -40,7 +41,16 @@ def _checkpoint(path: Path) -> tuple[str, str]:
     return str(inner), read_manifest(inner).model.name
 
 
-def _go(context: typer.Context, command: str, stages: list[dict[str, Any]], values: dict[str, Any]) -> None:
+def source(path: Path, model: str | None) -> tuple[dict[str, Any], str]:
+    """(first stage, model name) for a checkpoint of ours, or, with `model`, for a file of tensors that somebody else saved."""
+    if model is not None:
+        return {"stage": "train", "epochs": 0, "weights": str(path)}, model
+    inner, name = _checkpoint(path)
+    return {"stage": "load", "checkpoint": inner}, name
+
+
+def go(context: typer.Context, command: str, stages: list[dict[str, Any]], values: dict[str, Any]) -> None:
+    """Check and run a recipe of `stages`; `values` are the verb's options by name."""
     from edgecompress.cli.launch import launch
     from edgecompress.recipe import validate
 
@@ -77,21 +87,14 @@ def train(
 ) -> None:
     """Train a network; the run's folder then holds model.safetensors, which --teacher takes."""
     stage = {"stage": "train", "epochs": epochs, "weights": weights, "learning_rate": learning_rate, "batch_size": batch_size}
-    _go(context, "train", [stage], dict(locals()))
+    go(context, "train", [stage], dict(locals()))
 
 
-def prune(
+def shrink(
     context: typer.Context,
     checkpoint: Checkpoint,
-    amount: Annotated[str, typer.Option("--amount", help="share of the parameters to remove: 50%")] = "50%",
-    steps: Annotated[str, typer.Option("--steps", help="cuts, each with training after it; auto: each at most a factor of 4")] = "auto",
-    criterion: Annotated[str, typer.Option("--criterion", help="l1, l2, bn, taylor or random")] = "taylor",
-    floor: Annotated[str, typer.Option("--floor", help="share of a group that always stays")] = "0.02",
-    round_to: Annotated[int, typer.Option("--round-to", help="widths are multiples of this", min=1)] = 1,
+    model: Model = None,
     data: Data = "digits",
-    epochs: Epochs = None,
-    learning_rate: Rate = None,
-    batch_size: BatchSize = None,
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
     seed: Seed = 0,
@@ -106,16 +109,40 @@ def prune(
     debug: Debug = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Remove channels from a checkpoint, physically, and train what is left."""
+    """Make a network that somebody zeroed smaller, exactly; a table says what stayed and why.
+
+    Example: edgecompress shrink zeroed.pt --model vgg16
+    """
+    first, name = source(checkpoint, model)
+    go(context, "shrink", [first, {"stage": "shrink"}], {**locals(), "model": name})
+
+
+def profile(
+    context: typer.Context,
+    checkpoint: Checkpoint,
+    model: Model = None,
+    tolerance: Annotated[str, typer.Option("--tolerance", help="accuracy that may be lost while it still holds, absolute")] = "1%",
+    data: Data = "digits",
+    image_size: ImageSize = None,
+    skip_bad: SkipBad = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    output: Output = None,
+    resume: Resume = False,
+    exist_ok: ExistOk = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Show what global magnitude pruning takes from each layer at 5 % to 95 %, and up to where the accuracy holds."""
     from edgecompress.units import parse_share
 
-    path, model = _checkpoint(checkpoint)
-    stage = {
-        "stage": "prune", "amount": parse_share(amount), "steps": int(steps) if steps.isdigit() else steps,
-        "criterion": criterion, "floor": parse_share(floor),
-        "round_to": round_to, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
-    }  # fmt: skip
-    _go(context, "prune", [{"stage": "load", "checkpoint": path}, stage], {**locals(), "model": model})
+    first, name = source(checkpoint, model)
+    stages = [first, {"stage": "profile", "tolerance": parse_share(tolerance)}]
+    go(context, "profile", stages, {**locals(), "model": name})
 
 
 def export(
@@ -139,7 +166,7 @@ def export(
     """Write a checkpoint as ONNX (BatchNorm folded) and check the file against it."""
     path, model = _checkpoint(checkpoint)
     stages = [{"stage": "load", "checkpoint": path}, {"stage": "export"}]
-    _go(context, "export", stages, {**locals(), "model": model})
+    go(context, "export", stages, {**locals(), "model": model})
 
 
 def quantize(
@@ -164,4 +191,4 @@ def quantize(
     """Write a checkpoint as ONNX in fp32, fp16 and int8, measure each, and place the best as model.onnx."""
     path, model = _checkpoint(checkpoint)
     stages = [{"stage": "load", "checkpoint": path}, {"stage": "export"}, {"stage": "quantize", "quantize": quantize}]
-    _go(context, "quantize", stages, {**locals(), "model": model})
+    go(context, "quantize", stages, {**locals(), "model": model})

@@ -1,10 +1,11 @@
-"""Channels whose output never changes, removed where that is exact.
+"""Channels whose output never changes, or is never read, removed where that is exact: the shrinking of a zeroed network.
 
 Every activation is run once on values that are either a known constant or NaN for "depends on the input": the network's own
 layers carry them forward, and NaN stays NaN. A channel that reaches all its consumers as a constant is folded into their biases
 and dropped. Through a zero-padded convolution a constant other than 0 is wrong at the borders, so such a channel stays, with the reason.
 
-"Zero" means that every weight is zero, never that they sum to zero.
+"Zero" means that every weight is zero, never that they sum to zero. A channel that every consumer multiplies by zero is not read, and goes
+whatever it is. What goes may silence or unread others, so this is repeated until nothing goes.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 
 from edgecompress.core import layers
-from edgecompress.core.graph import ChannelGraph, ChannelGroup, consumers, symbolic_trace
+from edgecompress.core.graph import ChannelGraph, ChannelGroup, computed_tensors, consumers, symbolic_trace, trace
 from edgecompress.core.shrink import shrink
 
 
 @dataclass(frozen=True)
 class ConstantChannels:
-    """What became of the constant channels of one group: `removed` of `constant` went; `reason` says why the rest stayed."""
+    """One group of `size` channels: `constant` never change or are `unread`, of these `removed` went; `reason` says why not all."""
 
     group: str
     size: int
     constant: int
+    unread: int
     removed: int
     reason: str
 
@@ -120,16 +123,19 @@ def constant_inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
     return run.read
 
 
-def _absorbable(model: nn.Module, group: ChannelGroup, read: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """For each channel of `group`: is it constant at every consumer, and can every consumer take it into its bias?"""
-    constant = torch.ones(group.size, dtype=torch.bool)
-    exact = torch.ones(group.size, dtype=torch.bool)
+def _absorbable(model: nn.Module, group: ChannelGroup, read: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """For each channel of `group` (C,): does it never change or is never read; can every consumer do without it; does nobody read it?"""
+    known, exact, unread = (torch.ones(group.size, dtype=torch.bool) for _ in range(3))
     for member in consumers(model, group):
+        layer = model.get_submodule(member.layer)
         value = read[member.layer][member.index]
-        constant &= ~value.isnan().any(1)
-        if zero_padded(model.get_submodule(member.layer)):
-            exact &= (value == 0).all(1)
-    return constant, exact
+        columns = next(t for n, t in layers.axis_slices(layer, "in") if n == "weight").detach()
+        ignored = (columns == 0).flatten(1).all(1).cpu()[member.index].all(1)
+        unread &= ignored
+        known &= ~value.isnan().any(1) | ignored
+        if zero_padded(layer):
+            exact &= (value == 0).all(1) | ignored
+    return known, known & exact, unread
 
 
 def _absorb(model: nn.Module, dropped: dict[str, Tensor]) -> None:
@@ -138,21 +144,49 @@ def _absorb(model: nn.Module, dropped: dict[str, Tensor]) -> None:
         layer = model.get_submodule(name)
         columns = next(t for n, t in layers.axis_slices(layer, "in") if n == "weight").detach()
         used = value.nan_to_num(0.0).double()
-        if not bool((used != 0).any()):
-            continue
         groups, out_size = int(getattr(layer, "groups", 1)), layers.axis_size(layer, "out")
         sums = columns.double().flatten(2).sum(2) if columns.dim() > 2 else columns.double()  # (in, out / groups)
         parts = (sums * used[:, None]).reshape(groups, -1, sums.shape[1]).sum(1).reshape(-1)
+        if not bool((parts != 0).any()):
+            continue
         old = getattr(layer, "bias", None)
         base = torch.zeros(out_size, dtype=torch.float64) if old is None else old.detach().double()
         layer.register_parameter("bias", nn.Parameter((base + parts).to(columns.dtype)))
 
 
 def drop_constant_channels(model: nn.Module, graph: ChannelGraph, example: Tensor) -> tuple[nn.Module, list[ConstantChannels]]:
-    """A smaller model that computes exactly what `model` computes, and a row for each group that had constant channels.
+    """A smaller model that computes exactly what `model` computes, and a row for each group that had constant or unread channels.
 
-    `graph` is the trace of `model`. A group keeps at least one channel. Groups without a consumer of their own are left alone.
+    `graph` is the trace of `model` for inputs like `example`. Masks of torch.nn.utils.prune are made permanent in the result. A group
+    keeps at least one channel. Groups without a consumer of their own are left alone.
     """
+    small, rows = _drop_once(without_masks(model), graph, example)
+    table = {row.group: row for row in rows}
+    while any(row.removed for row in rows):
+        small, rows = _drop_once(small, trace(small, example), example)
+        table |= {row.group: _joined(table.get(row.group), row) for row in rows}
+    return small, list(table.values())
+
+
+def without_masks(model: nn.Module) -> nn.Module:
+    """A copy of `model` in which the masks of torch.nn.utils.prune are multiplied into the weights and gone."""
+    baked = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed_tensors(model)})
+    for module in baked.modules():
+        for name in [n.removesuffix("_mask") for n, _ in module.named_buffers(recurse=False) if n.endswith("_mask")]:
+            if hasattr(module, f"{name}_orig"):
+                prune.remove(module, name)
+    return baked
+
+
+def _joined(before: ConstantChannels | None, now: ConstantChannels) -> ConstantChannels:
+    """One row for what went from a group in earlier passes and in this one."""
+    if before is None:
+        return now
+    gone = before.removed
+    return ConstantChannels(now.group, before.size, gone + now.constant, before.unread + now.unread, gone + now.removed, now.reason)
+
+
+def _drop_once(model: nn.Module, graph: ChannelGraph, example: Tensor) -> tuple[nn.Module, list[ConstantChannels]]:
     read = constant_inputs(model, example)
     keep: dict[ChannelGroup, Tensor] = {}
     rows: list[ConstantChannels] = []
@@ -161,16 +195,15 @@ def drop_constant_channels(model: nn.Module, graph: ChannelGraph, example: Tenso
         members = consumers(model, group)
         if not members:
             continue
-        constant, exact = _absorbable(model, group, read)
-        gone = constant & exact
+        constant, gone, unread = _absorbable(model, group, read)
         reason = ""
-        if (constant & ~exact).any():
+        if (constant & ~gone).any():
             reason = "a constant other than 0 meets a zero-padded convolution, which differs at the borders"
         if gone.all():
             gone[0] = False
             reason = "the last channel of a group stays"
         if constant.any():
-            rows.append(ConstantChannels(group.name, group.size, int(constant.sum()), int(gone.sum()), reason))
+            rows.append(ConstantChannels(group.name, group.size, int(constant.sum()), int(unread.sum()), int(gone.sum()), reason))
         if not gone.any():
             continue
         keep[group] = ~gone
@@ -180,7 +213,7 @@ def drop_constant_channels(model: nn.Module, graph: ChannelGraph, example: Tenso
             where = member.index[gone].reshape(-1)
             value[where] = read[member.layer][where].to(value.dtype)
     if not keep:
-        return copy.deepcopy(model), rows
+        return model, rows
     absorbed = copy.deepcopy(model)
     _absorb(absorbed, dropped)
     return shrink(absorbed, keep), rows

@@ -65,9 +65,14 @@ class ChannelGraph:
         raise UsageError(f"no prunable group '{name}': there are {', '.join(g.name for g in self.groups)}")
 
 
+def computed_tensors(model: nn.Module) -> list[Tensor]:
+    """Tensors that hang on modules as plain attributes, as torch.nn.utils.prune leaves `weight`: `copy.deepcopy` refuses them."""
+    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+
+
 def meta_copy(model: nn.Module) -> nn.Module:
     """A structural copy of `model` in eval mode whose tensors are on the meta device: no weight is read or copied."""
-    memo: dict[int, object] = {}
+    memo: dict[int, object] = {id(t): torch.empty_like(t, device="meta", requires_grad=False) for t in computed_tensors(model)}
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -6,7 +6,7 @@ across the whole network, until every budget holds. Nothing here reads a weight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -47,7 +47,7 @@ class Selection:
     met: bool
 
 
-class _Widths:
+class Widths:
     """Widths of all mixing layers as a linear function of the number of channels kept in each group."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
@@ -85,7 +85,7 @@ class _Widths:
 class Pricer:
     """Evaluates a `Price` and its gradient for numbers of kept channels. Vectors: kept (G,), cost scalar, gradient (G,)."""
 
-    def __init__(self, widths: _Widths, price: Price) -> None:
+    def __init__(self, widths: Widths, price: Price) -> None:
         self.widths = widths
         self.per_weight = torch.tensor([price.per_weight.get(n, 0.0) for n in widths.layers], dtype=torch.float64)
         self.per_output = torch.tensor([price.per_output.get(n, 0.0) for n in widths.layers], dtype=torch.float64)
@@ -111,7 +111,7 @@ class Pricer:
 
 def pricer(model: nn.Module, graph: ChannelGraph, price: Price) -> Pricer:
     """A `Pricer` for `price` on the groups of `graph`, the trace of `model`."""
-    return Pricer(_Widths(model, graph), price)
+    return Pricer(Widths(model, graph), price)
 
 
 def full_widths(graph: ChannelGraph) -> Tensor:
@@ -138,22 +138,24 @@ def cheapest(
     floor: float = 0.02,
     round_to: int = 1,
     sizes: Mapping[str, int] | None = None,
+    only: Collection[str] | None = None,
 ) -> Selection:
     """Remove, until every budget holds, the channels whose loss of score a unit of cost is smallest.
 
     Widths end on multiples of `round_to` in groups at least four times as wide (one that starts off a multiple may keep its size), and
     finer where more than 3 % of a budget would stay free; no group falls below `floor_of` its size (that in `sizes`, by name,
-    where the network was wider before: several cuts end at the same floors as one). Ties go to the earlier group and the
-    lower channel. When the floors are reached first, `met` is false and the masks are those of the smallest network.
+    where the network was wider before: several cuts end at the same floors as one). With `only`, other groups (by name)
+    stay whole. Ties go to the earlier group and the lower channel. When the floors are reached first, `met` is false and the masks are
+    those of the smallest network.
     """
-    widths = _Widths(model, graph)
+    widths = Widths(model, graph)
     pricers = [Pricer(widths, b.price) for b in budgets]
     order = [scores[g].double().argsort(descending=True, stable=True) for g in graph.groups]
     totals = [
         torch.cat([torch.zeros(1, dtype=torch.float64), scores[g].double()[o].cumsum(0)]) for g, o in zip(graph.groups, order, strict=True)
     ]
     kept = full_widths(graph)
-    floors = [min(g.size, floor_of((sizes or {}).get(g.name, g.size), floor, round_to)) for g in graph.groups]
+    floors = [_floor(g, floor, round_to, sizes, only) for g in graph.groups]
 
     def next_width(g: int) -> int:
         width, block = int(kept[g]), block_of(graph.groups[g].size, round_to)
@@ -211,6 +213,93 @@ def _fill(
         else:
             block //= 2
     return costs
+
+
+def _floor(group: ChannelGroup, floor: float, round_to: int, sizes: Mapping[str, int] | None, only: Collection[str] | None) -> int:
+    if only is not None and group.name not in only:
+        return group.size
+    return min(group.size, floor_of((sizes or {}).get(group.name, group.size), floor, round_to))
+
+
+def uniform(
+    model: nn.Module,
+    graph: ChannelGraph,
+    scores: Mapping[ChannelGroup, Tensor],
+    budgets: tuple[Budget, ...],
+    scope: str,
+    *,
+    floor: float = 0.02,
+    round_to: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    only: Collection[str] | None = None,
+) -> Selection:
+    """Keep the largest common share of channels that holds every budget: of each group (`scope` local), or of all together (global).
+
+    Locally each group keeps its best channels; globally scores are divided by their group's mean and ranked across groups. Floors, `sizes`
+    and `only` as in `cheapest`; local widths are multiples of `round_to`.
+    """
+    pricers = [Pricer(Widths(model, graph), b.price) for b in budgets]
+    floors = {g.name: _floor(g, floor, round_to, sizes, only) for g in graph.groups}
+
+    def at(share: float) -> Selection:
+        widths = {g.name: max(floors[g.name], _rounded(g.size * share, block_of(g.size, round_to))) for g in graph.groups}
+        keep = top(scores, widths) if scope == "local" else top_overall(scores, widths, floors)
+        kept = torch.tensor([float(keep[g].sum()) for g in graph.groups], dtype=torch.float64)
+        costs = tuple(p.cost(kept) for p in pricers)
+        return Selection(keep, costs, all(c <= b.limit for c, b in zip(costs, budgets, strict=True)))
+
+    best, low, high = at(0.0), 0.0, 1.0
+    if at(1.0).met:
+        return at(1.0)
+    for _ in range(20 if best.met else 0):
+        middle = (low + high) / 2
+        tried = at(middle)
+        if tried.met:
+            best, low = tried, middle
+        else:
+            high = middle
+    return best
+
+
+def _rounded(width: float, block: int) -> int:
+    return round(width / block) * block
+
+
+def top(scores: Mapping[ChannelGroup, Tensor], widths: Mapping[str, int]) -> dict[ChannelGroup, Tensor]:
+    """Local choice: the `widths[name]` best channels of each group, of equal ones the lower. Groups not named stay whole."""
+    keep = {}
+    for group, values in scores.items():
+        width = min(widths.get(group.name, group.size), group.size)
+        keep[group] = _best(values, width)
+    return keep
+
+
+def top_overall(scores: Mapping[ChannelGroup, Tensor], widths: Mapping[str, int], floors: Mapping[str, int]) -> dict[ChannelGroup, Tensor]:
+    """Global choice: as many channels as `widths` leaves in all, those with the highest scores divided by their group's mean.
+
+    Groups not named in `widths` stay whole; no other falls below `floors[name]`. Of equal scores the earlier group and lower channel stay.
+    """
+    chosen = [group for group in scores if group.name in widths]
+    keep = {group: torch.ones(group.size, dtype=torch.bool) for group in scores}
+    total = sum(min(widths[group.name], group.size) for group in chosen)
+    ranked = []
+    for group in chosen:
+        relative = scores[group].double() / scores[group].double().mean().clamp_min(1e-30)
+        must = _best(relative, min(floors.get(group.name, 1), group.size))
+        keep[group] = must
+        ranked.append(torch.where(must, torch.inf, relative))
+    if chosen:
+        order = torch.cat(ranked).argsort(descending=True, stable=True)
+        stays = torch.zeros(len(order), dtype=torch.bool)
+        stays[order[: max(total, sum(int(keep[g].sum()) for g in chosen))]] = True
+        keep |= dict(zip(chosen, stays.split([g.size for g in chosen]), strict=True))
+    return keep
+
+
+def _best(values: Tensor, count: int) -> Tensor:
+    mask = torch.zeros(len(values), dtype=torch.bool)
+    mask[values.double().argsort(descending=True, stable=True)[:count]] = True
+    return mask
 
 
 def _masks(graph: ChannelGraph, order: list[Tensor], kept: Tensor) -> dict[ChannelGroup, Tensor]:

@@ -5,13 +5,15 @@ MACs are per sample and count convolutions and Linear layers: every weight once 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, layers, trace
 from edgecompress.core.graph import meta_copy
-from edgecompress.core.select import Price
+from edgecompress.core.select import Price, full_widths, pricer
 from edgecompress.core.simplify import fold_batchnorm
 
 
@@ -70,6 +72,28 @@ def mac_price(model: nn.Module, graph: ChannelGraph) -> Price:
     """The MACs of `model` for one sample, as a price over widths."""
     per_weight = {name: float(positions(model.get_submodule(name), shape)) for name, shape in graph.output_shapes.items()}
     return Price(per_weight, {})
+
+
+def param_price(model: nn.Module, graph: ChannelGraph) -> Price:
+    """Every parameter of `model` as a price over widths, exact: weights, biases, normalisation, and those that no width changes."""
+    weights, outputs, channels = {}, {}, {}
+    for name, layer in model.named_modules():
+        if layers.is_mixing(layer) and name in graph.output_shapes:
+            weights[name] = 1.0
+            outputs[name] = float(getattr(layer, "bias", None) is not None)
+        elif "through" in layers.axes(layer):
+            channels[name] = float(sum(p.numel() for p in layer.parameters(recurse=False)) / layers.axis_size(layer, "through"))
+    price = Price(weights, outputs, 0.0, channels)
+    counted = pricer(model, graph, price).cost(full_widths(graph))
+    return Price(weights, outputs, sum(p.numel() for p in model.parameters()) - counted, channels)
+
+
+def layer_table(before: Sequence[Mapping[str, Any]], after: Cost) -> list[dict[str, Any]]:
+    """For each layer its widths, parameters and MACs `before` (rows of `LayerCost`) and `after`, as pairs."""
+    now = {row.name: row for row in after.layers}
+    numbers = ("inputs", "outputs", "params", "macs")
+    kept = [(row, now[row["name"]]) for row in before if row["name"] in now]
+    return [{"layer": old["name"], "kind": old["kind"], **{k: [old[k], getattr(new, k)] for k in numbers}} for old, new in kept]
 
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 1.0}

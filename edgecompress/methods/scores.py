@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from edgecompress.core import ChannelGraph, ChannelGroup, consumers, layers
+from edgecompress.core import ChannelGraph, ChannelGroup, Member, consumers, layers
 from edgecompress.errors import UsageError
 from edgecompress.train.fit import Batch, Loss
 
@@ -39,18 +39,23 @@ def magnitude(model: nn.Module, graph: ChannelGraph, order: int) -> Scores:
     return scores
 
 
+def batchnorm_layers(model: nn.Module, graph: ChannelGraph) -> dict[ChannelGroup, list[Member]]:
+    """The members of each group that are BatchNorms with a scale. Raises `UsageError` where a group has none."""
+    found = {}
+    for group in graph.groups:
+        layers_of = [(m, _module(model, m.layer)) for m in group.members]
+        found[group] = [m for m, layer in layers_of if isinstance(layer, layers.BatchNorm) and layer.weight is not None]
+        if not found[group]:
+            raise UsageError(f"criterion 'bn' needs BatchNorm, group '{group.name}' has none: use l1, l2 or taylor")
+    return found
+
+
 def batchnorm_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Mean |gamma| over the BatchNorms of each channel, divided by the group's mean. Raises `UsageError` where there is none."""
     scores = {}
-    for group in graph.groups:
-        parts = []
-        for member in group.members:
-            layer = _module(model, member.layer)
-            if isinstance(layer, layers.BatchNorm) and layer.weight is not None:
-                parts.append(layer.weight.detach().abs().double().cpu()[member.index].mean(1))
-        if not parts:
-            raise UsageError(f"criterion 'bn' needs BatchNorm, group '{group.name}' has none: use l1, l2 or taylor")
-        values = torch.stack(parts).mean(0)
+    for group, members in batchnorm_layers(model, graph).items():
+        scales = [(m, model.get_submodule(m.layer).get_parameter("weight").detach()) for m in members]
+        values = torch.stack([scale.abs().double().cpu()[m.index].mean(1) for m, scale in scales]).mean(0)
         scores[group] = values / values.mean().clamp_min(1e-30)
     return scores
 

@@ -122,6 +122,7 @@ def _from_factory(where: str, attribute: str, source: ModelSource) -> nn.Module:
 
 
 def _module(where: str) -> Any:
+    torchvision()  # so that the user's own import of it works beside a CPU build of torch
     if not where.endswith(".py"):
         try:
             return importlib.import_module(where)

@@ -38,7 +38,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             stored: dict[str, Tensor] = load_file(path)
-            return stored
+            return _without_masks(stored)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling refuses in many ways; each means the same to the user
         if isinstance(error, (SafetensorError, OSError)):
@@ -46,7 +46,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"weights '{path}' need unpickling, which can run code: save the state dict with safetensors") from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise UsageError(f"weights '{path}' hold no state dict: save model.state_dict()")
-    return loaded
+    return _without_masks(loaded)
+
+
+def _without_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the masks of torch.nn.utils.prune multiplied in: `weight_orig` and `weight_mask` become `weight`."""
+    plain = dict(tensors)
+    for key in tensors:
+        name = key.removesuffix("_orig")
+        if name != key and f"{name}_mask" in tensors:
+            plain[name] = plain.pop(key) * plain.pop(f"{name}_mask")
+    return plain
 
 
 def place(model: nn.Module, tensors: dict[str, Tensor], path: str) -> nn.Module:

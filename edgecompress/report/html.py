@@ -41,6 +41,9 @@ def write_report(root: Path, result: Mapping[str, Any], history: Sequence[Mappin
         result=result,
         rows=comparison(result) if "teacher" in result else [],
         history_svg=plots.complexity(history) if history else "",
+        control_svg=plots.control(history) if {"unpruned", "gradual"} <= {row["stage"] for row in history} else "",
+        curve_svg=plots.sparsity_curve(result["profile"]) if "profile" in result else "",
+        bars_svg=plots.sparsity_bars(result["profile"]) if "profile" in result else "",
         widths_svg=plots.widths(result["widths"]) if result.get("widths") else "",
     )
     files.write_bytes(root / "report.html", text.encode())

@@ -44,12 +44,65 @@ def complexity(history: Sequence[Mapping[str, Any]]) -> str:
     middle.legend(frameon=False, loc="lower right")
     right.bar(epochs, [r["seconds"] for r in history], color=GREY)
     right.set(title="seconds an epoch", xlabel="epoch")
+    if len({r["params"] for r in history}) > 1:
+        size = right.twinx()
+        size.plot(epochs, [r["params"] / 1e6 for r in history], color=ORANGE)
+        size.set_ylim(bottom=0)
+        size.set_ylabel("million parameters", color=ORANGE)
+    for epoch, row in zip(epochs, history, strict=True):
+        if row.get("cut"):
+            middle.axvline(epoch, color=ORANGE, linewidth=0.8, linestyle=":", zorder=0)
     for axis in (left, middle, right):
         stage = None
         for epoch, row in zip(epochs, history, strict=True):
             if stage is not None and row["stage"] != stage:
                 axis.axvline(epoch - 0.5, color="#e2e8f0", linewidth=1, zorder=0)
             stage = row["stage"]
+    return _svg(figure)
+
+
+def control(history: Sequence[Mapping[str, Any]]) -> str:
+    """Pruned while training against the same training without cuts: validation accuracy and seconds an epoch."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8))
+    for stage, colour, label in (("unpruned", GREY, "without cuts"), ("gradual", BLUE, "pruned while training")):
+        rows = [r for r in history if r["stage"] == stage]
+        left.plot([r["epoch"] for r in rows], [100 * r["validation_accuracy"] for r in rows], color=colour, label=label)
+        right.plot([r["epoch"] for r in rows], [r["seconds"] for r in rows], color=colour, label=label)
+    left.set(title="validation accuracy, %", xlabel="epoch")
+    right.set(title="seconds an epoch", xlabel="epoch")
+    right.set_ylim(bottom=0)
+    left.legend(frameon=False, loc="lower right")
+    return _svg(figure)
+
+
+def sparsity_curve(profile: Mapping[str, Any]) -> str:
+    """Accuracy against the share of weights at zero; the level up to which it holds is marked."""
+    figure, axis = plt.subplots(figsize=(6, 2.8))
+    levels = [0.0, *(100 * level for level in profile["levels"])]
+    axis.plot(levels, [100 * a for a in (profile["unpruned"], *profile["accuracy"])], "o-", color=BLUE, markersize=3)
+    axis.axhline(100 * (profile["unpruned"] - profile["tolerance"]), color=GREY, linewidth=0.8, linestyle="--")
+    axis.axvline(100 * profile["holds_to"], color=ORANGE, linewidth=1, label=f"holds up to {profile['holds_to']:.0%}")
+    axis.set(title="validation accuracy, %", xlabel="weights at zero, %")
+    axis.set_ylim(0, 100)
+    axis.legend(frameon=False, loc="lower left")
+    return _svg(figure)
+
+
+def sparsity_bars(profile: Mapping[str, Any]) -> str:
+    """A small bar chart a level: the share of each layer's weights at zero, layers from the input on."""
+    names, count = list(profile["layers"]), len(profile["levels"])
+    columns = 5
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(11, 1.7 * lines + 0.4), sharex=True, sharey=True, squeeze=False)
+    for place, axis in enumerate(axes.flat):
+        if place >= count:
+            axis.set_visible(False)
+            continue
+        axis.bar(range(len(names)), [100 * profile["layers"][n][place] for n in names], color=BLUE, width=0.85)
+        axis.axhline(100 * profile["levels"][place], color=ORANGE, linewidth=0.8)
+        axis.set_title(f"{profile['levels'][place]:.0%}", fontsize=8)
+        axis.set_ylim(0, 100)
+        axis.set_xticks(range(len(names)), names if len(names) <= 20 else [""] * len(names), rotation=90, fontsize=5)
     return _svg(figure)
 
 

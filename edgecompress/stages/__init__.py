@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from edgecompress.pipeline import Stage
+from edgecompress.stages.gradual import gradual
 from edgecompress.stages.measure import measure
 from edgecompress.stages.plan import plan
+from edgecompress.stages.profile import profile
 from edgecompress.stages.prune import distill, prune
 from edgecompress.stages.search import search
 from edgecompress.stages.ship import export, quantize
-from edgecompress.stages.simplify import simplify
+from edgecompress.stages.simplify import shrink, simplify
 from edgecompress.stages.teacher import load, train
 
 STAGES: dict[str, Stage] = {
@@ -17,6 +19,9 @@ STAGES: dict[str, Stage] = {
     "simplify": simplify,
     "plan": plan,
     "prune": prune,
+    "gradual": gradual,
+    "profile": profile,
+    "shrink": shrink,
     "distill": distill,
     "search": search,
     "export": export,

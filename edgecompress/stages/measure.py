@@ -7,7 +7,7 @@ from typing import Any
 
 from edgecompress import files
 from edgecompress.measure import latency, machine, runtime
-from edgecompress.measure.cost import cost
+from edgecompress.measure.cost import cost, layer_table
 from edgecompress.measure.runtime import Runtime
 from edgecompress.pipeline import Context, State
 from edgecompress.recipe import MeasureStage
@@ -64,6 +64,8 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
         "folded_pools": state.numbers.get("folded_pools", []),
         "constant_channels": state.numbers.get("constant_channels", []),
         "widths": state.numbers.get("widths", {}),
+        "layers": layer_table(state.numbers["layers"], costs),
+        **{key: state.numbers[key] for key in ("profile", "gradual") if key in state.numbers},
     }
     files.write_json(root / "result.json", result)
     write_report(root, result, list(state.history))

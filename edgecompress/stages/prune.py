@@ -8,17 +8,16 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, shrink, trace
-from edgecompress.core.select import Budget, Price, Selection, cheapest, full_widths, pricer
-from edgecompress.measure.cost import byte_price, cost, mac_price
+from edgecompress.core.select import Budget, Selection
+from edgecompress.measure.cost import cost
 from edgecompress.methods import scores as scoring
 from edgecompress.methods.repair import repaired
 from edgecompress.pipeline import Context, State
 from edgecompress.recipe import DistillStage, PruneStage
 from edgecompress.stages.common import (
-    candidate,
     count,
     fit_settings,
     learning_loss,
@@ -26,7 +25,18 @@ from edgecompress.stages.common import (
     with_history,
     with_row,
 )
-from edgecompress.train.fit import SMALL_PARAMS, Loss, batches, fit
+from edgecompress.stages.goal import (
+    Chooser,
+    Plan,
+    budgets,
+    cost_now,
+    file_bytes,
+    first_sizes,
+    only_layers,
+    plan_for_amount,
+    widths_after,
+)
+from edgecompress.train.fit import SMALL_PARAMS, Hooks, Loss, batches, fit
 
 REPAIR_IMAGES = 256
 """Training images from which a cut network takes its activation statistics back."""
@@ -56,122 +66,86 @@ def prune(context: Context, settings: PruneStage, state: State) -> State:
     planned = state.numbers.get("plan")
     if settings.amount is None and planned is not None and not planned["prune"]:
         return state
-    if settings.steps == "auto":
-        return _in_steps(context, settings, state)
-    step, steps = (int(part) for part in context.folder.name.rpartition("-")[2].split("of"))
     model = state.need_model().to(context.device)
-    loss = learning_loss(context, state, settings)
     graph = trace(model, context.example)
-    values = score(context, model, graph, settings, loss)
-    name = f"prune {step} of {steps}"
-    if settings.amount is not None or planned is None:
-        selection, small = _by_amount(context, model, graph, values, settings, state, step, steps)
-        numbers: dict[str, Any] = {"unpruned_params": state.numbers.get("unpruned_params", count(model))}
-    else:
-        selection, small = _by_plan(context, model, graph, values, planned, first_sizes(state), step, steps)
-        numbers = {}
+    state = _with_plan(context, settings, state, model, graph)
+    plan = state.numbers["prune_plan"]
+    if settings.steps == "auto":
+        return _in_steps(context, settings, state, graph)
+    step, steps = (int(part) for part in context.folder.name.rpartition("-")[2].split("of"))
+    loss = learning_loss(context, state, settings)
+    only = only_layers(graph, settings.layers)
+    chooser = Chooser(model, graph, score(context, model, graph, settings, loss), plan, settings.scope, first_sizes(state))
+    selection, small = cut_towards(context, chooser, plan, only, step, steps)
+    numbers: dict[str, Any] = {}
     if not selection.met and step == steps:
-        numbers["floors_reached"] = True
+        numbers["floors_reached"] = "the floors of all groups were reached first"
     kept = {g.name: int(selection.keep[g].sum()) for g in graph.groups}
-    first = state.numbers.get("widths", {})
-    numbers["widths"] = {g.name: [first.get(g.name, [g.size])[0], kept[g.name]] for g in graph.groups}
-    images = context.data.normalised(context.data.train.pixels[:REPAIR_IMAGES]).to(context.device)
-    repaired(model, small.to(context.device), selection.keep, images)
+    numbers["widths"] = widths_after(state, graph.groups, kept)
+    repaired(model, small.to(context.device), selection.keep, repair_images(context))
     before = validation_accuracy(context, small)
     result = None
     chosen = fit_settings(context, small, settings, epochs=1 if len(context.data.train) <= 10_000 else 2)
     if chosen.epochs:
-        result = fit(
-            small.to(context.device), context.data, loss, chosen,
-            seed=context.seed, device=context.device, on_step=context.progress(name),
-        )  # fmt: skip
+        hooks = Hooks(context.progress(f"prune {step} of {steps}"))
+        result = fit(small, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
     accuracy = validation_accuracy(context, small)
     state = with_history(replace(state, model=small.cpu()), f"prune {step}of{steps}", result)
     return with_row(state.with_numbers(**numbers), f"prune {step}of{steps}", accuracy, count(small), at_cut=before)
 
 
-def _in_steps(context: Context, settings: PruneStage, state: State) -> State:
+def repair_images(context: Context) -> Tensor:
+    """The training images that a cut network is repaired on."""
+    return context.data.normalised(context.data.train.pixels[:REPAIR_IMAGES]).to(context.device)
+
+
+def _with_plan(context: Context, settings: PruneStage, state: State, model: nn.Module, graph: ChannelGraph) -> State:
+    """The state with `prune_plan`: the plan's limits, or those of this stage's amount, counted from the network before its first step."""
+    planned = state.numbers.get("plan")
+    if settings.amount is None and planned is not None:
+        return state.with_numbers(prune_plan=planned)
+    amount = settings.amount or "50%"
+    current = state.numbers.get("prune_plan")
+    if current is not None and current.get("amount") == amount:
+        return state
+    plan = plan_for_amount(context, model, graph, amount, settings.floor, settings.round_to, count(model))
+    return state.with_numbers(prune_plan=plan)
+
+
+def _in_steps(context: Context, settings: PruneStage, state: State, graph: ChannelGraph) -> State:
     """Ask for as many steps as the way to the budget needs."""
     model = state.need_model()
-    graph = trace(model, context.example)
-    planned = state.numbers.get("plan")
-    if settings.amount is not None or planned is None:
-        ratio = 1 / max(1e-6, 1 - (settings.amount if settings.amount is not None else 0.5))
-    else:
-        widths = full_widths(graph)
-        ratio = max(pricer(model, graph, b.price).cost(widths) / b.limit for b in _limits(context, model, graph, planned))
-    steps = max(1, math.ceil(math.log(max(ratio, 1.0)) / math.log(LARGEST_STEP)))
+    ratio = max(cost_now(model, graph, b.price) / max(b.limit, 1.0) for b in budgets(model, graph, state.numbers["prune_plan"]))
+    steps = min(8, max(1, math.ceil(math.log(max(ratio, 1.0)) / math.log(LARGEST_STEP))))
     return state.with_numbers(next_stages=[{**settings.model_dump(mode="json"), "steps": steps}])
 
 
-def _by_amount(
-    context: Context,
-    model: nn.Module,
-    graph: ChannelGraph,
-    values: scoring.Scores,
-    settings: PruneStage,
-    state: State,
-    step: int,
-    steps: int,
+def cut_towards(
+    context: Context, chooser: Chooser, plan: Plan, only: frozenset[str] | None, step: int, steps: int
 ) -> tuple[Selection, nn.Module]:
-    """Remove the share `amount` of the first network's parameters by the last step, the same factor at each."""
-    first = state.numbers.get("unpruned_params", count(model))
-    amount = settings.amount if settings.amount is not None else 0.5
-    price = Price(dict.fromkeys(graph.output_shapes, 1.0), dict.fromkeys(graph.output_shapes, 1.0))
-    now = pricer(model, graph, price).cost(full_widths(graph))
-    wanted = first * (1 - amount)
-    limit = now * (max(wanted, 1.0) / now) ** (1 / (steps - step + 1))
-    sizes = first_sizes(state)
-    selection = cheapest(model, graph, values, (Budget(price, limit),), floor=settings.floor, round_to=settings.round_to, sizes=sizes)
-    return selection, shrink(model, selection.keep)
-
-
-def first_sizes(state: State) -> dict[str, int]:
-    """Channels of each group before the run's first cut, by name; empty before it."""
-    return {name: old for name, (old, _) in state.numbers.get("widths", {}).items()}
-
-
-def _limits(context: Context, model: nn.Module, graph: ChannelGraph, planned: dict[str, Any]) -> list[Budget]:
-    found = []
-    if planned["bytes"] is not None:
-        found.append(Budget(byte_price(model, graph, planned["formats"][0], planned["fixed_bytes"]), planned["bytes"]))
-    if planned["macs"] is not None:
-        found.append(Budget(mac_price(model, graph), planned["macs"]))
-    return found
-
-
-def _by_plan(
-    context: Context, model: nn.Module, graph: ChannelGraph, values: scoring.Scores, planned: dict[str, Any],
-    sizes: dict[str, int], step: int, steps: int,
-) -> tuple[Selection, nn.Module]:  # fmt: skip
-    """Move towards the plan's budgets by the same factor at each step; at the last, refine with exact exports."""
-    full = _limits(context, model, graph, planned)
-    widths = full_widths(graph)
-    floor, round_to = planned["floor"], planned["round_to"]
+    """Move towards the budgets by the same factor at each step; at the last, refine a byte budget with exact exports."""
+    full = budgets(chooser.model, chooser.graph, plan)
     limits = []
     for budget in full:
-        now = pricer(model, graph, budget.price).cost(widths)
+        now = cost_now(chooser.model, chooser.graph, budget.price)
         share = min(1.0, budget.limit / now) ** (1 / (steps - step + 1))
         limits.append(Budget(budget.price, max(budget.limit, now * share)))
-
-    selection = cheapest(model, graph, values, tuple(limits), floor=floor, round_to=round_to, sizes=sizes)
-    small = shrink(model, selection.keep)
-    if step < steps or planned["bytes"] is None:
+    selection = chooser.within(limits, only)
+    small = shrink(chooser.model, selection.keep)
+    if step < steps or plan["bytes"] is None:
         return selection, small
-    return refine(context, model, graph, values, planned, sizes, full, selection, small)
+    return refine(context, chooser, plan, only, full, selection, small)
 
 
 def refine(
-    context: Context, model: nn.Module, graph: ChannelGraph, values: scoring.Scores, planned: dict[str, Any],
-    sizes: dict[str, int], full: list[Budget], selection: Selection, small: nn.Module,
+    context: Context, chooser: Chooser, plan: Plan, only: frozenset[str] | None,
+    full: list[Budget], selection: Selection, small: nn.Module,
 ) -> tuple[Selection, nn.Module]:  # fmt: skip
     """Choose again with a corrected byte budget until the exact file takes between `FULL` and all of the target."""
-    target, allowed = planned["bytes"], float(planned["bytes"])
+    target, allowed = plan["bytes"], float(plan["bytes"])
     best: tuple[int, Selection, nn.Module] | None = None
     for _ in range(4):
-        path = candidate(context, small, planned["formats"][0])
-        size = path.stat().st_size
-        path.unlink()
+        size = file_bytes(context, small, plan["formats"][0])
         if size <= target and (best is None or size > best[0]):
             best = (size, selection, small)
         if FULL * target <= size <= target or not selection.met:
@@ -179,10 +153,8 @@ def refine(
         allowed *= (target if size > target else (1 + FULL) / 2 * target) / size
         if size > target:
             allowed *= 0.995
-        budgets = [Budget(b.price, allowed) if number == 0 else b for number, b in enumerate(full)]
-        floor, round_to = planned["floor"], planned["round_to"]
-        selection = cheapest(model, graph, values, tuple(budgets), floor=floor, round_to=round_to, sizes=sizes)
-        small = shrink(model, selection.keep)
+        selection = chooser.within([Budget(b.price, allowed) if number == 0 else b for number, b in enumerate(full)], only)
+        small = shrink(chooser.model, selection.keep)
     return (best[1], best[2]) if best is not None else (selection, small)
 
 
@@ -196,7 +168,7 @@ def distill(context: Context, settings: DistillStage, state: State) -> State:
     loss = learning_loss(context, state, settings)
     result = fit(
         model, context.data, loss, chosen,
-        seed=context.seed, device=context.device, on_step=context.progress("distill"),
+        seed=context.seed, device=context.device, hooks=Hooks(context.progress("distill")),
     )  # fmt: skip
     accuracy = validation_accuracy(context, model)
     copied = _detached(model.cpu())

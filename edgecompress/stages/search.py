@@ -30,8 +30,8 @@ from edgecompress.stages.common import (
     with_row,
 )
 from edgecompress.stages.plan import narrowest
-from edgecompress.stages.prune import REPAIR_IMAGES, score
-from edgecompress.train.fit import fit
+from edgecompress.stages.prune import repair_images, score
+from edgecompress.train.fit import Hooks, fit
 from edgecompress.units import format_size
 
 
@@ -97,12 +97,11 @@ def _round(
     price = byte_price(start, graph, form, fixed)
     limit = Budget(price, min(budget, pricer(start, graph, price).cost(full_widths(graph))))
     selection = cheapest(start, graph, values, (limit,), floor=settings.floor, round_to=settings.round_to, sizes=sizes)
-    images = context.data.normalised(context.data.train.pixels[:REPAIR_IMAGES]).to(context.device)
-    tried = repaired(start, shrink(start, selection.keep), selection.keep, images)
+    tried = repaired(start, shrink(start, selection.keep), selection.keep, repair_images(context))
     chosen = fit_settings(context, tried, settings, epochs=6)
     result = fit(
         tried.to(context.device), context.data, loss, chosen,
-        seed=context.seed + number, device=context.device, on_step=context.progress(f"search round {number}"),
+        seed=context.seed + number, device=context.device, hooks=Hooks(context.progress(f"search round {number}")),
     )  # fmt: skip
     accuracy, size = _exact(context, tried.cpu(), form)
     state = with_row(with_history(state, f"search {number}", result), f"search {number}", accuracy, count(tried), bytes=size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from edgecompress.core.constants import drop_constant_channels
 from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.errors import EdgecompressError
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import SimplifyStage
+from edgecompress.recipe import ShrinkStage, SimplifyStage
 from edgecompress.stages.common import count, validation_accuracy, with_row
 
 TOLERANCE = 1e-4
@@ -30,14 +30,30 @@ def simplify(context: Context, _: SimplifyStage, state: State) -> State:
         folds = [*state.numbers.get("folded_pools", []), {"pool": fold.pool, "input_shape": list(fold.input_shape)}]
         state = state.with_numbers(folded_pools=folds)
         model = smaller
+    state = drop_constants(context, replace(state, model=model))
+    return replace(state, teacher=state.model)
+
+
+def shrink(context: Context, _: ShrinkStage, state: State) -> State:
+    """Make a zeroed network smaller where that is exact; the table says what stayed, and why."""
+    before = {g.name: g.size for g in trace(state.need_model(), context.example).groups}
+    state = drop_constants(context, state)
+    now = {g.name: g.size for g in trace(state.need_model(), context.example).groups}
+    if not any(row["removed"] for row in state.numbers["constant_channels"]):
+        context.reporter.note("no channel is constant or unread: nothing was removed")
+    return state.with_numbers(widths={name: [size, now.get(name, size)] for name, size in before.items()})
+
+
+def drop_constants(context: Context, state: State) -> State:
+    """The state with the channels gone that never change or are never read, verified, and a table of them in its numbers."""
+    model = state.need_model().cpu()
     smaller, rows = drop_constant_channels(model, trace(model, context.example), context.example)
-    constant = [{"group": r.group, "constant": r.constant, "removed": r.removed, "reason": r.reason} for r in rows]
-    state = state.with_numbers(constant_channels=constant)
-    if any(row.removed for row in rows):
-        gone = sum(row.removed for row in rows)
-        state = _verified(context, state, model, smaller, "drop-constants", f"{gone} channels whose output is constant")
-        model = smaller
-    return replace(state, model=model, teacher=model)
+    state = state.with_numbers(constant_channels=[asdict(row) for row in rows])
+    gone = sum(row.removed for row in rows)
+    if not gone:
+        return state
+    state = _verified(context, state, model, smaller, "drop-constants", f"{gone} channels that never change or are never read")
+    return replace(state, model=smaller)
 
 
 @torch.no_grad()

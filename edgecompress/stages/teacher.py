@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from edgecompress.models.weights import load_weights
 from edgecompress.pipeline import Context, State, seed_everything
 from edgecompress.recipe import LoadStage, TrainStage
 from edgecompress.stages.common import count, fit_settings, input_spec, validation_accuracy, with_history, with_row
-from edgecompress.train.fit import fit, smoothed
+from edgecompress.train.fit import Hooks, fit, smoothed
 from edgecompress.train.init import has_norm, unit_variance_init
 
 
@@ -30,13 +30,14 @@ def train(context: Context, settings: TrainStage, state: State) -> State:
     if chosen.epochs:
         on_step = context.progress(f"train {state.source.name}")
         loss = smoothed(settings.label_smoothing)
-        result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, on_step=on_step)
+        result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=Hooks(on_step))
     accuracy = validation_accuracy(context, model)
     model.cpu()
     for fold in reversed(folds):
         model = unfold_pool(model, fold)
     state = with_history(replace(state, model=model), "train", result)
-    return baseline(context, with_row(state, "train", accuracy, count(model)))
+    name = "train" if chosen.epochs else "weights"
+    return baseline(context, with_row(state, name, accuracy, count(model)))
 
 
 def start(context: Context, source: ModelSource, weights: str | None) -> tuple[nn.Module, list[FoldedPool]]:
@@ -80,4 +81,4 @@ def baseline(context: Context, state: State) -> State:
         path = context.folder / "teacher.onnx"
         proto = onnx_export.to_onnx(model, context.example, input_spec(context).metadata())
         teacher |= {"bytes": onnx_export.save(proto, path), "onnx": str(path.relative_to(context.run.root))}
-    return state.with_numbers(teacher=teacher)
+    return state.with_numbers(teacher=teacher, layers=[asdict(row) for row in costs.layers])

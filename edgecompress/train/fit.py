@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgecompress.core.shrink import Keep, shrink
 from edgecompress.data import DataSet, Images
 from edgecompress.errors import EdgecompressError
 from edgecompress.train.history import EpochRow
+from edgecompress.train.reshape import carry_optimizer
 from edgecompress.train.schedule import warmup_linear
 
 SMALL_PARAMS = 1_000_000
@@ -51,15 +53,33 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Rows of all epochs, and the number of the one whose weights the model now holds."""
+    """Rows of all epochs, the number of the one whose weights `model` now holds, and whether it was `eligible`."""
 
     history: tuple[EpochRow, ...]
     best_epoch: int
+    model: nn.Module
+    eligible: bool = True
 
     @property
     def best(self) -> EpochRow:
         """The row of the chosen epoch."""
         return self.history[self.best_epoch - 1]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller may hang into the loop.
+
+    `on_step(step, steps)` is called after each step. `cut(model, epoch)` is called after an epoch's training and before its validation: the
+    network is shrunk to the masks that it returns, `mend(model, small, keep)` may change the smaller one, and training goes on with it.
+    `eligible(model)` says which epochs may be chosen. After `patience` epochs without improvement on an eligible one training stops.
+    """
+
+    on_step: Callable[[int, int], None] | None = None
+    cut: Callable[[nn.Module, int], Keep | None] | None = None
+    mend: Callable[[nn.Module, nn.Module, Keep], object] | None = None
+    eligible: Callable[[nn.Module], bool] | None = None
+    patience: int | None = None
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
@@ -115,56 +135,99 @@ def fit(
     *,
     seed: int,
     device: torch.device,
-    after_epoch: Callable[[nn.Module, EpochRow], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> FitResult:
-    """Train `model` in place and leave it, in eval mode, with the weights of the best validation epoch.
+    """Train `model` in place and leave it, in eval mode, with the weights of the best eligible epoch; `result.model` is it, or what was cut
+    from it.
 
-    The best epoch has the highest validation accuracy, then the lowest validation loss. `on_step(step, steps)` is called after each
-    step. The same seed, data and thread count give the same result. Raises `EdgecompressError` naming the step when the loss is not finite.
+    The best epoch has the highest validation accuracy, then the lowest validation loss. Where no epoch was eligible, the last one's weights
+    stay. The same seed, data and thread count give the same result. Raises `EdgecompressError` naming the step when the loss is not finite.
     """
+    hooks = hooks or Hooks()
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = make_optimizer(model, settings)
-    total = math.ceil(len(data.train) / settings.batch_size) * settings.epochs
+    run = _Run(model, make_optimizer(model, settings), settings, math.ceil(len(data.train) / settings.batch_size) * settings.epochs, hooks)
+    best = _Best()
     rows: list[EpochRow] = []
-    best: tuple[float, float] = (-1.0, 0.0)
-    best_state: dict[str, Tensor] = {}
-    best_epoch = 0
-
-    def advance(step: int) -> float:
-        rate = settings.learning_rate * warmup_linear(step, total, settings.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if on_step is not None:
-            on_step(step, total)
-        return rate
-
-    step = 0
     for epoch in range(1, settings.epochs + 1):
-        start, loss_sum, seen, rate = time.perf_counter(), 0.0, 0, 0.0
-        model.train()
-        with dropout_of(model, settings.dropout):
-            for batch in batches(data, settings, device, generator):
-                rate = advance(step)
-                step += 1
-                value = _train_step(model, batch, loss, optimizer, settings, f"epoch {epoch}, step {step}")
+        start = time.perf_counter()
+        train_loss = run.epoch(batches(data, settings, device, generator), loss, epoch)
+        seconds = time.perf_counter() - start
+        params = sum(p.numel() for p in run.model.parameters())
+        at_cut = run.cut(epoch, device)
+        validation_loss, accuracy = evaluate(run.model, data, data.validation, device)
+        rows.append(EpochRow(epoch, train_loss, validation_loss, accuracy, run.rate, seconds, params, at_cut))
+        best.see(run.model, rows[-1], hooks.eligible)
+        if hooks.patience is not None and best.epoch and epoch - best.epoch >= hooks.patience:
+            break
+    chosen = best.restored(run.model)
+    chosen.zero_grad(set_to_none=True)
+    chosen.eval()
+    return FitResult(tuple(rows), best.epoch or len(rows), chosen, best.epoch > 0)
+
+
+class _Best:
+    """The best eligible epoch so far, and its weights."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._key: tuple[float, float] | None = None
+        self._model: nn.Module | None = None
+        self._state: dict[str, Tensor] = {}
+
+    def see(self, model: nn.Module, row: EpochRow, eligible: Callable[[nn.Module], bool] | None) -> None:
+        key = (row.validation_accuracy, -row.validation_loss)
+        if (self._key is None or key > self._key) and (eligible is None or eligible(model)):
+            self._key, self.epoch, self._model = key, row.epoch, model
+            self._state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def restored(self, last: nn.Module) -> nn.Module:
+        if self._model is None:
+            return last
+        self._model.load_state_dict(self._state)
+        return self._model
+
+
+class _Run:
+    """The network being trained, its optimizer, and the learning rate of the step."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: FitSettings, total: int, hooks: Hooks) -> None:
+        self.model, self.optimizer, self.settings, self.total, self.hooks = model, optimizer, settings, total, hooks
+        self.step, self.rate = 0, 0.0
+
+    def epoch(self, drawn: Iterator[Batch], loss: Loss, epoch: int) -> float:
+        """One epoch of training; the mean loss."""
+        loss_sum, seen = 0.0, 0
+        self.model.train()
+        with dropout_of(self.model, self.settings.dropout):
+            for batch in drawn:
+                self._advance()
+                value = _train_step(self.model, batch, loss, self.optimizer, self.settings, f"epoch {epoch}, step {self.step}")
                 loss_sum += value * len(batch.labels)
                 seen += len(batch.labels)
-        validation_loss, accuracy = evaluate(model, data, data.validation, device)
-        params = sum(p.numel() for p in model.parameters())
-        row = EpochRow(epoch, loss_sum / seen, validation_loss, accuracy, rate, time.perf_counter() - start, params)
-        rows.append(row)
-        if (accuracy, -validation_loss) > best or not best_state:
-            best, best_epoch = (accuracy, -validation_loss), epoch
-            best_state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        if after_epoch is not None:
-            after_epoch(model, row)
-    if best_state:
-        model.load_state_dict(best_state)
-    model.zero_grad(set_to_none=True)
-    model.eval()
-    return FitResult(tuple(rows), best_epoch)
+        return loss_sum / seen
+
+    def _advance(self) -> None:
+        self.rate = self.settings.learning_rate * warmup_linear(self.step, self.total, self.settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        if self.hooks.on_step is not None:
+            self.hooks.on_step(self.step, self.total)
+        self.step += 1
+
+    def cut(self, epoch: int, device: torch.device) -> int:
+        """Shrink the network if the caller asks for it, and carry the optimizer's moments over. Returns the channels that went."""
+        keep = self.hooks.cut(self.model, epoch) if self.hooks.cut is not None else None
+        gone = sum(int((~mask).sum()) for mask in keep.values()) if keep else 0
+        if not keep or not gone:
+            return 0
+        small = shrink(self.model, keep).to(device)
+        if self.hooks.mend is not None:
+            self.hooks.mend(self.model, small, keep)
+        fresh = make_optimizer(small, self.settings)
+        carry_optimizer(self.optimizer, fresh, self.model, small, keep)
+        self.model, self.optimizer = small, fresh
+        return gone
 
 
 def _train_step(model: nn.Module, batch: Batch, loss: Loss, optimizer: torch.optim.Optimizer, settings: FitSettings, where: str) -> float:

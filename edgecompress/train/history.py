@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch. Losses are means over samples; `accuracy` is validation, 0..1; `params` those of the network trained."""
+    """One epoch. Losses are means over samples; `validation_accuracy` is 0..1; `params` those of the network trained.
+
+    `cut` channels were removed after the training and before the validation of this epoch.
+    """
 
     epoch: int
     train_loss: float
@@ -16,6 +19,7 @@ class EpochRow:
     learning_rate: float
     seconds: float
     params: int
+    cut: int = 0
 
     def as_dict(self) -> dict[str, float | int]:
         """Column name to value, in column order."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-THREADS = {"EDGECOMPRESS_THREADS": "1"} if os.environ.get("PYTEST_XDIST_WORKER") else {}
+THREADS = {"EDGECOMPRESS_THREADS": "1", "OMP_NUM_THREADS": "1"} if os.environ.get("PYTEST_XDIST_WORKER") else {}
 """Workers of one test run share the cores: one thread for each command."""
 
 

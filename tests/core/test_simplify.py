@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from edgecompress.core import trace
 from edgecompress.core.constants import drop_constant_channels
@@ -148,3 +149,52 @@ def test_a_whole_constant_group_keeps_one_channel() -> None:
     assert small.get_submodule("classifier.0").out_features >= 1
     assert any("last channel" in row.reason for row in rows)
     same(small, model)
+
+
+@pytest.mark.parametrize("name", NARROW)
+@given(seed=SEEDS, share=st.floats(0.1, 0.7))
+def test_a_network_zeroed_anywhere_is_shrunk_exactly(name: str, seed: int, share: float) -> None:
+    """Random output channels zeroed in every layer (weights; for half of them the bias and the BatchNorm scale too)."""
+    model = narrow(name, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module is not list(model.modules())[-1]:
+                gone = torch.rand(module.weight.shape[0], generator=generator) < share
+                module.weight[gone] = 0
+                if module.bias is not None:
+                    module.bias[gone & (torch.rand(len(gone), generator=generator) < 0.5)] = 0
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight[torch.rand(module.num_features, generator=generator) < share / 2] = 0
+    small, rows = drop_constant_channels(model, graph_of(name), EXAMPLE)
+    same(small, model, seed)
+    assert all(row.removed <= row.constant <= row.size for row in rows)
+    assert all(row.removed == row.constant or row.reason for row in rows)
+
+
+def test_a_channel_that_nobody_reads_goes_and_so_does_what_fed_it_alone() -> None:
+    model = narrow("vgg16", 3)
+    with torch.no_grad():
+        model.features[5].weight[:, 2] = 0  # nobody reads channel 2 of features.2, which alone reads channel 1 of features.0
+        model.features[2].weight[:, 1] = 0
+        model.features[2].weight[2, 1] = 1.0
+    small, rows = drop_constant_channels(model, graph_of("vgg16"), EXAMPLE)
+    same(small, model, 3)
+    assert small.features[2].out_channels == model.features[2].out_channels - 1
+    assert small.features[0].out_channels == model.features[0].out_channels - 1, "unread only once its reader is gone"
+    assert {row.group: row.unread for row in rows} == {"features.2": 1, "features.0": 1}
+
+
+def test_a_network_pruned_by_torch_is_shrunk_and_left_as_it_was() -> None:
+    """torch.nn.utils.prune: masks and hooks; the copy has neither, the argument keeps both."""
+    model = narrow("vgg16", 4)
+    for layer, bias in (("features.2", True), ("classifier.0", False)):
+        prune.ln_structured(model.get_submodule(layer), "weight", 0.5, 1, 0)
+        if bias:
+            prune.l1_unstructured(model.get_submodule(layer), "bias", 0.25)
+    small, rows = drop_constant_channels(model, trace(model, EXAMPLE), EXAMPLE)
+    same(small, model, 4)
+    assert small.get_submodule("classifier.0").out_features == 6
+    assert next(row for row in rows if row.group == "classifier.0").removed == 6
+    assert not any(key.endswith(("_mask", "_orig")) for key in small.state_dict())
+    assert any(key.endswith("_mask") for key in model.state_dict())

@@ -1,0 +1,149 @@
+"""Stage `gradual`: train and prune at once; the network becomes smaller between epochs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgecompress.core import ChannelGraph, shrink, trace
+from edgecompress.core.select import Budget, floor_of, pricer, top, top_overall, uniform
+from edgecompress.core.shrink import Keep
+from edgecompress.methods.gradual import (
+    CutPlan,
+    DynamicShares,
+    Shares,
+    layer_shares,
+    plan_cuts,
+    static_shares,
+    strength_for,
+)
+from edgecompress.methods.repair import repaired
+from edgecompress.pipeline import Context, State
+from edgecompress.recipe import GradualStage
+from edgecompress.stages.common import count, fit_settings, learning_loss, validation_accuracy, with_history, with_row
+from edgecompress.stages.goal import Plan, budgets, first_sizes, meets, only_layers, plan_for_amount
+from edgecompress.stages.prune import repair_images, score
+from edgecompress.train.fit import FitSettings, Hooks, Loss, fit
+
+
+def gradual(context: Context, settings: GradualStage, state: State) -> State:
+    """Train the network while it is cut; the epoch chosen is the best one that meets the amount."""
+    model = state.need_model().to(context.device)
+    graph = trace(model, context.example)
+    chosen = fit_settings(context, model, settings)
+    plan = None
+    if settings.amount is not None:
+        plan = plan_for_amount(context, model, graph, settings.amount, settings.floor, 1, count(model))
+    shares = final_shares(model, graph, settings, plan)
+    cuts = plan_cuts(graph.groups, shares, settings.schedule, chosen.epochs, step=settings.step, floor=settings.floor)
+    for name, reason in cuts.left_alone.items():
+        context.reporter.note(f"{name}: {reason}")
+    loss = learning_loss(context, state, settings)
+    before, params = {g.name: g.size for g in graph.groups}, count(model)
+    cutter = Cutter(context, settings, plan, cuts, before, loss)
+    images = repair_images(context)
+    hooks = Hooks(
+        context.progress("train and prune"), cutter, lambda old, small, keep: repaired(old, small, keep, images),
+        partial(_eligible, context, plan, cuts, {}), settings.patience,
+    )  # fmt: skip
+    if settings.control:
+        state = _with_control(context, state, copy.deepcopy(model), loss, chosen)
+    result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
+    small = result.model
+    kept = {g.name: g.size for g in trace(small, context.example).groups}
+    state = with_history(replace(state, model=_fresh(small)), "gradual", result)
+    report = {
+        "shares": {name: round(share, 6) for name, share in shares.items()}, "left_alone": dict(cuts.left_alone),
+        "cuts": [{"epoch": c.epoch, "widths": dict(c.widths)} for c in cuts.cuts], "chosen_epoch": result.best_epoch,
+    }  # fmt: skip
+    widths = {name: [first_sizes(state).get(name, size), kept.get(name, size)] for name, size in before.items()}
+    numbers: dict[str, Any] = {"gradual": report, "widths": widths}
+    if not result.eligible:
+        numbers["floors_reached"] = "no epoch met the amount: give more epochs, a larger step or an earlier schedule"
+    note = f"{len(cuts.cuts)} cut(s); epoch {result.best_epoch} chosen; {params} parameters before"
+    accuracy = validation_accuracy(context, small)
+    return with_row(state.with_numbers(**numbers), "gradual", accuracy, count(small), note=note)
+
+
+def _with_control(context: Context, state: State, model: nn.Module, loss: Loss, chosen: FitSettings) -> State:
+    """The state with the epochs of the same network, data, seed and settings without cuts: what pruning is compared with."""
+    hooks = Hooks(context.progress("train without cuts"))
+    result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
+    return with_row(with_history(state, "unpruned", result), "unpruned (control)", result.best.validation_accuracy, count(model))
+
+
+def _fresh(model: nn.Module) -> nn.Module:
+    """A new module object, so that the pipeline sees that the network changed."""
+    return shrink(model.cpu(), {})
+
+
+def final_shares(model: nn.Module, graph: ChannelGraph, settings: GradualStage, plan: Plan | None) -> Shares:
+    """The share of its channels that each group keeps in the end, so that the whole meets `plan` (or as the recipe names them)."""
+    if isinstance(settings.shares, dict):
+        return layer_shares(graph, settings.shares)
+    if plan is None:
+        return {}
+    only = only_layers(graph, settings.layers)
+    limits = [_with_margin(b, plan) for b in budgets(model, graph, plan)]
+    prices = [pricer(model, graph, b.price) for b in limits]
+    dynamic = DynamicShares(model, graph) if settings.shares == "dynamic" else None
+
+    def at(strength: float) -> Shares:
+        shares = dynamic(strength * 0.95) if dynamic is not None else static_shares(graph.groups, strength)
+        return shares if only is None else {name: share for name, share in shares.items() if name in only}
+
+    def over(shares: Shares) -> float:
+        kept = [max(floor_of(g.size, settings.floor, 1), round(g.size * shares.get(g.name, 1.0))) for g in graph.groups]
+        widths = torch.tensor([float(min(k, g.size)) for k, g in zip(kept, graph.groups, strict=True)], dtype=torch.float64)
+        return max(price.cost(widths) / max(limit.limit, 1e-9) for price, limit in zip(prices, limits, strict=True))
+
+    return at(strength_for(at, over, 1.0))
+
+
+def _with_margin(budget: Budget, plan: Plan) -> Budget:
+    """A byte budget with 1 % to spare: the price is an estimate of the file, which is weighed when it is done."""
+    return Budget(budget.price, budget.limit * 0.99) if plan["bytes"] is not None and budget.limit == plan["bytes"] else budget
+
+
+def _eligible(context: Context, plan: Plan | None, cuts: CutPlan, known: dict[Any, bool], model: nn.Module) -> bool:
+    """May the epoch that left `model` be chosen? It meets the amount; without one, it has had every cut."""
+    key = tuple(parameter.shape for parameter in model.parameters())
+    if key not in known:
+        if plan is not None:
+            known[key] = meets(context, model, plan)
+        else:
+            last: dict[str, int] = {}
+            for cut in cuts.cuts:
+                last |= cut.widths
+            known[key] = all(last.get(g.name, g.size) >= g.size for g in trace(model, context.example).groups)
+    return known[key]
+
+
+class Cutter:
+    """The hook of the training loop that chooses what goes after an epoch."""
+
+    def __init__(
+        self, context: Context, settings: GradualStage, plan: Plan | None, cuts: CutPlan, sizes: dict[str, int], loss: Loss
+    ) -> None:
+        self.context, self.settings, self.plan, self.cuts, self.sizes, self.loss = context, settings, plan, cuts, sizes, loss
+        self.floors = {name: floor_of(size, settings.floor, 1) for name, size in sizes.items()}
+
+    def __call__(self, model: nn.Module, epoch: int) -> Keep | None:
+        """Masks for the cut after `epoch`; None where there is none."""
+        cut = self.cuts.at(epoch)
+        if cut is None:
+            return None
+        graph = trace(model, self.context.example)
+        scores = score(self.context, model, graph, self.settings, self.loss)
+        if self.settings.scope == "local":
+            return top(scores, cut.widths)
+        if self.plan is not None and cut is self.cuts.cuts[-1]:
+            only = None if self.settings.layers is None else frozenset(cut.widths)
+            limits = tuple(_with_margin(b, self.plan) for b in budgets(model, graph, self.plan))
+            return uniform(model, graph, scores, limits, "global", floor=self.settings.floor, sizes=self.sizes, only=only).keep
+        return top_overall(scores, cut.widths, self.floors)
