@@ -18,7 +18,7 @@ import torch
 from edgecompress import checkpoint, files
 from edgecompress.data import load_data
 from edgecompress.measure import runtime
-from tests.cli.test_cli import THREADS, one_line, run
+from tests.cli.test_cli import THREADS, one_line, process, run
 
 FAST = ("--epochs", 3, "--learning-rate", "1e-3", "--distill-epochs", 2)
 
@@ -27,7 +27,7 @@ FAST = ("--epochs", 3, "--learning-rate", "1e-3", "--distill-epochs", 2)
 def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """`compress student1 --target 60KB` on digits, with `--json`."""
     folder = tmp_path_factory.mktemp("compress")
-    done = run("compress", "student1", "--target", "60KB", *FAST, "-o", "out", "--json", cwd=folder)
+    done = process("compress", "student1", "--target", "60KB", *FAST, "-o", "out", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads((folder / "out" / "result.json").read_text())
@@ -239,25 +239,25 @@ def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(
 def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
     """A real SIGINT in the middle of a stage: exit 130, and --resume gives the weights of an undisturbed run."""
     arguments = ["compress", "lenet5", "--target", "30KB", "--epochs", "1", "--distill-epochs", "1", "--steps", "2"]
-    whole = run(*arguments, "-o", "whole", cwd=tmp_path)
+    whole = process(*arguments, "-o", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "edgecompress.cli.app", *arguments, "-o", "cut"]
-    process = subprocess.Popen(
+    running = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "CI": "1", **THREADS},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
     )  # fmt: skip
     deadline = time.monotonic() + 200
     while not (tmp_path / "cut" / "04-prune-1of2" / "stage.json").exists():
-        assert process.poll() is None
+        assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
     assert b"--resume" in errors
     assert b"Traceback" not in errors
     assert not (tmp_path / "cut" / "result.json").exists()
-    resumed = run(*arguments, "-o", "cut", "--resume", cwd=tmp_path)
+    resumed = process(*arguments, "-o", "cut", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     for name in ("model.onnx", "model-fp32.onnx", "model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

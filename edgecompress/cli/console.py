@@ -15,18 +15,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 
-def _env(name: str) -> str:
-    return f"EDGECOMPRESS_{name}"
+def env(name: str) -> str:
+    """The environment variable that sets the option `name`."""
+    return f"EDGECOMPRESS_{name.upper()}"
 
 
-Data = Annotated[str, typer.Option("--data", help="digits, or folder:DIR", envvar=_env("DATA"))]
-Seed = Annotated[int, typer.Option("--seed", help="random seed", envvar=_env("SEED"), min=0)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N", envvar=_env("DEVICE"))]
-Threads = Annotated[int | None, typer.Option("--threads", help="default: all cores", envvar=_env("THREADS"), min=1)]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="folder of the run", envvar=_env("OUTPUT"))]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="default: from network and data", envvar=_env("EPOCHS"), min=0)]
-Rate = Annotated[float | None, typer.Option("--learning-rate", envvar=_env("LEARNING_RATE"))]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", envvar=_env("BATCH_SIZE"), min=2)]
+Data = Annotated[str, typer.Option("--data", help="digits, or folder:DIR", envvar=env("DATA"))]
+Seed = Annotated[int, typer.Option("--seed", help="random seed", envvar=env("SEED"), min=0)]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N", envvar=env("DEVICE"))]
+Threads = Annotated[int | None, typer.Option("--threads", help="default: all cores", envvar=env("THREADS"), min=1)]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="folder of the run", envvar=env("OUTPUT"))]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="default: from network and data", envvar=env("EPOCHS"), min=0)]
+Rate = Annotated[float | None, typer.Option("--learning-rate", envvar=env("LEARNING_RATE"))]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", envvar=env("BATCH_SIZE"), min=2)]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="resize images to this side", min=8)]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="skip corrupt images, and say how many")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in -o")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgecompress.cli.console import Debug, DryRun, ExistOk, Json, Output, Quiet, Resume, Verbose
+from edgecompress.cli.console import Debug, DryRun, ExistOk, Json, Output, Quiet, Resume, Verbose, env
 
 
 def run(
@@ -32,8 +33,9 @@ def run(
 
     overrides = parse_overrides(set_ or [])
     path = find(recipe)
-    loaded = read(path, overrides)
-    origins = dict.fromkeys(leaves(path), "recipe") | dict.fromkeys(overrides, "command line")
+    environment = {name: os.environ[env(name)] for name in ("data", "seed", "device", "threads") if os.environ.get(env(name))}
+    loaded = read(path, environment | overrides)
+    origins = dict.fromkeys(leaves(path), "recipe") | dict.fromkeys(environment, "environment") | dict.fromkeys(overrides, "command line")
     launch(
         loaded, origins, output=output, resume=resume, exist_ok=exist_ok,
         as_json=as_json, verbose=verbose, quiet=quiet, dry_run=dry_run,

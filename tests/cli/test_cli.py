@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,15 +14,41 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgecompress.cli.app import run_command
+
 THREADS = {"EDGECOMPRESS_THREADS": "1", "OMP_NUM_THREADS": "1"} if os.environ.get("PYTEST_XDIST_WORKER") else {}
 """Workers of one test run share the cores: one thread for each command."""
 
 
 def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`edgecompress ARGUMENTS`: the real command, in this process (most of a command's time is its imports); see `process`."""
+    if environment:
+        return process(*arguments, cwd=cwd, **environment)
+    out, err, before, folder = io.StringIO(), io.StringIO(), dict(os.environ), Path.cwd()
+    threads = torch.get_num_threads()
+    try:
+        os.environ.clear()
+        os.environ.update(_environment())
+        os.chdir(cwd)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run_command([str(argument) for argument in arguments])
+    finally:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(before)
+        torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def process(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """`edgecompress ARGUMENTS` in a process of its own."""
     command = [sys.executable, "-m", "edgecompress.cli.app", *map(str, arguments)]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("EDGECOMPRESS_")} | {"CI": "1", "COLUMNS": "200"} | THREADS | environment
+    env = _environment() | environment
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500, check=False)
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("EDGECOMPRESS_")} | {"CI": "1", "COLUMNS": "200"} | THREADS
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -111,7 +139,7 @@ def test_help_is_quick_and_needs_no_torch(tmp_path: Path) -> None:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        done = run("--help", cwd=tmp_path)
+        done = process("--help", cwd=tmp_path)
         times.append(time.perf_counter() - start)
         assert done.returncode == 0
     assert "compress" in done.stdout
@@ -154,3 +182,12 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run("bench", "nowhere.onnx", "--debug", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+def test_the_environment_stands_above_the_recipe_and_below_the_command_line(tmp_path: Path) -> None:
+    arguments = ["run", "vgg16-4mb", "--dry-run", "--set", "device=cpu"]
+    done = run(*arguments, cwd=tmp_path, EDGECOMPRESS_SEED="7", EDGECOMPRESS_THREADS="1", EDGECOMPRESS_DEVICE="cuda")
+    assert "seed: 7  # environment" in done.stdout
+    assert "threads: 1  # environment" in done.stdout
+    assert "device: cpu  # command line" in done.stdout
+    assert "seed: 0  # recipe" in run(*arguments, cwd=tmp_path).stdout
