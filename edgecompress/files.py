@@ -91,3 +91,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             rows.append(value)
     return rows
+
+
+def cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/edgecompress`, by default `~/.cache/edgecompress`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecompress"

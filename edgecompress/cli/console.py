@@ -20,7 +20,7 @@ def env(name: str) -> str:
     return f"EDGECOMPRESS_{name.upper()}"
 
 
-Data = Annotated[str, typer.Option("--data", help="digits, or folder:DIR", envvar=env("DATA"))]
+Data = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder:DIR", envvar=env("DATA"))]
 Seed = Annotated[int, typer.Option("--seed", help="random seed", envvar=env("SEED"), min=0)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N", envvar=env("DEVICE"))]
 Threads = Annotated[int | None, typer.Option("--threads", help="default: all cores", envvar=env("THREADS"), min=1)]

@@ -30,4 +30,6 @@ def _history(path: Path) -> list[dict[str, Any]]:
     with open(path, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     numbers = ("train_loss", "validation_loss", "validation_accuracy", "seconds")
-    return [{**row, **{k: float(row[k]) for k in numbers}, "chosen": row["chosen"] == "True"} for row in rows]
+    counts = ("epoch", "params", "cut")
+    parsed = [{k: float(row[k]) for k in numbers} | {k: int(row.get(k) or 0) for k in counts} for row in rows]
+    return [{**row, **values, "chosen": row["chosen"] == "True"} for row, values in zip(rows, parsed, strict=True)]

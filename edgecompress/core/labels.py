@@ -117,14 +117,20 @@ class LabelTracer:
 
     def _run_call_module(self, node: fx.Node, _: Tensor) -> tuple[Any, Any]:
         module = self.modules[str(node.target)]
-        out = module(*self._concrete(node.args), **self._concrete(node.kwargs))
-        labels = self._shadow(node.args)
-        name = str(node.target)
+        labels, name = self._shadow(node.args), str(node.target)
+        if self._keeps_shape(module) and len(node.args) == 1 and not node.kwargs:
+            (out,) = self._concrete(node.args)  # running these on the meta device is slow and says nothing
+        else:
+            out = module(*self._concrete(node.args), **self._concrete(node.kwargs))
         if layers.is_mixing(module):
             return out, self._mix(name, module, labels[0], out)
         if layers.is_channelwise(module) or isinstance(module, nn.GroupNorm):
             return out, self._through(name, module, labels[0], out)
         return out, self._operate(type(module).__name__, node, labels, out)
+
+    @staticmethod
+    def _keeps_shape(module: nn.Module) -> bool:
+        return layers.is_channelwise(module) or type(module).__name__ in operations.IDENTITY
 
     def _run_call_function(self, node: fx.Node, _: Tensor) -> tuple[Any, Any]:
         assert_like = getattr(node.target, "__name__", str(node.target))

@@ -171,6 +171,13 @@ def input_sums(layer: nn.Module, values: Tensor) -> Tensor:
     return values.reshape(groups, -1, *values.shape[1:]).sum(1).flatten(2).sum(2).reshape(-1)
 
 
+def output_sums(layer: nn.Module, values: Tensor) -> Tensor:
+    """Sum of `values`, shaped like the weight of a mixing `layer`, over everything that makes each output position: (out,)."""
+    if not isinstance(layer, _ConvTransposeNd):
+        return values.flatten(1).sum(1)
+    return values.reshape(layer.groups, -1, *values.shape[1:]).sum(1).flatten(2).sum(2).reshape(-1)
+
+
 def scale_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
     """The weight of a mixing `layer` when it reads input position i times `factor[i]`; `factor` has shape (in,)."""
     weight = layer.get_parameter("weight")

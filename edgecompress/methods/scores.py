@@ -23,20 +23,27 @@ Scores = dict[ChannelGroup, Tensor]
 
 def magnitude(model: nn.Module, graph: ChannelGraph, order: int) -> Scores:
     """Mean |w| (order 1) or root mean w^2 (order 2) over all mixing weights of each channel, divided by the group's mean."""
+    sums = {name: _power_sums(layer, order) for name, layer in model.named_modules() if layers.is_mixing(layer)}
     scores = {}
     for group in graph.groups:
         total, count = torch.zeros(group.size, dtype=torch.float64), 0
         for member in group.members:
-            layer = _module(model, member.layer)
-            if layer is None or not layers.is_mixing(layer):
+            if member.layer not in sums:
                 continue
-            weight = next(t for n, t in layers.axis_slices(layer, member.axis) if n == "weight").detach()
-            rows = weight.reshape(weight.shape[0], -1).abs().pow(order).double().sum(1).cpu()
+            rows = sums[member.layer][member.axis]
             total += rows[member.index].sum(1)
-            count += weight[0].numel() * member.index.shape[1]
+            count += model.get_submodule(member.layer).get_parameter("weight").numel() // len(rows) * member.index.shape[1]
         values = (total / max(1, count)).pow(1 / order)
         scores[group] = values / values.mean().clamp_min(1e-30)
     return scores
+
+
+def _power_sums(layer: nn.Module, order: int) -> dict[str, Tensor]:
+    """Sum of |w|^order over the weights of each output (out,) and of each input (in,) of a mixing layer, float64."""
+    weight = layer.get_parameter("weight").detach()
+    powers = weight.abs() if order == 1 else weight.square()
+    outputs = layers.output_sums(layer, powers)
+    return {"out": outputs.double().cpu(), "in": layers.input_sums(layer, powers).double().cpu()}
 
 
 def batchnorm_layers(model: nn.Module, graph: ChannelGraph) -> dict[ChannelGroup, list[Member]]:

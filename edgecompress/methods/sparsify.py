@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from edgecompress.core import layers
 from edgecompress.errors import EdgecompressError, UnknownNameError, UsageError
 
-CHUNK = 1 << 21
-"""Weights looked at at once (8 MB as float32)."""
+CHUNK = 1 << 18
+"""Weights looked at at once (1 MB as float32: stays in the cache)."""
 SAMPLE = 1 << 18
 """Weights in the sample that brackets the threshold."""
 
@@ -67,6 +67,24 @@ def _chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
             yield from tensor.split(max(1, CHUNK // max(1, tensor[0].numel())), 0)
 
 
+class _Scratch:
+    """Buffers of a chunk's size, used again for every chunk: fresh ones each time would leave holes all over the heap."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, chunk: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The buffer called `name`, in the shape of `chunk`; its content is left over."""
+        key = (name, dtype or chunk.dtype, chunk.device)
+        if key not in self._held or self._held[key].numel() < chunk.numel():
+            self._held[key] = torch.empty(max(CHUNK, chunk.numel()), dtype=key[1], device=chunk.device)
+        return self._held[key][: chunk.numel()].view(chunk.shape)
+
+    def magnitude(self, chunk: Tensor) -> Tensor:
+        """|chunk|, valid until the next call."""
+        return torch.abs(chunk, out=self.like(chunk, "magnitude"))
+
+
 def _bracket(tensors: Sequence[Tensor], rank: int, total: int, spread: float) -> tuple[Tensor, Tensor]:
     """Magnitudes between which the `rank`-th smallest (from 1) of `total` probably lies, from an evenly strided sample."""
     step = max(1, total // SAMPLE)
@@ -81,20 +99,20 @@ def _bracket(tensors: Sequence[Tensor], rank: int, total: int, spread: float) ->
 def _threshold(tensors: Sequence[Tensor], rank: int) -> tuple[Tensor, int]:
     """(t, n): the `rank`-th smallest magnitude, and how many of those equal to it are among the `rank` smallest."""
     total = sum(t.numel() for t in tensors)
-    spread = 3.0
+    spread, scratch = 3.0, _Scratch()
     while True:
         low, high = _bracket(tensors, rank, total, spread)
         below, inside = 0, []
         for chunk in _chunks(tensors):
-            size = chunk.abs().reshape(-1)
+            size = scratch.magnitude(chunk)
             low, high = low.to(size), high.to(size)
             if bool(size.sum().isnan()):
                 raise EdgecompressError("a weight is not a number, so none can be ranked: train again with a lower --learning-rate")
-            over = size >= low
-            below += size.numel() - int(over.sum())
-            over &= size <= high
-            inside.append(size[over])
-        found = torch.cat([part.cpu() for part in inside])
+            over = torch.ge(size, low, out=scratch.like(chunk, "over", torch.bool))
+            below += size.numel() - int(over.count_nonzero())
+            over &= torch.le(size, high, out=scratch.like(chunk, "under", torch.bool))
+            inside.append(size[over].cpu())
+        found = torch.cat(inside)
         if below < rank <= below + len(found):
             value = found.kthvalue(rank - below).values
             return value, rank - below - int((found < value).sum())
@@ -106,13 +124,14 @@ def _zero_up_to_(tensors: Mapping[str, Tensor], rank: int) -> float | None:
     if rank == 0:
         return None
     value, ties = _threshold(list(tensors.values()), rank)
+    scratch = _Scratch()
     for chunk in _chunks(list(tensors.values())):
-        size = chunk.abs()
+        size = scratch.magnitude(chunk)
         limit = value.to(size)
-        gone = size < limit
+        gone = torch.lt(size, limit, out=scratch.like(chunk, "gone", torch.bool))
         if ties:
-            equal = size == limit
-            count = int(equal.sum())
+            equal = torch.eq(size, limit, out=scratch.like(chunk, "equal", torch.bool))
+            count = int(equal.count_nonzero())
             if count > ties:
                 equal &= (equal.reshape(-1).cumsum(0) <= ties).reshape(equal.shape)
             gone |= equal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -12,13 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgecompress.errors import EnvironmentMissingError, UsageError
+from edgecompress.files import cache_dir
 from edgecompress.models.registry import ModelSource, build
 from edgecompress.models.vision import torchvision
-
-
-def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/edgecompress`, by default `~/.cache/edgecompress`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecompress"
 
 
 def load_weights(source: ModelSource, weights: str) -> nn.Module:

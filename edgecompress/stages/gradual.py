@@ -28,7 +28,7 @@ from edgecompress.recipe import GradualStage
 from edgecompress.stages.common import count, fit_settings, learning_loss, validation_accuracy, with_history, with_row
 from edgecompress.stages.goal import Plan, budgets, first_sizes, meets, only_layers, plan_for_amount
 from edgecompress.stages.prune import repair_images, score
-from edgecompress.train.fit import FitSettings, Hooks, Loss, fit
+from edgecompress.train.fit import FitResult, FitSettings, Hooks, Loss, fit
 
 
 def gradual(context: Context, settings: GradualStage, state: State) -> State:
@@ -67,14 +67,20 @@ def gradual(context: Context, settings: GradualStage, state: State) -> State:
         numbers["floors_reached"] = "no epoch met the amount: give more epochs, a larger step or an earlier schedule"
     note = f"{len(cuts.cuts)} cut(s); epoch {result.best_epoch} chosen; {params} parameters before"
     accuracy = validation_accuracy(context, small)
-    return with_row(state.with_numbers(**numbers), "gradual", accuracy, count(small), note=note)
+    return with_row(state.with_numbers(**numbers), "gradual", accuracy, count(small), note=note, wall_s=seconds(result))
 
 
 def _with_control(context: Context, state: State, model: nn.Module, loss: Loss, chosen: FitSettings) -> State:
     """The state with the epochs of the same network, data, seed and settings without cuts: what pruning is compared with."""
     hooks = Hooks(context.progress("train without cuts"))
     result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
-    return with_row(with_history(state, "unpruned", result), "unpruned (control)", result.best.validation_accuracy, count(model))
+    best, spent = result.best.validation_accuracy, seconds(result)
+    return with_row(with_history(state, "unpruned", result), "unpruned (control)", best, count(model), wall_s=spent)
+
+
+def seconds(result: FitResult) -> float:
+    """Seconds that all epochs of a training took."""
+    return round(sum(row.seconds for row in result.history), 3)
 
 
 def _fresh(model: nn.Module) -> nn.Module:

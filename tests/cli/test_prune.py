@@ -72,7 +72,10 @@ def test_pruning_while_training_chooses_an_epoch_that_meets_the_amount(trained: 
     chosen = next(row for row in rows if row["chosen"] == "True")
     meeting = [row for row, after in zip(rows, [*sizes[1:], sizes[-1]], strict=True) if after <= 0.5 * before]
     assert float(chosen["validation_accuracy"]) == max(float(row["validation_accuracy"]) for row in meeting)
-    assert "Cuts while training" in (tmp_path / "g" / "report.html").read_text()
+    page = (tmp_path / "g" / "report.html").read_bytes()
+    assert b"Cuts while training" in page
+    assert run("report", tmp_path / "g", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "g" / "report.html").read_bytes() == page, "the report follows from the files of the run"
 
 
 def test_an_amount_that_no_epoch_meets_exits_3(trained: Path, tmp_path: Path) -> None:

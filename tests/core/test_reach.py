@@ -31,17 +31,13 @@ def test_every_classification_cnn(name: str) -> None:
 
 Position = tuple[str, str, int]
 
-DIFFERENT = {
-    "shufflenet_v2_x0_5": "chunk and channel shuffle are solved for each channel",
-    "regnet_x_400mf": "grouped convolutions: a group of channels goes whole or is narrowed in step",
-    "regnet_y_400mf": "grouped convolutions: a group of channels goes whole or is narrowed in step",
-    "resnext50_32x4d": "grouped convolutions: a group of channels goes whole or is narrowed in step",
-}
-"""Where our groups may differ from Torch-Pruning's, and why; law 3 holds for ours there as elsewhere."""
+GROUPED = ["regnet_x_400mf", "regnet_y_400mf", "resnext50_32x4d"]
+"""Where one channel of a grouped convolution cannot go alone: Torch-Pruning's group names that channel, the rest is left to its pruner;
+ours holds all that must go together."""
 
 COMPARED = [
     "alexnet", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "resnet50",
-    "squeezenet1_1", "vgg11", "vgg11_bn", "wide_resnet50_2", *DIFFERENT,
+    "squeezenet1_1", "vgg11", "vgg11_bn", "wide_resnet50_2",
 ]  # fmt: skip
 
 
@@ -84,8 +80,8 @@ def theirs(model: nn.Module, example: torch.Tensor, roots: list[tuple[str, int]]
     return found
 
 
-@pytest.mark.parametrize("name", COMPARED)
-def test_groups_are_those_of_torch_pruning_or_finer(name: str) -> None:
+def both(name: str) -> tuple[dict[Position, frozenset[Position]], dict[Position, frozenset[Position]]]:
+    """(ours, theirs) for the first and the last output channel of about twenty layers."""
     model, graph, example = traced(name, torch.float32)
     mine = ours(model, graph)
     last = {m.layer for f in graph.frozen for m in f.members}
@@ -93,8 +89,21 @@ def test_groups_are_those_of_torch_pruning_or_finer(name: str) -> None:
     roots = roots[:: max(1, len(roots) // 40)]
     reference = theirs(model, example, [r for r in roots if (r[0], "out", r[1]) in mine])
     assert len(reference) >= 5
-    finer = [p for p, together in reference.items() if mine[p] < together]
-    other = [p for p, together in reference.items() if not mine[p] <= together]
-    if name not in DIFFERENT:
-        assert not finer, finer[:3]
-        assert not other, [(p, sorted(mine[p] - reference[p])[:3]) for p in other[:3]]
+    return {position: mine[position] for position in reference}, reference
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_groups_are_those_of_torch_pruning(name: str) -> None:
+    mine, reference = both(name)
+    assert mine == reference
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_groups_of_grouped_convolutions_hold_what_torch_pruning_leaves_to_its_pruner(name: str) -> None:
+    mine, reference = both(name)
+    assert all(reference[position] <= together for position, together in mine.items())
+    assert any(reference[position] == together for position, together in mine.items())
+    model, _, _ = traced(name, torch.float32)
+    wider = [p for p, together in mine.items() if reference[p] < together]
+    touched = [{layer for layer, _, _ in mine[p]} for p in wider]
+    assert all(any(getattr(model.get_submodule(layer), "groups", 1) > 1 for layer in names) for names in touched)
