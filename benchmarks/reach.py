@@ -42,8 +42,9 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Reach",
         "",
-        "Every classification CNN of torchvision, at full width with random weights: traced, cut to a random 60 % of the channels of every",
-        "group, and compared with its masked twin (law 3, float32). Written by `python benchmarks/reach.py`.",
+        f"{len(rows)} of torchvision's {len(classification_cnns())} classification CNNs, at full width with random weights: traced, cut to",
+        "a random 60 % of the channels of every group, and compared with the masked twin (law 3, float32).",
+        "Written by `python benchmarks/reach.py`.",
         "",
         "| network | parameters | groups | prunable channels | frozen channels | masked = shrunk |",
         "|---|---|---|---|---|---|",
@@ -67,7 +68,7 @@ def main() -> None:
         (ROOT / "benchmarks/results/reach.json").write_text(
             json.dumps({"command": "python benchmarks/reach.py", "rows": rows}, indent=1) + "\n"
         )
-    (ROOT / "docs/reach.md").write_text(page(rows))
+        (ROOT / "docs/reach.md").write_text(page(rows))
 
 
 if __name__ == "__main__":
