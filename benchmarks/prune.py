@@ -140,8 +140,9 @@ def epochs() -> list[dict[str, float]]:
     from edgecompress.core.simplify import find_pools, fold_pool
     from edgecompress.data import load_data
     from edgecompress.methods.scores import magnitude
-    from edgecompress.train.fit import FitSettings, Hooks, cross_entropy, fit
+    from edgecompress.train.fit import Hooks, cross_entropy, fit
     from edgecompress.train.init import unit_variance_init
+    from edgecompress.train.settings import FitSettings
 
     data, example = load_data("digits"), torch.zeros(1, 3, 32, 32)
     model = network("vgg16")

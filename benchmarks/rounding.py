@@ -18,6 +18,7 @@ import torch
 from edgecompress.core import shrink, trace
 from edgecompress.core.select import Budget, uniform
 from edgecompress.core.simplify import find_pools, fold_pool
+from edgecompress.data import Preprocess
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize
 from edgecompress.measure import latency, machine, runtime
@@ -39,7 +40,7 @@ def main() -> None:
         model = fold_pool(model, fold)
     graph = trace(model, example)
     scores, whole = random(graph, 0), cost(model, example, graph).macs
-    spec = onnx_export.InputSpec((3, 32, 32), (0.0,) * 3, (1.0,) * 3, tuple("0123456789"), "none").metadata()
+    spec = onnx_export.InputSpec((3, 32, 32), Preprocess((0.0,) * 3, (1.0,) * 3), tuple("0123456789"), "none").metadata()
     values = np.random.default_rng(0).standard_normal((32, 3, 32, 32)).astype(np.float32)
     rows = []
     with tempfile.TemporaryDirectory() as name:
