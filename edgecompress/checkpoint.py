@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgecompress import files
+from edgecompress.data import DataSet, Preprocess
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.models.registry import ModelSource, build, runs_user_code
 
@@ -96,6 +97,17 @@ def read_manifest(path: Path) -> Manifest:
         raise UsageError(f"'{path}' has no manifest ({error}): give a model.safetensors that edgecompress wrote") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"'{path}' is no checkpoint: {str(error).splitlines()[0]}; give a model.safetensors") from error
+
+
+def notes_for(data: DataSet) -> dict[str, Any]:
+    """What a checkpoint notes of the data that its network reads: their name, and how pixels become its input."""
+    return {"data": data.label, "preprocess": data.preprocess.as_dict()}
+
+
+def preprocess_of(manifest: Manifest) -> Preprocess | None:
+    """How the network of a checkpoint reads pixels, where it says so."""
+    values = manifest.notes.get("preprocess")
+    return None if values is None else Preprocess.from_dict(values)
 
 
 def _pickled(path: Path) -> bool:

@@ -35,7 +35,7 @@ class UnknownNameError(UsageError):
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or names[:8]
         tail = f" {hint}" if hint else ""
-        super().__init__(f"unknown {kind} '{name}': did you mean {', '.join(near)}?{tail}")
+        super().__init__(f"unknown {kind} '{name}': did you mean {', '.join(near)}?{tail}" if names else f"unknown {kind} '{name}'{tail}")
 
 
 class TargetMissedError(EdgecompressError):

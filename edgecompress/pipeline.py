@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from edgecompress import checkpoint, files
 from edgecompress.core import trace
-from edgecompress.data import DataSet, load_data
+from edgecompress.data import DataSet, Preprocess, load_data
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
 from edgecompress.measure.cost import cost, layer_table
 from edgecompress.measure.machine import cores
+from edgecompress.methods.features import convolution_of
 from edgecompress.methods.gradual import groups_of
 from edgecompress.methods.scores import batchnorm_layers
 from edgecompress.models.registry import ModelSource, build, runs_user_code
@@ -32,6 +33,7 @@ from edgecompress.models.weights import load_weights
 from edgecompress.recipe import Recipe, to_yaml
 from edgecompress.report.html import write_report
 from edgecompress.rundir import RunDirectory
+from edgecompress.settings import TeacherStage
 
 
 class Reporter(Protocol):
@@ -61,15 +63,25 @@ class Silent:
 
 
 @dataclass(frozen=True)
+class Mentor:
+    """What a teacher of another kind than the model is built from, and how it reads pixels."""
+
+    source: ModelSource
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
 class State:
     """What flows from stage to stage. `model` is the network being made smaller, `teacher` the one it learns from.
 
-    `numbers` is what later stages, `result.json` and the report read: JSON values only. `rows` are the stages so far, `history` the epochs.
+    `mentor` says how the teacher differs from the model in more than its widths. `numbers` is what later stages, `result.json` and the
+    report read: JSON values only. `rows` are the stages so far, `history` the epochs.
     """
 
     source: ModelSource
     model: nn.Module | None = None
     teacher: nn.Module | None = None
+    mentor: Mentor | None = None
     numbers: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Mapping[str, Any], ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
@@ -102,6 +114,10 @@ class Context:
     def example(self) -> Tensor:
         """One zero image (1, C, H, W) of the data's shape."""
         return torch.zeros(1, *self.data.image_shape)
+
+    def as_read_by(self, mentor: Mentor | None) -> Context:
+        """The same context for a teacher that reads pixels in its own way."""
+        return self if mentor is None else replace(self, data=replace(self.data, preprocess=mentor.preprocess))
 
     def progress(self, text: str) -> Callable[[int, int], None]:
         """An `on_step` for the training loop."""
@@ -137,19 +153,48 @@ def pick_device(name: str) -> torch.device:
 
 def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
     """Check everything that can be checked before a file is written: device, data, model name, checkpoints."""
-    device = pick_device(recipe.device)
-    data = load_data(recipe.data, image_size=recipe.image_size, skip_bad=recipe.skip_bad)
+    device, teacher = pick_device(recipe.device), None
+    data = load_data(recipe.data, image_size=recipe.image_size, resize=recipe.resize, normalize=recipe.normalize, skip_bad=recipe.skip_bad)
     source = ModelSource(recipe.model, len(data.classes), data.image_shape)
     for stage in recipe.stages:
         if stage.stage == "load":
             source = _checked_checkpoint(Path(stage.checkpoint), recipe, data)
         elif stage.stage == "train" and stage.weights is not None:
             load_weights(source, stage.weights)
+        elif stage.stage == "teacher":
+            teacher = check_teacher(stage, recipe, data)
     if not runs_user_code(source.name):
         with torch.device("meta"):
             blank = build(source)
         check_names(recipe, blank, data)
+        check_features(recipe, blank, teacher)
     return data, device, source
+
+
+def check_teacher(stage: TeacherStage, recipe: Recipe, data: DataSet) -> Mentor:
+    """What a stage `teacher` will bring. Raises `UsageError` when it does not know the data's classes, or cannot be built."""
+    if stage.checkpoint is None:
+        source = ModelSource(str(stage.model), len(data.classes), data.image_shape)
+        if stage.weights is not None:
+            load_weights(source, stage.weights)
+        elif not runs_user_code(source.name):
+            with torch.device("meta"):
+                build(source)
+        return Mentor(source, data.preprocess)
+    path = Path(stage.checkpoint)
+    manifest = checkpoint.read_manifest(path)
+    if manifest.model.num_classes != len(data.classes):
+        raise UsageError(
+            f"teacher '{path}' knows {manifest.model.num_classes} classes, data '{recipe.data}' has {len(data.classes)}: give a teacher "
+            "trained on these classes"
+        )
+    preprocess = checkpoint.preprocess_of(manifest) or data.preprocess
+    if preprocess.shape(data.native_shape) != manifest.model.image_shape:
+        raise UsageError(
+            f"teacher '{path}' reads images {manifest.model.image_shape}, data '{recipe.data}' gives it "
+            f"{preprocess.shape(data.native_shape)}: give the --image-size that it was trained with"
+        )
+    return Mentor(manifest.model, preprocess)
 
 
 def check_names(recipe: Recipe, blank: nn.Module, data: DataSet) -> None:
@@ -165,6 +210,16 @@ def check_names(recipe: Recipe, blank: nn.Module, data: DataSet) -> None:
         groups_of(graph, name)
     if by_norm:
         batchnorm_layers(blank, graph)
+
+
+def check_features(recipe: Recipe, blank: nn.Module, teacher: Mentor | None) -> None:
+    """Raises `UsageError` when a stage pairs convolutions that student or teacher has not."""
+    pairs = [pair for s in recipe.stages if s.stage == "distill" for pair in (s.feature_layers or {}).items()]
+    for mine, other in pairs:
+        convolution_of(blank, mine, "student")
+        if teacher is not None and not runs_user_code(teacher.source.name):
+            with torch.device("meta"):
+                convolution_of(build(teacher.source), other, "teacher")
 
 
 def _checked_checkpoint(path: Path, recipe: Recipe, data: DataSet) -> ModelSource:
@@ -223,7 +278,7 @@ def execute(
         folder = run.stage(number, name)
         reporter.stage(number, number + len(queue), name)
         context = Context(recipe, data, device, run, folder, recipe.seed * 1000 + number, reporter, threads)
-        done = read_stage(folder, state) if resume else None
+        done = read_stage(folder, state, _named(recipe)) if resume else None
         if done is not None and done.numbers["data_digest"] != data.digest():
             raise UsageError(f"--resume with other data than the run in '{root}': '{recipe.data}' has changed; start a new run")
         if done is None:
@@ -244,7 +299,7 @@ def execute(
 def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> State:
     """`model.safetensors`, `result.json` and `report.html` of a run without a stage `measure`: nothing of the test split is read."""
     if not (run.root / "model.safetensors").exists() or "export" not in {s.stage for s in recipe.stages}:
-        checkpoint.save(run.root / "model.safetensors", state.need_model(), state.source, {"data": data.label})
+        checkpoint.save(run.root / "model.safetensors", state.need_model(), state.source, checkpoint.notes_for(data))
     chosen = state.numbers.get("chosen")
     artifact = "model.onnx" if chosen else "model-fp32.onnx" if "export" in state.numbers else "model.safetensors"
     result: dict[str, Any] = {
@@ -269,7 +324,7 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
         "recipe_digest": recipe.digest(),
         "missed": [text for text in (state.numbers.get("floors_reached"),) if text],
         "layers": layer_table(state.numbers.get("layers", []), cost(state.need_model(), torch.zeros(1, *data.image_shape))),
-        **{key: state.numbers[key] for key in ("constant_channels", "profile", "gradual") if key in state.numbers},
+        **{key: state.numbers[key] for key in ("constant_channels", "profile", "gradual", "distill", "control") if key in state.numbers},
     }
     files.write_json(run.root / "result.json", result)
     write_report(run.root, result, list(state.history))
@@ -327,7 +382,9 @@ def write_stage(folder: Path, before: State, after: State) -> None:
         if network is not None and network is not getattr(before, role):
             same = role == "teacher" and network is after.model and "model" in written
             if not same:
-                checkpoint.save(folder / f"{role}.safetensors", network, after.source)
+                other = after.mentor if role == "teacher" else None
+                source, notes = (after.source, {}) if other is None else (other.source, {"preprocess": other.preprocess.as_dict()})
+                checkpoint.save(folder / f"{role}.safetensors", network, source, notes)
             written[role] = "model" if same else role
     files.write_json(
         folder / "stage.json",
@@ -335,8 +392,13 @@ def write_stage(folder: Path, before: State, after: State) -> None:
     )
 
 
-def read_stage(folder: Path, before: State) -> State | None:
-    """The state that a complete stage left, or None when it did not complete."""
+def _named(recipe: Recipe) -> set[str]:
+    """The models that the user named, whose own code may therefore run."""
+    return {recipe.model, *(str(stage.model) for stage in recipe.stages if stage.stage == "teacher")}
+
+
+def read_stage(folder: Path, before: State, named: set[str]) -> State | None:
+    """The state that a complete stage left, or None when it did not complete. Code of the user's runs only if its model is `named`."""
     path = folder / "stage.json"
     if not path.is_file():
         return None
@@ -345,8 +407,13 @@ def read_stage(folder: Path, before: State) -> State | None:
     for role, name in stored["written"].items():
         if name in networks:
             networks[role] = networks[name]
-        else:
-            networks[role] = checkpoint.load(folder / f"{name}.safetensors", allow_code=before.source.name)[0]
+            continue
+        path = folder / f"{name}.safetensors"
+        manifest = checkpoint.read_manifest(path)
+        networks[role] = checkpoint.load(path, allow_code=manifest.model.name if manifest.model.name in named else None)[0]
+        preprocess = checkpoint.preprocess_of(manifest)
+        if role == "teacher" and preprocess is not None:
+            networks["mentor"] = Mentor(manifest.model, preprocess)
     return replace(
         before,
         numbers=stored["numbers"],

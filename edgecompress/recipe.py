@@ -6,6 +6,8 @@
       - stage: train
       - stage: prune
         amount: 50%
+    variants:              # optional: other values by name, for --variant full
+      full: {data: cifar10, stages.0.epochs: 200}
 
 Unknown keys are errors, and all errors are reported at once, each with its line. `resolved.yaml` is a recipe too, with the
 origin of each value as a comment.
@@ -14,258 +16,15 @@ origin of each value as a comment.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from edgecompress import units
-from edgecompress.errors import UsageError
-
-
-def _via(parse: Callable[[str], float]) -> Callable[[Any], Any]:
-    """Accept text with a unit, or a number that is already parsed."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, bool) or value is None or isinstance(value, (int, float)):
-            return value
-        try:
-            return parse(str(value))
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-
-    return convert
-
-
-def _size(value: Any) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise ValueError(f"size '{value}' has no unit: write it like 4MB or 250KiB")
-    return _via(units.parse_size)(value)
-
-
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-Count = Annotated[int, BeforeValidator(_via(units.parse_count)), Field(gt=0)]
-Seconds = Annotated[float, BeforeValidator(_via(units.parse_duration)), Field(gt=0)]
-Share = Annotated[float, BeforeValidator(_via(units.parse_share)), Field(ge=0, le=1)]
-
-
-def _amount(value: Any) -> Any:
-    """Checked, and kept as it was written."""
-    if value is None or isinstance(value, bool):
-        return value
-    try:
-        units.parse_amount(str(value))
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    return str(value)
-
-
-Amount = Annotated[str, BeforeValidator(_amount)]
-"""`50%` of the parameters to remove, or what may be left: `2Mparams`, `10MMACs`, `4MB` (the fp32 file)."""
-Quantize = Literal["auto", "int8", "fp16", "none"]
-Criterion = Literal["l1", "l2", "bn", "taylor", "random"]
-
-
-class Strict(BaseModel):
-    """Frozen settings in which an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Training(Strict):
-    """How a stage trains. Values left out are chosen from the network and the data (`train.fit.default_settings`)."""
-
-    epochs: Annotated[int, Field(ge=0)] | None = None
-    batch_size: Annotated[int, Field(ge=2)] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability of every dropout layer while this stage trains; None chooses (0 for short runs on small data)."""
-
-
-class TrainStage(Training):
-    """Train the network from scratch, or start from `weights` (a file of tensors, or `imagenet`)."""
-
-    stage: Literal["train"]
-    weights: str | None = None
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
-class LoadStage(Strict):
-    """Take a network from a checkpoint, as the teacher."""
-
-    stage: Literal["load"]
-    checkpoint: str
-
-
-class SimplifyStage(Strict):
-    """The lossless steps: fold enlarging pools, drop channels whose output never changes."""
-
-    stage: Literal["simplify"]
-
-
-class Targets(Strict):
-    """What the result must meet; several must all hold."""
-
-    bytes: Size | None = None
-    macs: Count | None = None
-    latency: Seconds | None = None
-    max_drop: Share | None = None
-
-    def any(self) -> bool:
-        """True when at least one target is given."""
-        return any(v is not None for v in (self.bytes, self.macs, self.latency, self.max_drop))
-
-
-class PlanStage(Strict):
-    """Choose the number format and the budgets for `targets`."""
-
-    stage: Literal["plan"]
-    targets: Targets
-    quantize: Quantize = "auto"
-    floor: Share = 0.02
-    round_to: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-
-
-class PruneStage(Training):
-    """Remove channels in `steps`, each followed by distillation from the teacher (if there is one) or training.
-
-    `auto` takes as many steps as keep each below a factor of four of what the budget counts.
-    """
-
-    stage: Literal["prune"]
-    amount: Amount | None = None
-    """How far; None takes the plan's budgets."""
-    scope: Literal["cost", "local", "global"] = "cost"
-    """What competes: score a unit of cost over the whole network, each group by itself, or all groups by score over their mean."""
-    layers: tuple[str, ...] | None = None
-    """Only the channels that these layers make; None: all."""
-    steps: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    criterion: Criterion = "taylor"
-    score_batches: Annotated[int, Field(ge=1)] = 8
-    floor: Share = 0.02
-    round_to: Annotated[int, Field(ge=1)] = 1
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
-
-
-class GradualStage(Training):
-    """Train and prune at once: after some epochs channels go, the network is rebuilt smaller, and training goes on.
-
-    With `amount`, `shares` says how the layers share it: `static` (the same share of each), `dynamic` (what global magnitude pruning would
-    take from each), or the share of channels that each named layer loses in the end. `step` is the share that one cut removes. The epoch
-    chosen is the best one that meets the amount.
-    """
-
-    stage: Literal["gradual"]
-    amount: Amount | None = None
-    shares: Literal["static", "dynamic"] | dict[str, Share] = "static"
-    step: Share = 0.1
-    schedule: Literal["early", "middle", "late"] | tuple[int, ...] = "early"
-    scope: Literal["local", "global"] = "local"
-    layers: tuple[str, ...] | None = None
-    criterion: Criterion = "l1"
-    score_batches: Annotated[int, Field(ge=1)] = 8
-    floor: Share = 0.02
-    patience: Annotated[int, Field(ge=1)] | None = None
-    control: bool = False
-    """Train the same network once more without cuts, for the comparison in the report."""
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
-
-    @model_validator(mode="after")
-    def _amount_or_shares(self) -> GradualStage:
-        if (self.amount is None) == isinstance(self.shares, str):
-            raise ValueError("give amount with shares static or dynamic, or shares for named layers without amount")
-        if not isinstance(self.schedule, str) and self.epochs is not None:
-            wrong = [epoch for epoch in self.schedule if not 1 <= epoch <= self.epochs]
-            if wrong or not self.schedule:
-                raise ValueError(f"schedule names epoch {wrong[0] if wrong else 'none'}: allowed are 1..{self.epochs}")
-        return self
-
-
-class ProfileStage(Strict):
-    """The share that global magnitude pruning takes from each layer at each level, and the accuracy there; the network is not changed."""
-
-    stage: Literal["profile"]
-    levels: tuple[Share, ...] = tuple(level / 20 for level in range(1, 20))
-    tolerance: Share = 0.01
-    """Points of validation accuracy that count as holding."""
-
-
-class ShrinkStage(Strict):
-    """Remove channels that never change or are never read: a zeroed network becomes smaller, and computes the same."""
-
-    stage: Literal["shrink"]
-
-
-class DistillStage(Training):
-    """Train the network on the teacher's outputs (Hinton et al. 2015), or on the labels when there is no teacher."""
-
-    stage: Literal["distill"]
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
-
-
-class ExportStage(Strict):
-    """Write `model-fp32.onnx` and check it against the network."""
-
-    stage: Literal["export"]
-
-
-class QuantizeStage(Strict):
-    """Make the smaller number formats, measure them, and choose what ships."""
-
-    stage: Literal["quantize"]
-    quantize: Quantize = "auto"
-    calibration_images: Annotated[int, Field(ge=1)] = 256
-    method: Literal["minmax", "entropy", "percentile"] = "minmax"
-    max_int8_loss: Share = 0.01
-    """Points of validation accuracy that int8 may lose against fp32 before fp16 is planned instead."""
-
-
-class SearchStage(Training):
-    """Find the smallest file whose accuracy is within `max_drop` of the teacher's: halve, distil, measure, then refine."""
-
-    stage: Literal["search"]
-    max_drop: Share
-    quantize: Quantize = "auto"
-    refine: Annotated[int, Field(ge=0)] = 2
-    criterion: Criterion = "taylor"
-    floor: Share = 0.02
-    round_to: Annotated[int, Field(ge=1)] = 1
-
-
-class MeasureStage(Strict):
-    """Read the test split once, measure latency and cost, and write `result.json`."""
-
-    stage: Literal["measure"]
-    samples: Annotated[int, Field(ge=20)] = 200
-
-
-AnyStage = Annotated[
-    TrainStage
-    | LoadStage
-    | SimplifyStage
-    | PlanStage
-    | PruneStage
-    | GradualStage
-    | ProfileStage
-    | ShrinkStage
-    | DistillStage
-    | ExportStage
-    | QuantizeStage
-    | SearchStage
-    | MeasureStage,
-    Field(discriminator="stage"),
-]
-
-
-STAGE_NAMES = tuple(get_args(kind.model_fields["stage"].annotation)[0] for kind in get_args(get_args(AnyStage)[0]))
-"""Every `stage:` that a recipe may name."""
+from edgecompress.errors import UnknownNameError, UsageError
+from edgecompress.settings import STAGE_NAMES, AnyStage, Strict
 
 
 class Recipe(Strict):
@@ -278,6 +37,11 @@ class Recipe(Strict):
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     image_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the square that networks read; None: the images as they are."""
+    resize: Annotated[int, Field(ge=8)] | None = None
+    """The shorter side before that square is cut from the middle; None: `image_size`."""
+    normalize: Literal["data", "imagenet"] = "data"
+    """Mean and standard deviation: the training split's, or ImageNet's."""
     skip_bad: bool = False
     stages: Annotated[tuple[AnyStage, ...], Field(min_length=1)]
 
@@ -337,8 +101,8 @@ def validate(values: Any, where: str, lines: Mapping[tuple[Any, ...], int] | Non
         raise UsageError(_problems(error, where, lines or {})) from error
 
 
-def read(path: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe in the YAML file at `path`, with `overrides` (`{"stages.0.epochs": "3"}`) set over it."""
+def read(path: Path, overrides: Mapping[str, str] | None = None, variant: str | None = None) -> Recipe:
+    """The recipe in the YAML file at `path`, its `variant` and then `overrides` (`{"stages.0.epochs": "3"}`), set over it."""
     try:
         text = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
@@ -348,9 +112,23 @@ def read(path: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
         raise UsageError(f"recipe '{path}' is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(f"recipe '{path}' holds no mapping: start with model: NAME")
+    for key, value in _variant(values.pop("variants", None), variant, path).items():
+        _set(values, key, value)
     for key, text_value in (overrides or {}).items():
         _set(values, key, yaml.safe_load(text_value))
     return validate(values, str(path), _lines(node))
+
+
+def _variant(known: Any, wanted: str | None, path: Path) -> dict[str, Any]:
+    """The values of the variant called `wanted`: places (`stages.0.epochs`) with what stands there in it."""
+    if known is not None and not (isinstance(known, dict) and all(isinstance(places, dict) for places in known.values())):
+        raise UsageError(f"recipe '{path}': variants maps names to places and values, e.g. full: {{stages.0.epochs: 300}}")
+    if wanted is None:
+        return {}
+    named: dict[str, dict[str, Any]] = known or {}
+    if wanted not in named:
+        raise UnknownNameError("variant", wanted, named, "" if named else f"('{path}' has none: leave --variant out)")
+    return {str(key): value for key, value in named[wanted].items()}
 
 
 def _set(values: Any, key: str, value: Any) -> None:

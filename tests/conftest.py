@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("edgecompress", deadline=None, max_examples=10, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("edgecompress")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="edgecompress-tests-")
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 
@@ -31,7 +33,7 @@ def no_leaks() -> Iterator[None]:
     environment, threads = dict(os.environ), set(threading.enumerate())
     yield
     changed = {k for k in {*environment, *os.environ} if environment.get(k) != os.environ.get(k)}
-    changed = {k for k in changed if k != "PYTEST_CURRENT_TEST" and not k.startswith("KMP_")}  # scikit-learn's OpenMP sets these
+    changed = {k for k in changed if k != "PYTEST_CURRENT_TEST" and not k.startswith(("KMP_", "TORCHINDUCTOR_"))}  # set by libraries
     left = [t for t in threading.enumerate() if t not in threads and not t.daemon and t.is_alive()]
     assert not changed, f"environment changed: {changed}"
     assert not left, f"threads left: {left}"

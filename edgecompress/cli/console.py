@@ -29,6 +29,8 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="default: from netw
 Rate = Annotated[float | None, typer.Option("--learning-rate", envvar=env("LEARNING_RATE"))]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", envvar=env("BATCH_SIZE"), min=2)]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="resize images to this side", min=8)]
+Resize = Annotated[int | None, typer.Option("--resize", help="the shorter side before the image is cut from the middle", min=8)]
+Normalize = Annotated[str, typer.Option("--normalize", help="mean and standard deviation: data (the training split's) or imagenet")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="skip corrupt images, and say how many")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in -o")]
 ExistOk = Annotated[bool, typer.Option("--exist-ok", help="overwrite a folder in use")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,25 +44,28 @@ def predict(
 
 
 def _accuracy(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) -> dict[str, Any]:
-    from edgecompress.data import load_data
+    from edgecompress.data import Preprocess, load_data
     from edgecompress.measure import runtime
 
-    data = load_data(name, image_size=image_size, skip_bad=skip_bad)
-    if loaded.metadata.get("classes") not in (None, list(data.classes)):
-        raise UsageError(f"'{loaded.path}' has classes {loaded.metadata['classes'][:4]}..., data '{name}' has {list(data.classes)[:4]}...")
-    mean, std = (_statistics(loaded, key, fallback) for key, fallback in (("mean", data.mean), ("std", data.std)))
+    said = loaded.metadata
+    size = image_size or said.get("resize") or (loaded.input_shape[-1] if name.startswith("folder:") else None)
+    data = load_data(name, image_size=size, skip_bad=skip_bad)
+    if said.get("classes") not in (None, list(data.classes)):
+        raise UsageError(f"'{loaded.path}' has classes {said['classes'][:4]}..., data '{name}' has {list(data.classes)[:4]}...")
+    preprocess = Preprocess.from_dict(said) if "resize" in said and image_size is None else data.preprocess
+    preprocess = replace(preprocess, mean=tuple(said.get("mean", preprocess.mean)), std=tuple(said.get("std", preprocess.std)))
     split = data.test
-    logits = loaded.run_all(_normalised(split.pixels[start : start + 32].numpy(), mean, std) for start in range(0, len(split), 32))
+    logits = loaded.run_all(preprocess(part).numpy() for part in split.pixels.split(32))
     return {
         "model": str(loaded.path), "data": name, "split": "test", "images": len(split),
         "accuracy": runtime.accuracy(logits, split.labels.numpy()),
     }  # fmt: skip
 
 
-def _statistics(loaded: Runtime, key: str, fallback: tuple[float, ...] | None = None) -> Array:
+def _statistics(loaded: Runtime, key: str) -> Array:
     import numpy as np
 
-    values = loaded.metadata.get(key, fallback)
+    values = loaded.metadata.get(key)
     if values is None:
         raise UsageError(f"'{loaded.path}' has no input normalisation in its metadata: export it with edgecompress")
     return np.asarray(values, dtype=np.float32).reshape(1, -1, 1, 1)

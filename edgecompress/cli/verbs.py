@@ -17,9 +17,11 @@ from edgecompress.cli.console import (
     ExistOk,
     ImageSize,
     Json,
+    Normalize,
     Output,
     Quiet,
     Rate,
+    Resize,
     Resume,
     Seed,
     SkipBad,
@@ -33,12 +35,17 @@ Model = Annotated[str | None, typer.Option("--model", help="for a file of tensor
 Quantize = Annotated[str, typer.Option("--quantize", help="auto, int8, fp16 or none")]
 
 
+def checkpoint_in(path: Path) -> str:
+    """Path of a checkpoint, or of the one in a run's folder."""
+    return str(path / "model.safetensors" if path.is_dir() else path)
+
+
 def _checkpoint(path: Path) -> tuple[str, str]:
     """(path, model name) of a checkpoint, or of the one in a run's folder."""
     from edgecompress.checkpoint import read_manifest
 
-    inner = path / "model.safetensors" if path.is_dir() else path
-    return str(inner), read_manifest(inner).model.name
+    inner = checkpoint_in(path)
+    return inner, read_manifest(Path(inner)).model.name
 
 
 def source(path: Path, model: str | None) -> tuple[dict[str, Any], str]:
@@ -54,7 +61,8 @@ def go(context: typer.Context, command: str, stages: list[dict[str, Any]], value
     from edgecompress.cli.launch import launch
     from edgecompress.recipe import validate
 
-    names = ("model", "data", "seed", "device", "threads", "image_size", "skip_bad")
+    every = ("model", "data", "seed", "device", "threads", "image_size", "resize", "normalize", "skip_bad")
+    names = [name for name in every if name in values]
     recipe = validate({"command": command, "stages": stages, **{n: values[n] for n in names}}, command)
     launch(
         recipe, origins(context, {n: n for n in names}), output=values["output"], resume=values["resume"],
@@ -68,10 +76,18 @@ def train(
     model: Annotated[str, typer.Argument(help="a name (edgecompress models), pkg.mod:factory or file.py:factory")],
     data: Data = "digits",
     weights: Annotated[str | None, typer.Option("--weights", help="imagenet, or a file of tensors to start from")] = None,
+    train_last: Annotated[
+        int | None, typer.Option("--train-last", help="transfer learning: only the last so many convolutions and what follows", min=0)
+    ] = None,
     epochs: Epochs = None,
     learning_rate: Rate = None,
     batch_size: BatchSize = None,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, adam or sgd")] = "adamw",
+    patience: Annotated[int | None, typer.Option("--patience", help="stop after so many idle epochs", min=1)] = None,
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16")] = "auto",
     image_size: ImageSize = None,
+    resize: Resize = None,
+    normalize: Normalize = "data",
     skip_bad: SkipBad = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -85,8 +101,11 @@ def train(
     debug: Debug = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a network; the run's folder then holds model.safetensors, which --teacher takes."""
-    stage = {"stage": "train", "epochs": epochs, "weights": weights, "learning_rate": learning_rate, "batch_size": batch_size}
+    """Train a network, of which the best epoch is kept; the run's folder then holds model.safetensors, which distill and --teacher take."""
+    stage = {
+        "stage": "train", "epochs": epochs, "weights": weights, "train_last": train_last, "learning_rate": learning_rate,
+        "batch_size": batch_size, "optimizer": optimizer, "patience": patience, "precision": precision,
+    }  # fmt: skip
     go(context, "train", [stage], dict(locals()))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from edgecompress.data.images import Augmentation, DataSet, Images, channel_statistics, stratified
+from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.files import cache_dir
 
@@ -58,8 +59,8 @@ def load_cifar(name: str) -> DataSet:
     classes = tuple(line.strip() for line in (root / archive.names).read_text().splitlines() if line.strip())
     kept, held = stratified(whole.labels, (0.1,))
     train, validation = (Images(whole.pixels[i], whole.labels[i]) for i in (kept, held))
-    mean, std = channel_statistics(train.pixels)
-    return DataSet(name, name, classes, train, validation, test, mean, std, Augmentation(flip=True, shift=4))
+    preprocess = Preprocess(*channel_statistics(train.pixels))
+    return DataSet(name, name, classes, train, validation, test, preprocess, Augmentation(flip=True, shift=4))
 
 
 def _read(paths: list[Path], archive: Archive) -> Images:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from edgecompress.data.images import DataSet, Images, channel_statistics, stratified
+from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import EnvironmentMissingError
 
 SIDE = 32
@@ -26,6 +27,5 @@ def load_digits() -> DataSet:
     pixels = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(bunch.target).long()
     train, validation, test = (Images(pixels[i], labels[i]) for i in stratified(labels, (0.15, 0.20)))
-    mean, std = channel_statistics(train.pixels)
     classes = tuple(str(digit) for digit in range(10))
-    return DataSet("digits", "digits (demo)", classes, train, validation, test, mean, std)
+    return DataSet("digits", "digits (demo)", classes, train, validation, test, Preprocess(*channel_statistics(train.pixels)))

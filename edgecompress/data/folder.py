@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from edgecompress.data.images import Augmentation, DataSet, Images, channel_statistics, stratified
+from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -39,16 +40,27 @@ def _files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _read(path: Path, size: int | None) -> Tensor:
-    """One image as uint8 (3, H, W); with `size`, the shorter side is resized to it and the middle square cut out."""
+    """One image as uint8 (3, H, W); with `size`, one that is larger has its shorter side resized to it and the middle square cut out."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
-    if size is not None and image.size != (size, size):
+    if size is not None and max(image.size) > size:
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def _enlarged(pixels: Tensor, size: int) -> Tensor:
+    """uint8 (3, H, W) whose sides are at most `size`, as (3, size, size)."""
+    if tuple(pixels.shape[1:]) == (size, size):
+        return pixels
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    scale = size / min(image.size)
+    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BILINEAR)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return torch.from_numpy(np.asarray(image.crop((left, top, left + size, top + size))).copy()).permute(2, 0, 1)
 
 
 def _images(files: list[tuple[Path, int]], size: int | None, skip_bad: bool, bad: list[str]) -> Images:
@@ -64,7 +76,9 @@ def _images(files: list[tuple[Path, int]], size: int | None, skip_bad: bool, bad
     if not pixels:
         raise UsageError(f"no readable image among {len(files)} file(s): the first is '{files[0][0]}'")
     sizes = {tuple(p.shape[1:]) for p in pixels}
-    if len(sizes) > 1:
+    if len(sizes) > 1 and size is not None:  # small ones beside large ones: the small ones are enlarged here
+        pixels = [_enlarged(p, size) for p in pixels]
+    elif len(sizes) > 1:
         raise UsageError(f"images have {len(sizes)} different sizes, e.g. {sorted(sizes)[:2]}: pass --image-size 32 or 224")
     return Images(torch.stack(pixels), torch.tensor(labels))
 
@@ -95,9 +109,8 @@ def load_folder(directory: str, *, image_size: int | None = None, skip_bad: bool
             raise UsageError(f"the {name} split of '{root}' lacks a class: add images (at least 10 a class)")
     if test.pixels.shape[1:] != parts[0].pixels.shape[1:]:
         raise UsageError(f"training and test images of '{root}' differ in size: pass --image-size")
-    mean, std = channel_statistics(parts[0].pixels)
-    std = tuple(max(s, 1e-3) for s in std)
+    preprocess = Preprocess(*channel_statistics(parts[0].pixels))
     augmentation = Augmentation(flip=True, shift=max(1, parts[0].pixels.shape[-1] // 8))
     label = f"folder:{root.name}"
     train, validation = parts
-    return DataSet(f"folder:{root}", label, tuple(classes), train, validation, test, mean, std, augmentation, tuple(bad))
+    return DataSet(f"folder:{root}", label, tuple(classes), train, validation, test, preprocess, augmentation, tuple(bad))

@@ -1,16 +1,20 @@
-"""Images in memory: uint8 tensors, normalised and augmented as whole batches.
+"""Images in memory: uint8 tensors; a batch is augmented as a whole, then resized and normalised.
 
-Shapes: `Images.pixels` (N, C, H, W) uint8, `labels` (N,) int64, `ids` (N,) int64. A batch is float32 (B, C, H, W).
+Shapes: `Images.pixels` (N, C, H, W) uint8, `labels` (N,) int64. A batch that a network reads is float32 (B, C, h, w).
+How an image changes in one view is a function of (seed, view, its place in the split), so that two processes, or a teacher's cache and
+its student, see the same pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from edgecompress.data.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -30,44 +34,77 @@ class Images:
         return hashed.hexdigest()
 
 
+def stream(*parts: object) -> torch.Generator:
+    """A generator (CPU) of random numbers that `parts` alone decide: the same on every machine and in every process."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@dataclass(frozen=True)
+class View:
+    """What one view does to each image of a split: mirrored or not (N,), offset of the crop (N, 2), centre of the hole (N, 2)."""
+
+    flips: Tensor | None
+    offsets: Tensor | None
+    holes: Tensor | None
+    augmentation: Augmentation
+
+    def __call__(self, pixels: Tensor, ids: Tensor, fill: Tensor | None = None) -> Tensor:
+        """`pixels` (B, C, H, W), the images `ids` (B,) of the split, changed; holes take the value `fill` (C,) (default 0)."""
+        device = pixels.device
+        if self.offsets is not None:
+            pixels = _shifted(pixels, self.offsets[ids].to(device), self.augmentation.shift)
+        if self.flips is not None:
+            mirrored = self.flips[ids].to(device)
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+        if self.holes is not None:
+            pixels = _with_holes(pixels, self.holes[ids].to(device), self.augmentation.cutout, fill)
+        return pixels
+
+
+def _shifted(pixels: Tensor, offsets: Tensor, shift: int) -> Tensor:
+    """Crops of the images, which go on beyond their edges by `shift` pixels of the same colour, at `offsets` (B, 2) in 0..2 shift."""
+    count, channels, height, width = pixels.shape
+    rows = (offsets[:, :1] - shift + torch.arange(height, device=pixels.device)).clamp_(0, height - 1)
+    columns = (offsets[:, 1:] - shift + torch.arange(width, device=pixels.device)).clamp_(0, width - 1)
+    flat = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, -1).expand(-1, channels, -1)
+    return pixels.flatten(2).gather(2, flat).reshape(pixels.shape)
+
+
+def _with_holes(pixels: Tensor, centres: Tensor, side: int, fill: Tensor | None) -> Tensor:
+    height, width = pixels.shape[2:]
+    rows = (torch.arange(height, device=pixels.device) - centres[:, :1]).abs() < side / 2
+    columns = (torch.arange(width, device=pixels.device) - centres[:, 1:]).abs() < side / 2
+    hole = (rows[:, :, None] & columns[:, None, :])[:, None]
+    value = torch.zeros(pixels.shape[1], device=pixels.device) if fill is None else fill.to(pixels.device)
+    return torch.where(hole, value.to(pixels.dtype)[None, :, None, None], pixels)
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """Whole-batch augmentation: random horizontal flips, shifts of at most `shift` pixels (edges repeated), a cut-out square."""
+    """Random horizontal flips, crops shifted by at most `shift` pixels (edges repeated), and a square hole of side `cutout`."""
 
     flip: bool = False
     shift: int = 0
     cutout: int = 0
 
-    def __call__(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """`batch` (B, C, H, W) augmented; every random number comes from `generator` (CPU)."""
-        count, _, height, width = batch.shape
-        if self.flip:
-            flips = torch.rand(count, generator=generator) < 0.5
-            batch = torch.where(flips.to(batch.device)[:, None, None, None], batch.flip(3), batch)
-        if self.shift:
-            batch = self._shifted(batch, generator)
-        if self.cutout:
-            top = torch.randint(0, height, (count, 1), generator=generator)
-            left = torch.randint(0, width, (count, 1), generator=generator)
-            rows = (torch.arange(height) - top).abs() < self.cutout / 2
-            columns = (torch.arange(width) - left).abs() < self.cutout / 2
-            hole = (rows[:, :, None] & columns[:, None, :])[:, None].to(batch.device)
-            batch = batch.masked_fill(hole, 0.0)
-        return batch
+    @property
+    def active(self) -> bool:
+        """Does it change anything?"""
+        return self.flip or self.shift > 0 or self.cutout > 0
 
-    def _shifted(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        count, channels, height, width = batch.shape
-        offsets = torch.randint(0, 2 * self.shift + 1, (2, count, 1), generator=generator)
-        padded = F.pad(batch, [self.shift] * 4, mode="replicate")
-        rows = (offsets[0] + torch.arange(height)).to(batch.device)[:, None, :, None]
-        columns = (offsets[1] + torch.arange(width)).to(batch.device)[:, None, None, :]
-        samples = torch.arange(count, device=batch.device)[:, None, None, None]
-        return padded[samples, torch.arange(channels, device=batch.device)[None, :, None, None], rows, columns]
+    def view(self, count: int, side: tuple[int, int], seed: int, number: int) -> View:
+        """View `number` of a split of `count` images of `side` (H, W)."""
+        drawn = stream("view", seed, number)
+        flips = torch.rand(count, generator=drawn) < 0.5 if self.flip else None
+        offsets = torch.randint(0, 2 * self.shift + 1, (count, 2), generator=drawn) if self.shift else None
+        holes = (torch.rand(count, 2, generator=drawn) * torch.tensor(side)).long() if self.cutout else None
+        return View(flips, offsets, holes, self)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Three splits with what is needed to read them: class names, and mean and standard deviation (C,) of pixels in 0..1."""
+    """Three splits with what is needed to read them: class names, and how pixels become what a network reads."""
 
     name: str
     label: str
@@ -76,34 +113,41 @@ class DataSet:
     train: Images
     validation: Images
     test: Images
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocess: Preprocess
     augmentation: Augmentation = field(default_factory=Augmentation)
     skipped: tuple[str, ...] = ()
     """Files that could not be read and were skipped."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+    def native_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image in memory."""
         _, channels, height, width = self.train.pixels.shape
         return channels, height, width
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one image as a network reads it."""
+        return self.preprocess.shape(self.native_shape)
+
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32: (pixels / 255 - mean) / std, each channel by its own."""
-        mean = torch.tensor(self.mean, device=pixels.device).reshape(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).reshape(1, -1, 1, 1)
-        return (pixels.float() / 255 - mean) / std
+        """uint8 (B, C, H, W) to what a network reads, float32 (B, C, h, w)."""
+        return self.preprocess(pixels)
 
     def digest(self) -> str:
         """SHA-256 (hex) of all three splits."""
         joined = "".join(split.digest() for split in (self.train, self.validation, self.test))
         return hashlib.sha256(joined.encode()).hexdigest()
 
+    def training_key(self) -> dict[str, Any]:
+        """What decides the pixels of the training split: its digest and the augmentation, as JSON values."""
+        return {"pixels": hashlib.sha256(self.train.pixels.numpy().tobytes()).hexdigest(), "augmentation": asdict(self.augmentation)}
+
 
 def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 `pixels` (N, C, H, W), in 0..1."""
+    """Mean and standard deviation of each channel of uint8 `pixels` (N, C, H, W), in 0..1; a constant channel has 0.001."""
     values = pixels.float().transpose(0, 1).flatten(1) / 255
-    return tuple(round(v, 6) for v in values.mean(1).tolist()), tuple(round(v, 6) for v in values.std(1).tolist())
+    deviations = (max(round(v, 6), 1e-3) for v in values.std(1).tolist())
+    return tuple(round(v, 6) for v in values.mean(1).tolist()), tuple(deviations)
 
 
 def stratified(labels: Tensor, shares: tuple[float, ...], seed: int = 20221121) -> list[Tensor]:

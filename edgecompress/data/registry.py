@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgecompress.data.cifar import ARCHIVES, load_cifar
 from edgecompress.data.digits import load_digits
 from edgecompress.data.folder import load_folder
 from edgecompress.data.images import DataSet
+from edgecompress.data.preprocess import IMAGENET, Preprocess
 from edgecompress.errors import UnknownNameError, UsageError
 
 
@@ -19,17 +22,32 @@ def data_names() -> dict[str, str]:
     }
 
 
-def load_data(name: str, *, image_size: int | None = None, skip_bad: bool = False) -> DataSet:
-    """The data set called `name`. Raises `UsageError` for an unknown name or unusable files."""
+def load_data(
+    name: str, *, image_size: int | None = None, resize: int | None = None, normalize: str = "data", skip_bad: bool = False
+) -> DataSet:
+    """The data set called `name`. Raises `UsageError` for an unknown name or unusable files.
+
+    With `image_size` networks read squares of that side: the shorter side of an image is resized to `resize` (default `image_size`) and the
+    middle cut out. `normalize` takes the statistics of the training split (`data`) or ImageNet's (`imagenet`).
+    """
+    if resize is not None and (image_size is None or resize < image_size):
+        raise UsageError(f"--resize {resize} is smaller than the image cut from it ({image_size}): give --image-size, at most as large")
+    data = _load(name, resize or image_size, skip_bad)
+    mean, std = (data.preprocess.mean, data.preprocess.std) if normalize == "data" else IMAGENET
+    if len(mean) != data.native_shape[0]:
+        raise UsageError(f"--normalize imagenet is for RGB, data '{name}' has {data.native_shape[0]} channel(s): use --normalize data")
+    if image_size is None or data.native_shape[1:] == (image_size, image_size) == (resize or image_size,) * 2:
+        return replace(data, preprocess=Preprocess(mean, std))
+    return replace(data, preprocess=Preprocess(mean, std, resize or image_size, image_size))
+
+
+def _load(name: str, size: int | None, skip_bad: bool) -> DataSet:
+    """Images as they are kept in memory; those of a folder are not kept larger than `size`."""
     if name == "digits":
-        if image_size not in (None, 32):
-            raise UsageError(f"image size {image_size} for data 'digits': only 32 is allowed")
         return load_digits()
     if name in ARCHIVES:
-        if image_size not in (None, 32):
-            raise UsageError(f"image size {image_size} for data '{name}': only 32 is allowed")
         return load_cifar(name)
     kind, _, rest = name.partition(":")
     if kind == "folder" and rest:
-        return load_folder(rest, image_size=image_size, skip_bad=skip_bad)
+        return load_folder(rest, image_size=size, skip_bad=skip_bad)
     raise UnknownNameError("data", name, data_names(), "(a folder of images is folder:DIR)")

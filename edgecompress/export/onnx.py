@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from edgecompress import files
 from edgecompress.core.simplify import fold_batchnorm
+from edgecompress.data import Preprocess
 from edgecompress.errors import EdgecompressError, UsageError
 
 OPSET = 18
@@ -32,11 +33,10 @@ LIMIT = 2**31 - 2**20
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the file's metadata says of its input: image shape (C, H, W), normalisation, class names, and where they come from."""
+    """What the file's metadata says of its input: image shape (C, H, W), how pixels become it, class names, and where they come from."""
 
     image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocess: Preprocess
     classes: tuple[str, ...]
     data: str
 
@@ -44,8 +44,7 @@ class InputSpec:
         """As ONNX metadata: strings under keys that begin with `edgecompress.`."""
         values: dict[str, Any] = {
             "image_shape": list(self.image_shape),
-            "mean": list(self.mean),
-            "std": list(self.std),
+            **self.preprocess.as_dict(),
             "classes": list(self.classes),
             "data": self.data,
         }

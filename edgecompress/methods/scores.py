@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, ChannelGroup, Member, consumers, layers
 from edgecompress.errors import UsageError
-from edgecompress.train.fit import Batch, Loss
+from edgecompress.train.batches import Batch
+from edgecompress.train.fit import Loss
 
 CRITERIA = ("l1", "l2", "bn", "taylor", "random")
 Scores = dict[ChannelGroup, Tensor]

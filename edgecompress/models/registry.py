@@ -2,6 +2,7 @@
 
 vgg16, resnet18, ...             torchvision's own classes, with a head for the data's classes
 resnet20, resnet18-cifar, ...    ours, for 32×32 images
+vgg16-nobias                     torchvision's VGG16 without biases (the source's teacher); takes VGG16's weights
 torchvision:NAME  timm:NAME      the same, said in full
 pkg.mod:factory  file.py:factory the user's: called as factory(num_classes=..., in_channels=...), or with fewer arguments
 """
@@ -23,7 +24,7 @@ from edgecompress.errors import EnvironmentMissingError, UnknownNameError, Usage
 from edgecompress.models.resnet import CifarResNet
 from edgecompress.models.small import LeNet, Mlp
 from edgecompress.models.students import Student
-from edgecompress.models.vision import torchvision
+from edgecompress.models.vision import torchvision, vgg16_nobias
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "resnet20": partial(CifarResNet, (3, 3, 3), (16, 32, 64)),
     "resnet18-cifar": partial(CifarResNet, (2, 2, 2, 2), (64, 128, 256, 512)),
     "lenet5": LeNet,
+    "vgg16-nobias": vgg16_nobias,
 }
 
 

@@ -10,8 +10,9 @@ import sys
 from types import ModuleType
 
 import torch
+from torch import nn
 
-from edgecompress.errors import EnvironmentMissingError
+from edgecompress.errors import EnvironmentMissingError, UsageError
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -36,3 +37,14 @@ def torchvision() -> ModuleType:
         library.define(schema)
     _library.append(library)
     return importlib.import_module("torchvision")
+
+
+def vgg16_nobias(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
+    """torchvision's VGG16 without a bias anywhere, under the same names: the teacher of García González (2022), listing D.1."""
+    if in_channels != 3:
+        raise UsageError(f"model 'vgg16-nobias' reads RGB, the data has {in_channels} channel(s): use RGB images")
+    model: nn.Module = torchvision().models.vgg16(weights=None, num_classes=num_classes)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_parameter("bias", None)
+    return model

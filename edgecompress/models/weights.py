@@ -19,6 +19,7 @@ from edgecompress.models.vision import torchvision
 def load_weights(source: ModelSource, weights: str) -> nn.Module:
     """A network built from `source` with the tensors of `weights`: `imagenet`, or a .safetensors or .pt file of tensors.
 
+    Tensors that the network has no place for (the biases, for `vgg16-nobias`) are left out.
     The last layer keeps its fresh initialisation when the file's has another number of classes. Raises `UsageError` when other tensors do
     not fit, `EnvironmentMissingError` when `imagenet` is not on disk and cannot be downloaded.
     """
@@ -79,7 +80,7 @@ def imagenet_file(name: str) -> Path:
     """
     models = torchvision().models
     try:
-        url = models.get_model_weights(name.removeprefix("torchvision:")).DEFAULT.url
+        url = models.get_model_weights(name.removeprefix("torchvision:").removesuffix("-nobias")).DEFAULT.url
     except ValueError as error:
         raise UsageError(f"model '{name}' has no ImageNet weights: use --weights FILE, or a torchvision model") from error
     filename = Path(urlparse(url).path).name

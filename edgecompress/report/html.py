@@ -33,6 +33,32 @@ def comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def distillation(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (what, parameters, weights in fp32, accuracy) of a distillation: teacher, student, the same without teacher, the source's."""
+    told, tested = result["distill"], "student" in result
+    on = "test" if tested else "validation"
+
+    def row(what: str, params: int | None, weights: float, accuracy: float) -> tuple[str, str, str, str]:
+        return what, "-" if params is None else f"{params:,}", f"{weights / 1024:,.0f} KiB", f"{accuracy:.2%}"
+
+    rows = []
+    if tested:
+        teacher = result["teacher"]
+        rows.append(row("teacher", teacher["params"], 4 * teacher["params"], teacher["accuracy"]))
+    accuracy = result["student"]["accuracy"] if tested else told["validation_accuracy"]
+    rows.append(row(f"{result['model']}, distilled ({on})", told["params"], told["weights_bytes"], accuracy))
+    if tested and result["student"]["params"] != told["params"]:
+        small = result["student"]["params"]
+        rows.append(row("the same, lossless steps done", small, 4 * small, accuracy))
+    if "control" in result:
+        control = result["control"]["accuracy" if tested else "validation_accuracy"]
+        rows.append(row(f"the same without teacher ({on})", told["params"], told["weights_bytes"], control))
+    if "source" in told:
+        source = told["source"]
+        rows.append(row("García González (2022), CIFAR-10", None, source["weights_bytes"], source["accuracy"]))
+    return rows
+
+
 def write_report(root: Path, result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
     """Write `report.html` into the run directory `root`."""
     environment = Environment(loader=PackageLoader("edgecompress.report"), autoescape=select_autoescape(["html", "j2"]))
@@ -41,7 +67,8 @@ def write_report(root: Path, result: Mapping[str, Any], history: Sequence[Mappin
         result=result,
         rows=comparison(result) if "teacher" in result else [],
         history_svg=plots.complexity(history) if history else "",
-        control_svg=plots.control(history) if {"unpruned", "gradual"} <= {row["stage"] for row in history} else "",
+        control_svg=plots.control(history),
+        distillation=distillation(result) if "distill" in result else [],
         curve_svg=plots.sparsity_curve(result["profile"]) if "profile" in result else "",
         bars_svg=plots.sparsity_bars(result["profile"]) if "profile" in result else "",
         widths_svg=plots.widths(result["widths"]) if result.get("widths") else "",

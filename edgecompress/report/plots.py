@@ -61,10 +61,21 @@ def complexity(history: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
+CONTROLS = {
+    "gradual": ("unpruned", "pruned while training", "without cuts"),
+    "distill": ("control", "distilled", "without the teacher"),
+}
+"""For each stage that trains: the stage that it is compared with, and what the two curves are called."""
+
+
 def control(history: Sequence[Mapping[str, Any]]) -> str:
-    """Pruned while training against the same training without cuts: validation accuracy and seconds an epoch."""
+    """A training against its control: validation accuracy and seconds an epoch; nothing where there was no control."""
+    stages = {row["stage"] for row in history}
+    pair = next(((stage, *CONTROLS[stage]) for stage in CONTROLS if {stage, CONTROLS[stage][0]} <= stages), None)
+    if pair is None:
+        return ""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8))
-    for stage, colour, label in (("unpruned", GREY, "without cuts"), ("gradual", BLUE, "pruned while training")):
+    for stage, colour, label in ((pair[1], GREY, pair[3]), (pair[0], BLUE, pair[2])):
         rows = [r for r in history if r["stage"] == stage]
         left.plot([r["epoch"] for r in rows], [100 * r["validation_accuracy"] for r in rows], color=colour, label=label)
         right.plot([r["epoch"] for r in rows], [r["seconds"] for r in rows], color=colour, label=label)

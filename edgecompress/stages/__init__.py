@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from edgecompress.pipeline import Stage
+from edgecompress.stages.distill import distill
 from edgecompress.stages.gradual import gradual
 from edgecompress.stages.measure import measure
 from edgecompress.stages.plan import plan
 from edgecompress.stages.profile import profile
-from edgecompress.stages.prune import distill, prune
+from edgecompress.stages.prune import prune
 from edgecompress.stages.search import search
 from edgecompress.stages.ship import export, quantize
 from edgecompress.stages.simplify import shrink, simplify
-from edgecompress.stages.teacher import load, train
+from edgecompress.stages.teacher import load, teacher, train
 
 STAGES: dict[str, Stage] = {
     "train": train,
     "load": load,
+    "teacher": teacher,
     "simplify": simplify,
     "plan": plan,
     "prune": prune,

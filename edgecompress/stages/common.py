@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +12,20 @@ import torch
 from torch import nn
 
 from edgecompress.data import Images
+from edgecompress.errors import UsageError
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.onnx import InputSpec
+from edgecompress.files import cache_dir
 from edgecompress.measure import runtime
 from edgecompress.measure.runtime import Array, Runtime
-from edgecompress.methods.distill import TeacherLogits, hinton, teacher_logits
+from edgecompress.methods.distill import DEFAULTS, learning_from
+from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.pipeline import Context, State
-from edgecompress.train.fit import FitResult, FitSettings, Loss, cross_entropy, default_settings, evaluate
+from edgecompress.train.batches import evaluate
+from edgecompress.train.fit import FitResult, Loss, cross_entropy
 from edgecompress.train.init import has_norm
-
-_known_logits: weakref.WeakKeyDictionary[nn.Module, TeacherLogits] = weakref.WeakKeyDictionary()
-"""Logits of teachers still alive: several stages of a run learn from the same one."""
+from edgecompress.train.settings import FitSettings, default_settings
 
 FORMAT_OF = {"int8": "int8-qdq", "fp16": "fp16", "none": "fp32"}
 """The file format that a choice of `--quantize` other than auto stands for."""
@@ -33,22 +34,36 @@ FORMAT_OF = {"int8": "int8-qdq", "fp16": "fp16", "none": "fp32"}
 def fit_settings(context: Context, model: nn.Module, wanted: Any, epochs: int | None = None) -> FitSettings:
     """The recipe's training values over the defaults for this network and data; `epochs` is the default number of epochs."""
     settings = default_settings(model, context.data, epochs, has_norm(model))
-    given = {
-        key: getattr(wanted, key)
-        for key in ("epochs", "batch_size", "learning_rate", "optimizer", "weight_decay", "dropout")
-        if getattr(wanted, key) is not None
-    }
-    return replace(settings, **given)
+    given = {key: value for key in _CHOSEN if (value := getattr(wanted, key)) is not None}
+    own = {key: value for key in ("flip", "shift", "cutout") if (value := getattr(wanted, key)) is not None}
+    augmentation = replace(context.data.augmentation, **own)
+    return replace(
+        settings, **given, schedule=wanted.lr_schedule, clip=wanted.clip, augmentation=augmentation, view_seed=context.seed,
+        views=getattr(wanted, "views", None),
+    )  # fmt: skip
 
 
-def learning_loss(context: Context, state: State, wanted: Any) -> Loss:
-    """Hinton's loss when the state has a teacher, else cross-entropy."""
+_CHOSEN = ("epochs", "batch_size", "learning_rate", "optimizer", "nesterov", "weight_decay", "warmup", "dropout", "precision")
+
+
+def fixed_teacher(context: Context, state: State, chosen: FitSettings, wanted: Any = None) -> FixedTeacher:
+    """The state's teacher with its table of logits for the views of this training."""
+    if state.teacher is None:
+        raise UsageError("this stage needs a teacher: put a stage teacher, train or load before it")
+    temperature = getattr(wanted, "temperature", None) or DEFAULTS["kl"][0]
+    return FixedTeacher(
+        state.teacher, context.data, context.device, preprocess=None if state.mentor is None else state.mentor.preprocess,
+        augmentation=chosen.augmentation, view_seed=chosen.view_seed, top_k=getattr(wanted, "top_k", None), temperature=temperature,
+        folder=cache_dir() / "teacher-logits", on_step=context.progress("ask the teacher"),
+    )  # fmt: skip
+
+
+def learning_loss(context: Context, state: State, wanted: Any, chosen: FitSettings) -> Loss:
+    """Hinton's loss when the state has a teacher, else cross-entropy; `chosen` says how images are augmented."""
     if state.teacher is None:
         return cross_entropy
-    logits_of = _known_logits.get(state.teacher)
-    if logits_of is None:
-        logits_of = _known_logits[state.teacher] = teacher_logits(state.teacher, context.data, context.device)
-    return hinton(logits_of, getattr(wanted, "temperature", 4.0), getattr(wanted, "alpha", 0.7))
+    temperature, alpha = getattr(wanted, "temperature", None), getattr(wanted, "alpha", None)
+    return learning_from(fixed_teacher(context, state, chosen, wanted), "kl", temperature, alpha)
 
 
 def with_row(state: State, name: str, accuracy: float, params: int, **more: Any) -> State:
@@ -77,7 +92,7 @@ def validation_accuracy(context: Context, model: nn.Module) -> float:
 def input_spec(context: Context) -> InputSpec:
     """What the shipped file says of its input."""
     data = context.data
-    return InputSpec(data.image_shape, data.mean, data.std, data.classes, data.label)
+    return InputSpec(data.image_shape, data.preprocess, data.classes, data.label)
 
 
 def arrays(context: Context, split: Images, limit: int | None = None, size: int = 32) -> Iterator[Array]:

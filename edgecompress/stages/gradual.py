@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,50 +24,76 @@ from edgecompress.methods.gradual import (
 )
 from edgecompress.methods.repair import repaired
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import GradualStage
+from edgecompress.settings import GradualStage
 from edgecompress.stages.common import count, fit_settings, learning_loss, validation_accuracy, with_history, with_row
 from edgecompress.stages.goal import Plan, budgets, first_sizes, meets, only_layers, plan_for_amount
 from edgecompress.stages.prune import repair_images, score
-from edgecompress.train.fit import FitResult, FitSettings, Hooks, Loss, fit
+from edgecompress.train.fit import FitResult, Hooks, Loss, fit
+from edgecompress.train.settings import FitSettings
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """How one network is cut while it trains: the hooks for the loop, the cuts planned, and the widths before the first."""
+
+    hooks: Hooks
+    cuts: CutPlan
+    shares: Shares
+    before: dict[str, int]
+
+    def report(self, result: FitResult) -> dict[str, Any]:
+        """What `result.json` says of it."""
+        return {
+            "shares": {name: round(share, 6) for name, share in self.shares.items()}, "left_alone": dict(self.cuts.left_alone),
+            "cuts": [{"epoch": c.epoch, "widths": dict(c.widths)} for c in self.cuts.cuts], "chosen_epoch": result.best_epoch,
+        }  # fmt: skip
+
+
+def shrinking(context: Context, settings: GradualStage, model: nn.Module, loss: Loss, epochs: int, text: str) -> Shrinking:
+    """Plan the cuts that `settings` ask for over a training of `epochs` epochs; `text` names it on the progress bar."""
+    graph = trace(model, context.example)
+    plan = None
+    if settings.amount is not None:
+        plan = plan_for_amount(context, model, graph, settings.amount, settings.floor, 1, count(model))
+    shares = final_shares(model, graph, settings, plan)
+    cuts = plan_cuts(graph.groups, shares, settings.schedule, epochs, step=settings.step, floor=settings.floor)
+    for name, reason in cuts.left_alone.items():
+        context.reporter.note(f"{name}: {reason}")
+    before, images = {g.name: g.size for g in graph.groups}, repair_images(context)
+    hooks = Hooks(
+        context.progress(text), Cutter(context, settings, plan, cuts, before, loss),
+        lambda old, small, keep: repaired(old, small, keep, images), partial(_eligible, context, plan, cuts, {}), settings.patience,
+    )  # fmt: skip
+    return Shrinking(hooks, cuts, shares, before)
+
+
+UNMET = "no epoch met the amount: give more epochs, a larger step or an earlier schedule"
+"""Why the network of a training that was cut may be larger than asked."""
 
 
 def gradual(context: Context, settings: GradualStage, state: State) -> State:
     """Train the network while it is cut; the epoch chosen is the best one that meets the amount."""
     model = state.need_model().to(context.device)
-    graph = trace(model, context.example)
-    chosen = fit_settings(context, model, settings)
-    plan = None
-    if settings.amount is not None:
-        plan = plan_for_amount(context, model, graph, settings.amount, settings.floor, 1, count(model))
-    shares = final_shares(model, graph, settings, plan)
-    cuts = plan_cuts(graph.groups, shares, settings.schedule, chosen.epochs, step=settings.step, floor=settings.floor)
-    for name, reason in cuts.left_alone.items():
-        context.reporter.note(f"{name}: {reason}")
-    loss = learning_loss(context, state, settings)
-    before, params = {g.name: g.size for g in graph.groups}, count(model)
-    cutter = Cutter(context, settings, plan, cuts, before, loss)
-    images = repair_images(context)
-    hooks = Hooks(
-        context.progress("train and prune"), cutter, lambda old, small, keep: repaired(old, small, keep, images),
-        partial(_eligible, context, plan, cuts, {}), settings.patience,
-    )  # fmt: skip
+    params, chosen = count(model), fit_settings(context, model, settings)
+    loss = learning_loss(context, state, settings, chosen)
+    planned = shrinking(context, settings, model, loss, chosen.epochs, "train and prune")
     if settings.control:
         state = _with_control(context, state, copy.deepcopy(model), loss, chosen)
-    result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
+    result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=planned.hooks)
     small = result.model
-    kept = {g.name: g.size for g in trace(small, context.example).groups}
-    state = with_history(replace(state, model=_fresh(small)), "gradual", result)
-    report = {
-        "shares": {name: round(share, 6) for name, share in shares.items()}, "left_alone": dict(cuts.left_alone),
-        "cuts": [{"epoch": c.epoch, "widths": dict(c.widths)} for c in cuts.cuts], "chosen_epoch": result.best_epoch,
-    }  # fmt: skip
-    widths = {name: [first_sizes(state).get(name, size), kept.get(name, size)] for name, size in before.items()}
-    numbers: dict[str, Any] = {"gradual": report, "widths": widths}
+    state = with_history(replace(state, model=fresh(small)), "gradual", result)
+    numbers: dict[str, Any] = {"gradual": planned.report(result), "widths": widths_now(context, state, small, planned.before)}
     if not result.eligible:
-        numbers["floors_reached"] = "no epoch met the amount: give more epochs, a larger step or an earlier schedule"
-    note = f"{len(cuts.cuts)} cut(s); epoch {result.best_epoch} chosen; {params} parameters before"
+        numbers["floors_reached"] = UNMET
+    note = f"{len(planned.cuts.cuts)} cut(s); epoch {result.best_epoch} chosen; {params} parameters before"
     accuracy = validation_accuracy(context, small)
     return with_row(state.with_numbers(**numbers), "gradual", accuracy, count(small), note=note, wall_s=seconds(result))
+
+
+def widths_now(context: Context, state: State, small: nn.Module, before: dict[str, int]) -> dict[str, list[int]]:
+    """`{group: [channels before the run's first cut, channels now]}` of a network whose groups had `before` channels."""
+    kept = {g.name: g.size for g in trace(small, context.example).groups}
+    return {name: [first_sizes(state).get(name, size), kept.get(name, size)] for name, size in before.items()}
 
 
 def _with_control(context: Context, state: State, model: nn.Module, loss: Loss, chosen: FitSettings) -> State:
@@ -83,7 +109,7 @@ def seconds(result: FitResult) -> float:
     return round(sum(row.seconds for row in result.history), 3)
 
 
-def _fresh(model: nn.Module) -> nn.Module:
+def fresh(model: nn.Module) -> nn.Module:
     """A new module object, so that the pipeline sees that the network changed."""
     return shrink(model.cpu(), {})
 

@@ -10,8 +10,8 @@ from edgecompress.measure import latency, machine, runtime
 from edgecompress.measure.cost import cost, layer_table
 from edgecompress.measure.runtime import Runtime
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import MeasureStage
 from edgecompress.report.html import write_report
+from edgecompress.settings import MeasureStage
 from edgecompress.stages.common import runtime_accuracy
 from edgecompress.stages.ship import parity
 from edgecompress.units import format_count, format_size
@@ -29,7 +29,7 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
     times = latency.measure(loaded, samples=settings.samples, limit_s=2.0)
     context.reporter.step(2, 4, "accuracy on the test split")
     costs = cost(model, context.example)
-    before = _side(context, loaded[0], times[0], teacher["bytes"], teacher["params"], teacher["macs"])
+    before = _side(context.as_read_by(state.mentor), loaded[0], times[0], teacher["bytes"], teacher["params"], teacher["macs"])
     after = _side(context, loaded[1], times[1], shipped.stat().st_size, costs.params, costs.macs)
     context.reporter.step(3, 4, "parity")
     planned = state.numbers.get("plan") or {}
@@ -65,8 +65,12 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
         "constant_channels": state.numbers.get("constant_channels", []),
         "widths": state.numbers.get("widths", {}),
         "layers": layer_table(state.numbers["layers"], costs),
-        **{key: state.numbers[key] for key in ("profile", "gradual") if key in state.numbers},
+        **{key: state.numbers[key] for key in ("profile", "gradual", "distill") if key in state.numbers},
     }
+    if "control" in state.numbers:
+        control = dict(state.numbers["control"])
+        loaded_control = runtime.load(root / control.pop("onnx"), threads=context.threads)
+        result["control"] = {**control, "accuracy": runtime_accuracy(context, loaded_control, context.data.test)}
     files.write_json(root / "result.json", result)
     write_report(root, result, list(state.history))
     return state.with_numbers(result=result, missed=missed)

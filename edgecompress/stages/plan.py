@@ -17,7 +17,7 @@ from edgecompress.measure import latency, runtime
 from edgecompress.measure.cost import byte_price, cost, mac_price
 from edgecompress.methods.scores import magnitude
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import PlanStage, Targets
+from edgecompress.settings import PlanStage, Targets
 from edgecompress.stages.common import FORMAT_OF, candidate
 from edgecompress.units import format_count, format_size
 

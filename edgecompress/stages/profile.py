@@ -6,7 +6,7 @@ from torch import nn
 
 from edgecompress.methods import sparsify
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import ProfileStage
+from edgecompress.settings import ProfileStage
 from edgecompress.stages.common import count, validation_accuracy, with_row
 
 

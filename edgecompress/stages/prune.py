@@ -1,4 +1,4 @@
-"""Stages `prune` and `distill`: remove channels for the budgets, then let the network learn from the teacher again."""
+"""Stage `prune`: remove channels for the budgets, then let the network learn from the teacher again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, shrink, trace
 from edgecompress.core.select import Budget, Selection
-from edgecompress.measure.cost import cost
 from edgecompress.methods import scores as scoring
 from edgecompress.methods.repair import repaired
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import DistillStage, PruneStage
+from edgecompress.settings import PruneStage
 from edgecompress.stages.common import (
     count,
     fit_settings,
@@ -36,7 +34,8 @@ from edgecompress.stages.goal import (
     plan_for_amount,
     widths_after,
 )
-from edgecompress.train.fit import SMALL_PARAMS, Hooks, Loss, batches, fit
+from edgecompress.train.batches import batches
+from edgecompress.train.fit import Hooks, Loss, fit
 
 REPAIR_IMAGES = 256
 """Training images from which a cut network takes its activation statistics back."""
@@ -55,9 +54,8 @@ def score(context: Context, model: nn.Module, graph: ChannelGraph, settings: Any
         return scoring.batchnorm_scale(model, graph)
     if criterion == "random":
         return scoring.random(graph, context.seed)
-    generator = torch.Generator().manual_seed(context.seed)
     chosen = fit_settings(context, model, settings, epochs=1)
-    drawn = islice(batches(context.data, chosen, context.device, generator), getattr(settings, "score_batches", 8))
+    drawn = islice(batches(context.data, chosen, context.device, context.seed, 1), getattr(settings, "score_batches", 8))
     return scoring.taylor(model, graph, loss, drawn)
 
 
@@ -73,7 +71,8 @@ def prune(context: Context, settings: PruneStage, state: State) -> State:
     if settings.steps == "auto":
         return _in_steps(context, settings, state, graph)
     step, steps = (int(part) for part in context.folder.name.rpartition("-")[2].split("of"))
-    loss = learning_loss(context, state, settings)
+    chosen = fit_settings(context, model, settings, epochs=1 if len(context.data.train) <= 10_000 else 2)
+    loss = learning_loss(context, state, settings, chosen)
     only = only_layers(graph, settings.layers)
     chooser = Chooser(model, graph, score(context, model, graph, settings, loss), plan, settings.scope, first_sizes(state))
     selection, small = cut_towards(context, chooser, plan, only, step, steps)
@@ -85,9 +84,9 @@ def prune(context: Context, settings: PruneStage, state: State) -> State:
     repaired(model, small.to(context.device), selection.keep, repair_images(context))
     before = validation_accuracy(context, small)
     result = None
-    chosen = fit_settings(context, small, settings, epochs=1 if len(context.data.train) <= 10_000 else 2)
+    chosen = fit_settings(context, small, settings, epochs=chosen.epochs)
     if chosen.epochs:
-        hooks = Hooks(context.progress(f"prune {step} of {steps}"))
+        hooks = Hooks(context.progress(f"prune {step} of {steps}"), patience=settings.patience)
         result = fit(small, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
     accuracy = validation_accuracy(context, small)
     state = with_history(replace(state, model=small.cpu()), f"prune {step}of{steps}", result)
@@ -156,33 +155,3 @@ def refine(
         selection = chooser.within([Budget(b.price, allowed) if number == 0 else b for number, b in enumerate(full)], only)
         small = shrink(chooser.model, selection.keep)
     return (best[1], best[2]) if best is not None else (selection, small)
-
-
-def distill(context: Context, settings: DistillStage, state: State) -> State:
-    """Train the network on the teacher's outputs; nothing where nothing was pruned and no epochs are asked for."""
-    planned = state.numbers.get("plan")
-    if planned is not None and not planned["prune"]:
-        return state
-    model = state.need_model().to(context.device)
-    chosen = fit_settings(context, model, settings, epochs=distill_epochs(context, model))
-    loss = learning_loss(context, state, settings)
-    result = fit(
-        model, context.data, loss, chosen,
-        seed=context.seed, device=context.device, hooks=Hooks(context.progress("distill")),
-    )  # fmt: skip
-    accuracy = validation_accuracy(context, model)
-    copied = _detached(model.cpu())
-    state = with_history(replace(state, model=copied), "distill", result)
-    return with_row(state, "distill", accuracy, cost(copied, context.example).params)
-
-
-def distill_epochs(context: Context, model: nn.Module) -> int:
-    """Epochs of distillation when nobody says: a small network learns slower and costs less an epoch."""
-    if len(context.data.train) > 10_000:
-        return 20
-    return 4 if count(model) >= SMALL_PARAMS else 12
-
-
-def _detached(model: nn.Module) -> nn.Module:
-    """A new module object, so that the pipeline sees that the network changed."""
-    return shrink(model, {})

@@ -17,7 +17,7 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.measure.cost import byte_price
 from edgecompress.methods.repair import repaired
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import SearchStage
+from edgecompress.settings import SearchStage
 from edgecompress.stages.common import (
     FORMAT_OF,
     count,
@@ -92,17 +92,16 @@ def _round(
 ) -> tuple[nn.Module, State, float, int]:  # fmt: skip
     """One try at `budget` bytes, from the network `start`: the network, the state with its row, its accuracy, and its exact bytes."""
     graph = trace(start, context.example)
-    loss = learning_loss(context, state, settings)
+    chosen = fit_settings(context, start, settings, epochs=6)
+    loss = learning_loss(context, state, settings, chosen)
     values: Any = score(context, start.to(context.device), graph, settings, loss)
     price = byte_price(start, graph, form, fixed)
     limit = Budget(price, min(budget, pricer(start, graph, price).cost(full_widths(graph))))
     selection = cheapest(start, graph, values, (limit,), floor=settings.floor, round_to=settings.round_to, sizes=sizes)
     tried = repaired(start, shrink(start, selection.keep), selection.keep, repair_images(context))
     chosen = fit_settings(context, tried, settings, epochs=6)
-    result = fit(
-        tried.to(context.device), context.data, loss, chosen,
-        seed=context.seed + number, device=context.device, hooks=Hooks(context.progress(f"search round {number}")),
-    )  # fmt: skip
+    hooks = Hooks(context.progress(f"search round {number}"), patience=settings.patience)
+    result = fit(tried.to(context.device), context.data, loss, chosen, seed=context.seed + number, device=context.device, hooks=hooks)
     accuracy, size = _exact(context, tried.cpu(), form)
     state = with_row(with_history(state, f"search {number}", result), f"search {number}", accuracy, count(tried), bytes=size)
     return tried, state, accuracy, size

@@ -18,7 +18,7 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.measure import latency, runtime
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import ExportStage, QuantizeStage
+from edgecompress.settings import ExportStage, QuantizeStage
 from edgecompress.stages.common import (
     FORMAT_OF,
     arrays,
@@ -61,7 +61,7 @@ def export(context: Context, _: ExportStage, state: State) -> State:
     """`model.safetensors` and `model-fp32.onnx` (BatchNorm folded), which must agree to float tolerance."""
     model = state.need_model().cpu().eval()
     root = context.run.root
-    checkpoint.save(root / "model.safetensors", model, state.source, {"data": context.data.label})
+    checkpoint.save(root / "model.safetensors", model, state.source, checkpoint.notes_for(context.data))
     path = root / "model-fp32.onnx"
     onnx_export.save(onnx_export.to_onnx(model, context.example, input_spec(context).metadata()), path)
     agreed = parity(context, model, path, limit=256)
@@ -182,7 +182,7 @@ def _back_to(context: Context, state: State, earlier: dict[str, Any]) -> State:
     folder = context.run.root / earlier["folder"]
     model, _ = checkpoint.load(folder / "int8-model.safetensors", allow_code=state.source.name)
     files.write_bytes(context.run.root / "model-fp32.onnx", (folder / "int8-fp32.onnx").read_bytes())
-    checkpoint.save(context.run.root / "model.safetensors", model, state.source, {"data": context.data.label})
+    checkpoint.save(context.run.root / "model.safetensors", model, state.source, checkpoint.notes_for(context.data))
     why = f"fp16 was planned too and is no better ({state.numbers['chosen']['accuracy']:.4f}): {earlier['chosen']['reason']}"
     state = replace(state, model=model).with_numbers(
         formats=earlier["formats"], plan=earlier["plan"], chosen={**earlier["chosen"], "reason": why}

@@ -12,7 +12,7 @@ from edgecompress.core.constants import drop_constant_channels
 from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.errors import EdgecompressError
 from edgecompress.pipeline import Context, State
-from edgecompress.recipe import ShrinkStage, SimplifyStage
+from edgecompress.settings import ShrinkStage, SimplifyStage
 from edgecompress.stages.common import count, validation_accuracy, with_row
 
 TOLERANCE = 1e-4
@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 
 
 def simplify(context: Context, _: SimplifyStage, state: State) -> State:
-    """Fold enlarging pools and drop constant channels; the result is the teacher of what follows."""
+    """Fold enlarging pools and drop constant channels; the result is the teacher of what follows, where the recipe brings no other."""
     model = state.need_model().cpu()
     for fold in find_pools(model, context.example):
         smaller = fold_pool(model, fold)
@@ -31,7 +31,7 @@ def simplify(context: Context, _: SimplifyStage, state: State) -> State:
         state = state.with_numbers(folded_pools=folds)
         model = smaller
     state = drop_constants(context, replace(state, model=model))
-    return replace(state, teacher=state.model)
+    return replace(state, teacher=state.model) if state.mentor is None else state
 
 
 def shrink(context: Context, _: ShrinkStage, state: State) -> State:

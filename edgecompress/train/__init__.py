@@ -1,5 +1,7 @@
 """The only training loop, and what it needs. Losses, penalties and after-epoch calls are received, never imported."""
 
-from edgecompress.train.fit import Batch, FitResult, FitSettings, evaluate, fit
+from edgecompress.train.batches import Batch, evaluate
+from edgecompress.train.fit import FitResult, Learner, fit, fit_together
+from edgecompress.train.settings import FitSettings
 
-__all__ = ["Batch", "FitResult", "FitSettings", "evaluate", "fit"]
+__all__ = ["Batch", "FitResult", "FitSettings", "Learner", "evaluate", "fit", "fit_together"]

@@ -1,54 +1,32 @@
-"""The training loop. One for every method: the loss, and what happens after an epoch, come from outside."""
+"""The training loop. One for every method: losses, and what happens after an epoch, come from outside.
+
+Several networks may train at once, each batch going once through each of them (`fit_together`); `fit` is the case of one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecompress.core.shrink import Keep, shrink
-from edgecompress.data import DataSet, Images
+from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError
+from edgecompress.train.batches import Batch, batches, evaluate
 from edgecompress.train.history import EpochRow
-from edgecompress.train.reshape import carry_optimizer
-from edgecompress.train.schedule import warmup_linear
-
-SMALL_PARAMS = 1_000_000
-"""Below this many parameters a plain network bears the learning rate of a normalised one."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a loss may look at: sample `ids` (B,) in the training split, normalised `images` (B, C, H, W), `labels` (B,)."""
-
-    ids: Tensor
-    images: Tensor
-    labels: Tensor
-
+from edgecompress.train.reshape import carry_optimizer, carry_picked
+from edgecompress.train.schedule import factor
+from edgecompress.train.settings import FitSettings
 
 Loss = Callable[[Tensor, Batch], Tensor]
 """(logits (B, K), batch) -> mean loss, a scalar."""
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How to train. `warmup` is the share of steps over which the rate rises; `clip` bounds the gradient's norm."""
-
-    epochs: int
-    batch_size: int = 32
-    learning_rate: float = 3e-4
-    optimizer: str = "adamw"
-    weight_decay: float = 5e-4
-    warmup: float = 0.15
-    clip: float = 1.0
-    dropout: float | None = None
-    """Probability of every dropout layer during this training; None leaves each its own."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +44,26 @@ class FitResult:
         return self.history[self.best_epoch - 1]
 
 
+Moved = tuple[nn.Parameter, nn.Parameter, Callable[[Tensor], Tensor]]
+"""A parameter before a cut, the one in its place, and how a moment of the first becomes one of the second."""
+
+
+class Companion(Protocol):
+    """Parameters that train beside a network and are dropped with the training, e.g. the adapters of a feature loss."""
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What trains."""
+
+    def follow(self, model: nn.Module, small: nn.Module, keep: Keep) -> Sequence[Moved]:
+        """Fit itself to `small`, which `keep` cut from `model`; what it changed."""
+
+    def attach(self, model: nn.Module) -> None:
+        """An epoch of training begins."""
+
+    def detach(self) -> None:
+        """It is over: let go of the network, which will be copied, cut and exported."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What a caller may hang into the loop.
@@ -80,6 +78,17 @@ class Hooks:
     mend: Callable[[nn.Module, nn.Module, Keep], object] | None = None
     eligible: Callable[[nn.Module], bool] | None = None
     patience: int | None = None
+    companion: Companion | None = None
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network with its loss; `settings` other than the epochs, the batches and the views, which all learners share, are its own."""
+
+    model: nn.Module
+    loss: Loss
+    settings: FitSettings
+    hooks: Hooks = field(default_factory=Hooks)
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
@@ -92,39 +101,14 @@ def smoothed(smoothing: float) -> Loss:
     return lambda logits, batch: F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
 
 
-def make_optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum 0.9, over the parameters that need a gradient."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(model: nn.Module, settings: FitSettings, more: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+    """AdamW, Adam, or SGD with momentum 0.9, over the parameters that need a gradient, and `more`."""
+    parameters = [p for p in (*model.parameters(), *more) if p.requires_grad]
+    rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        rate, decay = settings.learning_rate, settings.weight_decay
-        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
-    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-
-
-def batches(data: DataSet, settings: FitSettings, device: torch.device, generator: torch.Generator) -> Iterator[Batch]:
-    """One epoch of training batches in random order; a last batch of one sample is left out (BatchNorm needs two)."""
-    split = data.train
-    order = torch.randperm(len(split), generator=generator)
-    for ids in order.split(settings.batch_size):
-        if len(ids) < 2 <= len(split):
-            continue
-        images = data.augmentation(data.normalised(split.pixels[ids].to(device)), generator)
-        yield Batch(ids, images, split.labels[ids].to(device))
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: DataSet, split: Images, device: torch.device, size: int = 128) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy in 0..1) of `model` on `split`, in eval mode; the model's mode is put back."""
-    was_training = model.training
-    model.eval()
-    loss, correct = 0.0, 0
-    for start in range(0, len(split), size):
-        labels = split.labels[start : start + size].to(device)
-        logits = model(data.normalised(split.pixels[start : start + size].to(device)))
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        correct += int((logits.argmax(1) == labels).sum())
-    model.train(was_training)
-    return loss / len(split), correct / len(split)
+        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=settings.nesterov, weight_decay=decay, fused=True)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
 def fit(
@@ -143,27 +127,40 @@ def fit(
     The best epoch has the highest validation accuracy, then the lowest validation loss. Where no epoch was eligible, the last one's weights
     stay. The same seed, data and thread count give the same result. Raises `EdgecompressError` naming the step when the loss is not finite.
     """
-    hooks = hooks or Hooks()
+    return fit_together({"": Learner(model, loss, settings, hooks or Hooks())}, data, seed=seed, device=device)[""]
+
+
+def fit_together(learners: Mapping[str, Learner], data: DataSet, *, seed: int, device: torch.device) -> dict[str, FitResult]:
+    """Train several networks on the same batches, as `fit` does one; each loss finds the others' logits in `batch.logits`.
+
+    Epochs, batch size, augmentation and views are those of the first learner. Training ends before its last epoch when every learner has
+    run out of patience.
+    """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    run = _Run(model, make_optimizer(model, settings), settings, math.ceil(len(data.train) / settings.batch_size) * settings.epochs, hooks)
-    best = _Best()
-    rows: list[EpochRow] = []
-    for epoch in range(1, settings.epochs + 1):
-        start = time.perf_counter()
-        train_loss = run.epoch(batches(data, settings, device, generator), loss, epoch)
-        seconds = time.perf_counter() - start
-        params = sum(p.numel() for p in run.model.parameters())
-        at_cut = run.cut(epoch, device)
-        validation_loss, accuracy = evaluate(run.model, data, data.validation, device)
-        rows.append(EpochRow(epoch, train_loss, validation_loss, accuracy, run.rate, seconds, params, at_cut))
-        best.see(run.model, rows[-1], hooks.eligible)
-        if hooks.patience is not None and best.epoch and epoch - best.epoch >= hooks.patience:
-            break
-    chosen = best.restored(run.model)
-    chosen.zero_grad(set_to_none=True)
-    chosen.eval()
-    return FitResult(tuple(rows), best.epoch or len(rows), chosen, best.epoch > 0)
+    shared = next(iter(learners.values())).settings
+    total = math.ceil(len(data.train) / shared.batch_size) * shared.epochs
+    with contextlib.ExitStack() as stack:
+        runs = {name: stack.enter_context(_Run(name, learner, total, device)) for name, learner in learners.items()}
+        for epoch in range(1, shared.epochs + 1):
+            start = time.perf_counter()
+            _train_epoch(runs, batches(data, shared, device, seed, epoch), epoch)
+            seconds = time.perf_counter() - start
+            for run in runs.values():
+                run.end_epoch(data, epoch, seconds)
+            if all(run.out_of_patience(epoch) for run in runs.values()):
+                break
+        return {name: run.result() for name, run in runs.items()}
+
+
+def _train_epoch(runs: Mapping[str, _Run], drawn: Iterator[Batch], epoch: int) -> None:
+    with contextlib.ExitStack() as stack:
+        for run in runs.values():
+            stack.enter_context(run.training())
+        for batch in drawn:
+            logits = {name: run.forward(batch) for name, run in runs.items()}
+            for name, run in runs.items():
+                others = {other: value.detach() for other, value in logits.items() if other != name}
+                run.learn(logits[name], replace(batch, logits=others), epoch)
 
 
 class _Best:
@@ -189,58 +186,136 @@ class _Best:
 
 
 class _Run:
-    """The network being trained, its optimizer, and the learning rate of the step."""
+    """A network in training: its optimizer, the learning rate of the step, its epochs so far."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: FitSettings, total: int, hooks: Hooks) -> None:
-        self.model, self.optimizer, self.settings, self.total, self.hooks = model, optimizer, settings, total, hooks
-        self.step, self.rate = 0, 0.0
+    def __init__(self, name: str, learner: Learner, total: int, device: torch.device) -> None:
+        self.name, self.model, self.loss, self.settings, self.hooks = name, learner.model, learner.loss, learner.settings, learner.hooks
+        self.total, self.device, self.companion = total, device, learner.hooks.companion
+        self.step, self.rate, self.loss_sum, self.seen = 0, 0.0, 0.0, 0
+        self.best, self.rows = _Best(), list[EpochRow]()
+        self.autocast = _autocast(self.settings.precision, device)
 
-    def epoch(self, drawn: Iterator[Batch], loss: Loss, epoch: int) -> float:
-        """One epoch of training; the mean loss."""
-        loss_sum, seen = 0.0, 0
+    def __enter__(self) -> _Run:
+        if self.device.type == "cpu":
+            _lay_out_(self.model, torch.channels_last)
+        self._thawed = [p for p in _parameters_of(self.model, self.settings.frozen) if p.requires_grad]
+        for parameter in self._thawed:
+            parameter.requires_grad_(False)
+        self.optimizer = make_optimizer(self.model, self.settings, self._beside())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for parameter in _parameters_of(self.model, self.settings.frozen) if self._thawed else []:
+            parameter.requires_grad_(True)
+
+    def _beside(self) -> list[nn.Parameter]:
+        return list(self.companion.parameters()) if self.companion is not None else []
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Training mode, but for what is frozen, with the dropout of the settings."""
+        self.loss_sum, self.seen = 0.0, 0
         self.model.train()
-        with dropout_of(self.model, self.settings.dropout):
-            for batch in drawn:
-                self._advance()
-                value = _train_step(self.model, batch, loss, self.optimizer, self.settings, f"epoch {epoch}, step {self.step}")
-                loss_sum += value * len(batch.labels)
-                seen += len(batch.labels)
-        return loss_sum / seen
+        for name in self.settings.frozen:
+            self.model.get_submodule(name).eval()
+        if self.companion is not None:
+            self.companion.attach(self.model)
+        try:
+            with dropout_of(self.model, self.settings.dropout):
+                yield
+        finally:
+            if self.companion is not None:
+                self.companion.detach()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, K), float32."""
+        with self.autocast():
+            logits: Tensor = self.model(batch.images)
+        return logits.float()
+
+    def learn(self, logits: Tensor, batch: Batch, epoch: int) -> None:
+        """One step of gradient descent. Raises `EdgecompressError` naming the step when the loss is not finite."""
+        self._advance()
+        value = self.loss(logits, batch)
+        number = float(value.detach())
+        if not math.isfinite(number):
+            whose = f" of {self.name}" if self.name else ""
+            where = f"epoch {epoch}, step {self.step}"
+            raise EdgecompressError(f"loss{whose} is {number} at {where}: lower --learning-rate ({self.settings.learning_rate:g})")
+        self.optimizer.zero_grad()
+        value.backward()
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_([*self.model.parameters(), *self._beside()], self.settings.clip)
+        self.optimizer.step()
+        self.loss_sum += number * len(batch.labels)
+        self.seen += len(batch.labels)
 
     def _advance(self) -> None:
-        self.rate = self.settings.learning_rate * warmup_linear(self.step, self.total, self.settings.warmup)
+        self.rate = self.settings.learning_rate * factor(self.settings.schedule, self.step, self.total, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         if self.hooks.on_step is not None:
             self.hooks.on_step(self.step, self.total)
         self.step += 1
 
-    def cut(self, epoch: int, device: torch.device) -> int:
+    def end_epoch(self, data: DataSet, epoch: int, seconds: float) -> None:
+        """Cut where the caller asks for it, validate, and note the epoch."""
+        params = sum(p.numel() for p in self.model.parameters())
+        at_cut = self._cut(epoch)
+        validation_loss, accuracy = evaluate(self.model, data, data.validation, self.device)
+        row = EpochRow(epoch, self.loss_sum / self.seen, validation_loss, accuracy, self.rate, seconds, params, at_cut)
+        self.rows.append(row)
+        self.best.see(self.model, row, self.hooks.eligible)
+
+    def _cut(self, epoch: int) -> int:
         """Shrink the network if the caller asks for it, and carry the optimizer's moments over. Returns the channels that went."""
         keep = self.hooks.cut(self.model, epoch) if self.hooks.cut is not None else None
         gone = sum(int((~mask).sum()) for mask in keep.values()) if keep else 0
         if not keep or not gone:
             return 0
-        small = shrink(self.model, keep).to(device)
+        small = shrink(self.model, keep).to(self.device)
         if self.hooks.mend is not None:
             self.hooks.mend(self.model, small, keep)
-        fresh = make_optimizer(small, self.settings)
+        moved = self.companion.follow(self.model, small, keep) if self.companion is not None else []
+        fresh = make_optimizer(small, self.settings, self._beside())
         carry_optimizer(self.optimizer, fresh, self.model, small, keep)
+        carry_picked(self.optimizer, fresh, moved)
         self.model, self.optimizer = small, fresh
         return gone
 
+    def out_of_patience(self, epoch: int) -> bool:
+        """Has no epoch been better for as long as the caller waits?"""
+        patience = self.hooks.patience
+        return patience is not None and self.best.epoch > 0 and epoch - self.best.epoch >= patience
 
-def _train_step(model: nn.Module, batch: Batch, loss: Loss, optimizer: torch.optim.Optimizer, settings: FitSettings, where: str) -> float:
-    """One step of gradient descent. Returns the loss. Raises `EdgecompressError` naming `where` when it is not finite."""
-    value = loss(model(batch.images), batch)
-    number = float(value.detach())
-    if not math.isfinite(number):
-        raise EdgecompressError(f"loss is {number} at {where}: lower --learning-rate ({settings.learning_rate:g})")
-    optimizer.zero_grad()
-    value.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-    optimizer.step()
-    return number
+    def result(self) -> FitResult:
+        """The network of the best epoch, in eval mode, its weights laid out as before the training."""
+        chosen = self.best.restored(self.model)
+        for parameter in _parameters_of(chosen, self.settings.frozen) if self._thawed else []:
+            parameter.requires_grad_(True)
+        chosen.zero_grad(set_to_none=True)
+        _lay_out_(chosen, torch.contiguous_format)
+        chosen.eval()
+        return FitResult(tuple(self.rows), self.best.epoch or len(self.rows), chosen, self.best.epoch > 0)
+
+
+def _lay_out_(model: nn.Module, order: torch.memory_format) -> None:
+    """Store the weights of 2-D convolutions in another order of memory, in place; their values and shapes are the same."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=order)
+
+
+def _parameters_of(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    return [parameter for name in names for parameter in model.get_submodule(name).parameters()]
+
+
+def _autocast(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """The context of a forward pass in `precision` on `device`."""
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if precision == "bf16" or (precision == "auto" and able):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext
 
 
 @contextlib.contextmanager
@@ -255,17 +330,3 @@ def dropout_of(model: nn.Module, probability: float | None) -> Iterator[None]:
     finally:
         for module, p in own:
             module.p = p
-
-
-def default_settings(model: nn.Module, data: DataSet, epochs: int | None = None, normalised: bool = True) -> FitSettings:
-    """Settings that train from scratch in minutes: fewer, slower epochs for a wide plain network (no normalisation) than for others.
-
-    Up to 10,000 training images: 4 epochs at 3e-4 for plain networks of at least `SMALL_PARAMS` parameters, 12 at 1e-3 for others, without
-    dropout, which slows a short run more than it helps. Above: 30 epochs, batches of 128, the network's own dropout.
-    """
-    large = len(data.train) > 10_000
-    steady = normalised or sum(p.numel() for p in model.parameters()) < SMALL_PARAMS
-    rate = 1e-3 if steady else 3e-4
-    settings = FitSettings(epochs=30 if large else 12 if steady else 4, learning_rate=rate, dropout=None if large else 0.0)
-    settings = replace(settings, batch_size=128) if large else settings
-    return settings if epochs is None else replace(settings, epochs=epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -32,3 +33,15 @@ def _holding(model: nn.Module, values: dict[str, Tensor]) -> nn.Module:
     """A copy of `model` whose parameters hold `values` (each of its parameter's shape) instead of weights."""
     memo: dict[int, object] = {id(p): nn.Parameter(values.get(n, p).detach(), False) for n, p in model.named_parameters()}
     return copy.deepcopy(model, memo)
+
+
+def carry_picked(
+    optimizer: torch.optim.Optimizer,
+    fresh: torch.optim.Optimizer,
+    moved: Iterable[tuple[nn.Parameter, nn.Parameter, Callable[[Tensor], Tensor]]],
+) -> None:
+    """Fill `fresh` with the state of single parameters: (old one, new one, how a moment of the old becomes the new's). In place."""
+    for old, new, pick in moved:
+        for key, value in optimizer.state.get(old, {}).items():
+            is_moment = isinstance(value, Tensor) and value.shape == old.shape
+            fresh.state[new][key] = pick(value) if is_moment else copy.deepcopy(value)

@@ -163,7 +163,7 @@ def test_the_experiments_of_the_source_run_at_small_scale(name: str, tmp_path: P
     if name == "profile":
         assert result["profile"]["levels"][0] == 0.05
         return
-    assert "With and without cuts" in page
+    assert "Against the control" in page
     parameters = [sum(row["params"][i] for row in result["layers"]) for i in (0, 1)]
     assert parameters[1] < parameters[0]
     if name == "student3-dynamic":

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgecompress.core import shrink, trace
+from edgecompress.data import Preprocess
 from edgecompress.errors import UsageError
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
@@ -22,7 +23,7 @@ from tests.networks import random_keep
 
 SHAPE = (3, 32, 32)
 EXAMPLE = torch.zeros(1, *SHAPE)
-SPEC = InputSpec(SHAPE, (0.5,) * 3, (0.25,) * 3, ("a", "b", "c", "d", "e"), "test data")
+SPEC = InputSpec(SHAPE, Preprocess((0.5,) * 3, (0.25,) * 3), ("a", "b", "c", "d", "e"), "test data")
 
 
 def network(name: str) -> nn.Module:
@@ -47,7 +48,7 @@ def test_the_file_equals_the_network_at_batch_1_and_7(name: str, tmp_path: Path)
             expected = model(images).numpy()
         np.testing.assert_allclose(loaded.run(images.numpy()), expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
     assert loaded.metadata["classes"] == list(SPEC.classes)
-    assert loaded.metadata["mean"] == list(SPEC.mean)
+    assert loaded.metadata["mean"] == list(SPEC.preprocess.mean)
     kinds = {node.op_type for node in onnx.load(str(path)).graph.node}
     assert "BatchNormalization" not in kinds
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgecompress.recipe import QuantizeStage
+from edgecompress.settings import QuantizeStage
 from edgecompress.stages.measure import missed_targets
 from edgecompress.stages.ship import choose, formats
 

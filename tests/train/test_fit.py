@@ -7,11 +7,13 @@ from torch import nn
 from edgecompress.data import load_data
 from edgecompress.errors import EdgecompressError
 from edgecompress.methods import scores
-from edgecompress.methods.distill import hinton, kl_divergence, teacher_logits
+from edgecompress.methods.distill import kl_divergence, learning_from
+from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.models import ModelSource, build
-from edgecompress.train.fit import FitSettings, batches, cross_entropy, default_settings, evaluate, fit
+from edgecompress.train.batches import batches, evaluate
+from edgecompress.train.fit import cross_entropy, fit
 from edgecompress.train.init import has_norm, unit_variance_init
-from edgecompress.train.schedule import warmup_linear
+from edgecompress.train.settings import FitSettings, default_settings
 from tests.networks import graph_of, narrow
 
 CPU = torch.device("cpu")
@@ -71,13 +73,6 @@ def test_unit_variance_init_keeps_a_plain_network_alive() -> None:
     assert 0.09 < last < 0.11
 
 
-def test_schedule_rises_and_falls() -> None:
-    factors = [warmup_linear(step, 100, 0.1) for step in range(100)]
-    assert factors.index(max(factors)) in (9, 10)
-    assert max(factors) == 1.0
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-
-
 def test_kl_of_equal_logits_is_zero_and_its_scale_is_t_squared() -> None:
     student, teacher = torch.randn(4, 5), torch.randn(4, 5)
     assert abs(float(kl_divergence(student, student, 4.0))) < 1e-6
@@ -90,7 +85,7 @@ def test_the_teacher_is_not_touched() -> None:
     teacher = build(ModelSource("resnet20", 10, (3, 32, 32)))
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     student = build(ModelSource("lenet5", 10, (3, 32, 32)))
-    loss = hinton(teacher_logits(teacher, data, CPU))
+    loss = learning_from(FixedTeacher(teacher, data, CPU))
     fit(student, data, loss, FitSettings(epochs=1, batch_size=256), seed=0, device=CPU)
     assert not teacher.training
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
@@ -103,7 +98,7 @@ def test_taylor_scores_are_the_squared_derivative_of_a_gate() -> None:
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 3])
     from edgecompress.core import consumers, layers
-    from edgecompress.train.fit import Batch
+    from edgecompress.train.batches import Batch
 
     batch = Batch(torch.arange(4), images, labels)
     values = scores.taylor(model, graph, cross_entropy, [batch])
@@ -144,6 +139,6 @@ def test_defaults_and_batches() -> None:
     wide = nn.Linear(2000, 2000)
     plain, normalised = (default_settings(wide, data, normalised=n) for n in (False, True))
     assert plain.learning_rate < normalised.learning_rate == default_settings(nn.Identity(), data, normalised=False).learning_rate
-    parts = list(batches(data, FitSettings(1, batch_size=100), CPU, torch.Generator().manual_seed(0)))
+    parts = list(batches(data, FitSettings(1, batch_size=100), CPU, 0, 1))
     assert sorted(torch.cat([b.ids for b in parts]).tolist()) == list(range(1169))
     assert torch.equal(parts[0].labels, data.train.labels[parts[0].ids])

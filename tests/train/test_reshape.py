@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from edgecompress.core import shrink
 from edgecompress.data import load_data
-from edgecompress.train.fit import FitSettings, Hooks, cross_entropy, fit, make_optimizer
+from edgecompress.train.fit import Hooks, cross_entropy, fit, make_optimizer
 from edgecompress.train.reshape import carry_optimizer
+from edgecompress.train.settings import FitSettings
 from tests.networks import graph_of, narrow, random_keep
 
 CPU = torch.device("cpu")

@@ -1,0 +1,230 @@
+"""distill from the command line: every mode, what it reports, what it refuses; the source's set-ups at small scale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from edgecompress import checkpoint
+from tests.cli.test_cli import one_line, run
+from tests.cli.test_prune import NARROW_VGG, RECIPES, result_of
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small teacher (LeNet-5, 4 epochs)."""
+    folder = tmp_path_factory.mktemp("teacher")
+    done = run("train", "lenet5", "--epochs", 4, "-o", "t", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "t"
+
+
+def distil(trained: Path, tmp_path: Path, student: str, *more: object) -> dict[str, Any]:
+    done = run("distill", trained, student, *more, "-o", "d", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == result_of(tmp_path / "d")
+    return result_of(tmp_path / "d")
+
+
+def test_student_control_and_the_sources_figures_stand_side_by_side(trained: Path, tmp_path: Path) -> None:
+    result = distil(trained, tmp_path, "student3", "--epochs", 3, "--control", "--learning-rate", 2e-3)
+    told = result["distill"]
+    assert (told["params"], told["weights_bytes"], result["student"]["params"]) == (935_156, 3_740_624, 320_756)
+    assert told["source"] == {"accuracy": 0.669, "weights_bytes": 3657 * 1024, "epochs": 300}
+    assert told["mode"] == "offline"
+    assert told["tables_computed"] + told["tables_read"] == 1, "digits are not augmented: one view, asked once"
+    assert 0 <= result["control"]["accuracy"] <= 1
+    assert result["control"]["epochs"] == 3
+    assert {row["name"] for row in result["stages"]} >= {"teacher lenet5", "control (no teacher)", "distill", "fold-pool"}
+    page = (tmp_path / "d" / "report.html").read_text()
+    for text in ("Against the control", "935,156", "García González (2022)", "The teacher is unchanged"):
+        assert text in page
+    done = run("report", tmp_path / "d", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("predict", tmp_path / "d" / "model.onnx", "--data", "digits", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["accuracy"] == result["student"]["accuracy"]
+
+
+def test_a_run_that_is_resumed_takes_its_teacher_back(trained: Path, tmp_path: Path) -> None:
+    first = distil(trained, tmp_path, "student1", "--epochs", 1)
+    for stage in sorted((tmp_path / "d").glob("0[3-9]-*/stage.json")):
+        stage.unlink()
+    (tmp_path / "d" / "result.json").unlink()
+    done = run("distill", trained, "student1", "--epochs", 1, "-o", "d", "--resume", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    second = json.loads(done.stdout)
+    assert second["student"]["accuracy"] == first["student"]["accuracy"]
+    assert second["teacher"]["accuracy"] == first["teacher"]["accuracy"]
+    assert second["distill"]["teacher_digest"] == first["distill"]["teacher_digest"]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--loss", "dkd"], {"loss": "dkd", "alpha": 0.5}),
+        (["--loss", "softmax-mse"], {"temperature": 5.0, "alpha": 1.0}),
+        (["--top-k", 3], {"top_k": 3}),
+        (["--features", "hint"], {"features": "hint"}),
+        (["--features", "attention", "--prune-student", "40%"], {"features": "attention"}),
+        (["--features", "hint", "--prune-student", "40%"], {"features": "hint"}),
+    ],
+)
+def test_losses(trained: Path, tmp_path: Path, more: list[object], told: dict[str, object]) -> None:
+    result = distil(trained, tmp_path, "student1", "--epochs", 3, "--learning-rate", 2e-3, *more)
+    assert {key: result["distill"][key] for key in told} == told
+    assert result["student"]["accuracy"] > 0.2
+    names = {t.name for t in onnx.load(tmp_path / "d" / "model.onnx").graph.initializer}
+    assert not any("adapter" in name for name in names)
+    if "--prune-student" in more:
+        assert result["distill"]["params"] <= 0.6 * 706_752
+        assert result["missed"] == []
+
+
+@pytest.mark.parametrize("mode", ["online", "mutual"])
+def test_teacher_and_student_train_together_and_both_are_cut(trained: Path, tmp_path: Path, mode: str) -> None:
+    more = ["--prune-student", "30%", "--prune-teacher", "30%", "--step", "20%"]
+    result = distil(trained, tmp_path, "lenet5", "--mode", mode, "--epochs", 4, *more)
+    assert result["distill"]["teacher_cuts"]["met"]
+    assert result["teacher"]["params"] <= 0.7 * 62_006
+    assert result["student"]["params"] <= 0.7 * 62_006
+    rows = {row["name"]: row for row in result["stages"]}
+    assert rows["teacher, trained beside"]["accuracy"] > 0.8
+    assert "teacher_digest" not in result["distill"], "a teacher that trains is not called unchanged"
+
+
+def test_a_teacher_may_begin_untrained_beside_its_student(tmp_path: Path) -> None:
+    done = run("distill", "resnet20", "lenet5", "--mode", "online", "--epochs", 1, "-o", "d", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)["stages"]}
+    assert rows["teacher, trained beside"]["accuracy"] > rows["teacher resnet20"]["accuracy"]
+
+
+def test_a_pruned_student_learns_again(trained: Path, tmp_path: Path) -> None:
+    done = run("prune", trained, "--amount", "50%", "--epochs", 0, "-o", "p", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before = checkpoint.load(tmp_path / "p" / "model.safetensors")[0]
+    result = distil(trained, tmp_path, str(tmp_path / "p"), "--epochs", 2)
+    assert result["student"]["params"] == sum(p.numel() for p in before.parameters())
+    assert result["distill"]["validation_accuracy"] > 0.8
+
+
+def test_a_student_may_read_larger_images_than_its_teacher(trained: Path, tmp_path: Path) -> None:
+    result = distil(trained, tmp_path, "student1", "--epochs", 1, "--image-size", 40)
+    manifest = checkpoint.read_manifest(tmp_path / "d" / "model.safetensors")
+    assert manifest.model.image_shape == (3, 40, 40)
+    assert result["teacher"]["accuracy"] > 0.8, "the teacher is measured on the images that it reads"
+    done = run("predict", tmp_path / "d" / "model.onnx", "--data", "digits", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["accuracy"] == result["student"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--loss", "kld"], "'kl', 'softmax-mse' or 'dkd'"),
+        (["--mode", "sideways"], "'offline', 'online' or 'mutual'"),
+        (["--loss", "dkd", "--top-k", "2"], "top_k applies to loss kl"),
+        (["--mode", "mutual", "--loss", "dkd"], "mode mutual has a loss of its own"),
+        (["--mode", "online", "--features", "hint"], "need a fixed teacher"),
+        (["--prune-teacher", "30%"], "use mode online or mutual"),
+        (["--alpha", "3"], "less than or equal to 1"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(trained: Path, tmp_path: Path, more: list[str], text: str) -> None:
+    assert text in one_line(run("distill", trained, "student1", *more, "-o", "d", cwd=tmp_path), 2)
+    assert not (tmp_path / "d").exists()
+
+
+def test_bad_teachers_are_refused_before_training(trained: Path, digits_folder: Path, tmp_path: Path) -> None:
+    def refused(*arguments: object) -> str:
+        line = one_line(run("distill", *arguments, "-o", "d", cwd=tmp_path), 2)
+        assert not (tmp_path / "d").exists()
+        return line
+
+    assert "knows 10 classes, data" in refused(trained, "student1", "--data", f"folder:{digits_folder}")
+    assert "does not exist" in refused(tmp_path / "nothing", "student1")
+    assert "did you mean student1" in refused(trained, "student11")
+    assert "unknown student convolution 'features.1'" in one_line(
+        run("run", _features_recipe(tmp_path, trained), "-o", "e", cwd=tmp_path), 2
+    )
+
+
+def _features_recipe(folder: Path, trained: Path) -> Path:
+    path = folder / "features.yaml"
+    path.write_text(
+        f"model: student1\nstages:\n  - stage: teacher\n    checkpoint: {trained}/model.safetensors\n  - {{stage: train, epochs: 0}}\n"
+        "  - stage: distill\n    epochs: 1\n    features: hint\n    feature_layers: {features.1: features.0}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", ["distill-student1", "distill-student2", "distill-student3", "transfer-vgg16", "transfer-densenet121"])
+def test_the_distillations_of_the_source_run_at_small_scale(name: str, tmp_path: Path) -> None:
+    """Figures 3.2-3.8; VGG16 and DenseNet-121 as narrow twins."""
+    (tmp_path / "narrow.py").write_text(NARROW_VGG + NARROW_DENSENET)
+    more = ["--set", "stages.0.epochs=1"]
+    if name.startswith("distill"):
+        more += ["--set", "stages.0.model=narrow.py:make", "--set", "stages.2.epochs=2"]
+    else:
+        more += ["--set", f"model=narrow.py:{'make' if name.endswith('16') else 'dense'}"]
+    done = run("run", RECIPES / f"{name}.yaml", *more, "-o", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "r")
+    if name.startswith("distill"):
+        assert result["distill"]["loss"] == "softmax-mse"
+        assert result["distill"]["source"]["accuracy"] in (0.615, 0.62, 0.669)
+        assert result["control"]["epochs"] == 2
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "<h2>Training</h2>" in page, "the complexity graph"
+
+
+NARROW_DENSENET = """
+def dense(num_classes):
+    from torchvision.models.densenet import DenseNet
+    return DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=num_classes)
+"""
+
+
+def test_full_scale_is_one_option_and_names_the_weights_to_place(tmp_path: Path) -> None:
+    """Without a network, ImageNet's weights are asked for by name and place; everything else of the source's settings is resolved."""
+    small = ["--variant", "full", "--set", "data=digits"]
+    done = run("run", RECIPES / "transfer-vgg16.yaml", *small, "-o", "r", cwd=tmp_path)
+    line = one_line(done, 4)
+    assert "place the file vgg16-397923af.pth" in line
+    assert "weights/vgg16-397923af.pth" in line
+    done = run("run", RECIPES / "transfer-vgg16.yaml", *small, "--set", "stages.0.weights=null", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("image_size: 224", "resize: 256", "normalize: imagenet", "train_last: 5", "learning_rate: 0.001", "nesterov: false"):
+        assert text in done.stdout
+    assert "unknown variant 'big': did you mean full" in one_line(
+        run("run", RECIPES / "transfer-vgg16.yaml", "--variant", "big", cwd=tmp_path), 2
+    )
+
+
+def test_every_recipe_is_valid_at_both_scales() -> None:
+    from edgecompress.recipe import read
+
+    for path in sorted(RECIPES.parent.rglob("*.yaml")):
+        read(path)
+        if "variants:" in path.read_text():
+            assert read(path, variant="full").data == "cifar10", path
+
+
+def test_the_bias_free_teacher_takes_every_weight_but_the_biases(tmp_path: Path) -> None:
+    """Listing D.1 of the source, with a file of tensors in place of the download."""
+    import torch
+
+    from edgecompress.models import ModelSource, build
+    from edgecompress.models.weights import place
+
+    with torch.device("meta"):
+        plain, bare = (build(ModelSource(name, 10, (3, 32, 32))) for name in ("vgg16", "vgg16-nobias"))
+    assert {k for k in plain.state_dict() if not k.endswith("bias")} == set(bare.state_dict())
+    assert all(v.shape == bare.state_dict()[k].shape for k, v in plain.state_dict().items() if not k.endswith("bias"))
+    narrow = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    naked = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+    place(naked, narrow.state_dict(), "file")
+    assert all(torch.equal(naked.state_dict()[k], narrow.state_dict()[k]) for k in naked.state_dict())
