@@ -23,7 +23,8 @@ from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.pipeline import Context, State
 from edgecompress.train.batches import evaluate
-from edgecompress.train.fit import FitResult, Loss, cross_entropy
+from edgecompress.train.fit import FitResult, Hooks, Loss, cross_entropy
+from edgecompress.train.history import EpochRow
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import FitSettings, default_settings
 
@@ -64,6 +65,15 @@ def learning_loss(context: Context, state: State, wanted: Any, chosen: FitSettin
         return cross_entropy
     temperature, alpha = getattr(wanted, "temperature", None), getattr(wanted, "alpha", None)
     return learning_from(fixed_teacher(context, state, chosen, wanted), "kl", temperature, alpha)
+
+
+def watched(context: Context, text: str, patience: int | None = None) -> Hooks:
+    """Hooks that show a training called `text` on the progress bar and write each of its epochs to the log."""
+
+    def on_epoch(row: EpochRow) -> None:
+        context.run.log("epoch", what=text, **row.as_dict())
+
+    return Hooks(context.progress(text), on_epoch, patience=patience)
 
 
 def with_row(state: State, name: str, accuracy: float, params: int, **more: Any) -> State:

@@ -25,12 +25,13 @@ from edgecompress.stages.common import (
     input_spec,
     learning_loss,
     validation_accuracy,
+    watched,
     with_history,
     with_row,
 )
 from edgecompress.stages.gradual import UNMET, Shrinking, fresh, seconds, shrinking, widths_now
 from edgecompress.stages.teacher import unfolded
-from edgecompress.train.fit import FitResult, Hooks, Learner, cross_entropy, fit, fit_together
+from edgecompress.train.fit import FitResult, Learner, cross_entropy, fit, fit_together
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import SMALL_PARAMS, FitSettings
 
@@ -71,13 +72,13 @@ class Learned:
 def _offline(context: Context, settings: DistillStage, state: State, model: nn.Module, chosen: FitSettings) -> Learned:
     """Learn from a teacher that must be the same afterwards."""
     if state.teacher is None:
-        hooks = Hooks(context.progress("train"), patience=settings.patience)
+        hooks = watched(context, "train", settings.patience)
         loss = learning_loss(context, state, settings, chosen)
         return Learned(state, fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks), {})
     teacher = fixed_teacher(context, state, chosen, settings)
     loss = learning_from(teacher, settings.loss, settings.temperature, settings.alpha)
     cuts = _cutting(context, settings, settings.prune_student, model, chosen, STUDENT)
-    hooks = cuts.hooks if cuts is not None else Hooks(context.progress("distill"), patience=settings.patience)
+    hooks = cuts.hooks if cuts is not None else watched(context, "distill", settings.patience)
     facts: dict[str, Any] = {}
     if settings.features is not None:
         pairs = _pairs(context, settings, state, model, teacher)
@@ -110,9 +111,8 @@ def _together(context: Context, settings: DistillStage, state: State, model: nn.
     learners = {}
     for name, network in models.items():
         planned = cuts[name]
-        hooks = replace(
-            planned.hooks if planned is not None else Hooks(patience=settings.patience), on_step=bar if name == STUDENT else None
-        )
+        hooks = planned.hooks if planned is not None else watched(context, name, settings.patience)
+        hooks = replace(hooks, on_step=bar if name == STUDENT else None)
         own = fit_settings(context, network, settings, epochs=chosen.epochs)
         learners[name] = Learner(network, losses[name], own if name == TEACHER else chosen, hooks)
     results = fit_together(learners, context.data, seed=context.seed, device=context.device)
@@ -159,7 +159,7 @@ def _with_control(
     context: Context, settings: DistillStage, state: State, model: nn.Module, folds: list[FoldedPool], chosen: FitSettings
 ) -> State:
     """The state with the same student, trained for the same epochs on the labels alone."""
-    hooks = Hooks(context.progress("train without the teacher"), patience=settings.patience)
+    hooks = watched(context, "train without the teacher", settings.patience)
     result = fit(model, context.data, cross_entropy, chosen, seed=context.seed, device=context.device, hooks=hooks)
     plain = unfolded(model.cpu(), folds)
     accuracy = validation_accuracy(context, plain)

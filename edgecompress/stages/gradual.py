@@ -25,7 +25,7 @@ from edgecompress.methods.gradual import (
 from edgecompress.methods.repair import repaired
 from edgecompress.pipeline import Context, State
 from edgecompress.settings import GradualStage
-from edgecompress.stages.common import count, fit_settings, learning_loss, validation_accuracy, with_history, with_row
+from edgecompress.stages.common import count, fit_settings, learning_loss, validation_accuracy, watched, with_history, with_row
 from edgecompress.stages.goal import Plan, budgets, first_sizes, meets, only_layers, plan_for_amount
 from edgecompress.stages.prune import repair_images, score
 from edgecompress.train.fit import FitResult, Hooks, Loss, fit
@@ -60,10 +60,12 @@ def shrinking(context: Context, settings: GradualStage, model: nn.Module, loss: 
     for name, reason in cuts.left_alone.items():
         context.reporter.note(f"{name}: {reason}")
     before, images = {g.name: g.size for g in graph.groups}, repair_images(context)
-    hooks = Hooks(
-        context.progress(text), Cutter(context, settings, plan, cuts, before, loss),
-        lambda old, small, keep: repaired(old, small, keep, images), partial(_eligible, context, plan, cuts, {}), settings.patience,
-    )  # fmt: skip
+    hooks = replace(
+        watched(context, text, settings.patience),
+        cut=Cutter(context, settings, plan, cuts, before, loss),
+        mend=lambda old, small, keep: repaired(old, small, keep, images),
+        eligible=partial(_eligible, context, plan, cuts, {}),
+    )
     return Shrinking(hooks, cuts, shares, before)
 
 
@@ -98,7 +100,7 @@ def widths_now(context: Context, state: State, small: nn.Module, before: dict[st
 
 def _with_control(context: Context, state: State, model: nn.Module, loss: Loss, chosen: FitSettings) -> State:
     """The state with the epochs of the same network, data, seed and settings without cuts: what pruning is compared with."""
-    hooks = Hooks(context.progress("train without cuts"))
+    hooks = watched(context, "train without cuts")
     result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
     best, spent = result.best.validation_accuracy, seconds(result)
     return with_row(with_history(state, "unpruned", result), "unpruned (control)", best, count(model), wall_s=spent)

@@ -20,6 +20,7 @@ from edgecompress.stages.common import (
     fit_settings,
     learning_loss,
     validation_accuracy,
+    watched,
     with_history,
     with_row,
 )
@@ -35,7 +36,7 @@ from edgecompress.stages.goal import (
     widths_after,
 )
 from edgecompress.train.batches import batches
-from edgecompress.train.fit import Hooks, Loss, fit
+from edgecompress.train.fit import Loss, fit
 
 REPAIR_IMAGES = 256
 """Training images from which a cut network takes its activation statistics back."""
@@ -86,7 +87,7 @@ def prune(context: Context, settings: PruneStage, state: State) -> State:
     result = None
     chosen = fit_settings(context, small, settings, epochs=chosen.epochs)
     if chosen.epochs:
-        hooks = Hooks(context.progress(f"prune {step} of {steps}"), patience=settings.patience)
+        hooks = watched(context, f"prune {step} of {steps}", settings.patience)
         result = fit(small, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
     accuracy = validation_accuracy(context, small)
     state = with_history(replace(state, model=small.cpu()), f"prune {step}of{steps}", result)

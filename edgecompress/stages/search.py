@@ -26,12 +26,13 @@ from edgecompress.stages.common import (
     input_spec,
     learning_loss,
     make_format,
+    watched,
     with_history,
     with_row,
 )
 from edgecompress.stages.plan import narrowest
 from edgecompress.stages.prune import repair_images, score
-from edgecompress.train.fit import Hooks, fit
+from edgecompress.train.fit import fit
 from edgecompress.units import format_size
 
 
@@ -100,7 +101,7 @@ def _round(
     selection = cheapest(start, graph, values, (limit,), floor=settings.floor, round_to=settings.round_to, sizes=sizes)
     tried = repaired(start, shrink(start, selection.keep), selection.keep, repair_images(context))
     chosen = fit_settings(context, tried, settings, epochs=6)
-    hooks = Hooks(context.progress(f"search round {number}"), patience=settings.patience)
+    hooks = watched(context, f"search round {number}", settings.patience)
     result = fit(tried.to(context.device), context.data, loss, chosen, seed=context.seed + number, device=context.device, hooks=hooks)
     accuracy, size = _exact(context, tried.cpu(), form)
     state = with_row(with_history(state, f"search {number}", result), f"search {number}", accuracy, count(tried), bytes=size)

@@ -17,8 +17,8 @@ from edgecompress.models.registry import ModelSource, build
 from edgecompress.models.weights import load_weights
 from edgecompress.pipeline import Context, State, check_teacher, seed_everything
 from edgecompress.settings import LoadStage, TeacherStage, TrainStage
-from edgecompress.stages.common import count, fit_settings, input_spec, validation_accuracy, with_history, with_row
-from edgecompress.train.fit import FitResult, Hooks, fit, smoothed
+from edgecompress.stages.common import count, fit_settings, input_spec, validation_accuracy, watched, with_history, with_row
+from edgecompress.train.fit import FitResult, fit, smoothed
 from edgecompress.train.freeze import before_last
 from edgecompress.train.init import has_norm, unit_variance_init
 
@@ -54,7 +54,7 @@ def trained(context: Context, settings: TrainStage | TeacherStage, source: Model
     if chosen.epochs:
         if settings.train_last is not None:
             chosen = replace(chosen, frozen=before_last(model, settings.train_last))
-        hooks = Hooks(context.progress(f"train {source.name}"), patience=settings.patience)
+        hooks = watched(context, f"train {source.name}", settings.patience)
         loss = smoothed(settings.label_smoothing)
         result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
     return unfolded(model.cpu(), folds), result

@@ -68,12 +68,14 @@ class Companion(Protocol):
 class Hooks:
     """What a caller may hang into the loop.
 
-    `on_step(step, steps)` is called after each step. `cut(model, epoch)` is called after an epoch's training and before its validation: the
-    network is shrunk to the masks that it returns, `mend(model, small, keep)` may change the smaller one, and training goes on with it.
-    `eligible(model)` says which epochs may be chosen. After `patience` epochs without improvement on an eligible one training stops.
+    `on_step(step, steps)` is called after each step, `on_epoch(row)` after each epoch's validation. `cut(model, epoch)` is called after an
+    epoch's training and before its validation: the network is shrunk to the masks that it returns, `mend(model, small, keep)` may change
+    the smaller one, and training goes on with it. `eligible(model)` says which epochs may be chosen. After `patience` epochs without
+    improvement on an eligible one training stops.
     """
 
     on_step: Callable[[int, int], None] | None = None
+    on_epoch: Callable[[EpochRow], None] | None = None
     cut: Callable[[nn.Module, int], Keep | None] | None = None
     mend: Callable[[nn.Module, nn.Module, Keep], object] | None = None
     eligible: Callable[[nn.Module], bool] | None = None
@@ -265,6 +267,8 @@ class _Run:
         validation_loss, accuracy = evaluate(self.model, data, data.validation, self.device)
         row = EpochRow(epoch, self.loss_sum / self.seen, validation_loss, accuracy, self.rate, seconds, params, at_cut)
         self.rows.append(row)
+        if self.hooks.on_epoch is not None:
+            self.hooks.on_epoch(row)
         self.best.see(self.model, row, self.hooks.eligible)
 
     def _cut(self, epoch: int) -> int:
