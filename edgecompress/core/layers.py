@@ -10,7 +10,7 @@ BatchNorm.weight, .bias, .running_mean, .running_var (C,).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +138,72 @@ def cut(layer: nn.Module | Tensor, kept: Mapping[str, Tensor]) -> Cut:
     if isinstance(layer, _ConvNd):
         return _cut_conv(layer, whole)
     return _cut_channelwise(layer, whole)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one of several networks' layers goes in the wide one: for each axis its positions there (size,).
+
+    `share` (out,) is what its weights are multiplied by, row by row: 1, or 1 / N where N networks write the same output.
+    """
+
+    positions: Mapping[str, Tensor]
+    share: Tensor
+
+
+def joined(parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]) -> Cut:
+    """One layer that holds all `parts`, each at its place; `sizes` are those of its axes. What no part fills is zero.
+
+    Parts that share an output position are added, input positions may be shared too. Raises `EdgecompressError` when the parts of a
+    grouped or channelwise layer do not lie side by side.
+    """
+    first = parts[0]
+    if isinstance(first, (nn.Linear, _ConvNd)):
+        grouped = isinstance(first, _ConvNd) and first.groups > 1
+        return _joined_groups(parts, places, sizes) if grouped else _joined_dense(parts, places, sizes)
+    tensors, size = {}, axis_size(first, "through")
+    taken = torch.cat([place.positions["through"] for place in places])
+    if len(taken) != sizes["through"] or len(taken.unique()) != len(taken):
+        raise EdgecompressError(f"the {type(first).__name__}s of several networks would share channels")
+    named = [*first.named_parameters(recurse=False), *first.named_buffers(recurse=False)]
+    for name, tensor in named:
+        if tensor.dim() != 1 or tensor.shape[0] != size:
+            continue
+        wide = tensor.new_zeros(len(taken))
+        for part, place in zip(parts, places, strict=True):
+            wide[place.positions["through"].to(wide.device)] = getattr(part, name).detach()
+        tensors[name] = wide
+    if isinstance(first, nn.GroupNorm):
+        return Cut(tensors, {"num_channels": len(taken), "num_groups": first.num_groups * len(parts)})
+    return Cut(tensors, {"num_parameters" if isinstance(first, nn.PReLU) else "num_features": len(taken)})
+
+
+def _joined_dense(parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]) -> Cut:
+    first = parts[0].get_parameter("weight")
+    rows, columns = ("in", "out") if isinstance(parts[0], _ConvTransposeNd) else ("out", "in")
+    weight = first.new_zeros(sizes[rows], sizes[columns], *first.shape[2:])
+    bias = first.new_zeros(sizes["out"])
+    for part, place in zip(parts, places, strict=True):
+        at = (place.positions[rows][:, None].to(weight.device), place.positions[columns][None, :].to(weight.device))
+        weight[at] += scale_outputs(part, place.share).detach()
+        if getattr(part, "bias", None) is not None:
+            bias[place.positions["out"].to(bias.device)] += part.get_parameter("bias").detach() * place.share.to(bias)
+    tensors = {"weight": weight} if getattr(parts[0], "bias", None) is None else {"weight": weight, "bias": bias}
+    names = ("in_features", "out_features") if isinstance(parts[0], nn.Linear) else ("in_channels", "out_channels")
+    return Cut(tensors, {names[0]: sizes["in"], names[1]: sizes["out"]})
+
+
+def _joined_groups(parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]) -> Cut:
+    """Grouped convolutions lie side by side, group after group: nothing crosses from one part to another."""
+    for axis in ("in", "out"):
+        laid = torch.cat([place.positions[axis] for place in places])
+        if not torch.equal(laid, torch.arange(sizes[axis])):
+            raise EdgecompressError("the channels of several grouped convolutions would not lie side by side")
+    tensors = {"weight": torch.cat([part.get_parameter("weight").detach() for part in parts])}
+    if getattr(parts[0], "bias", None) is not None:
+        tensors["bias"] = torch.cat([part.get_parameter("bias").detach() for part in parts])
+    groups = sum(int(getattr(part, "groups", 1)) for part in parts)
+    return Cut(tensors, {"in_channels": sizes["in"], "out_channels": sizes["out"], "groups": groups})
 
 
 def axis_slices(layer: nn.Module, axis: str) -> list[tuple[str, Tensor]]:

@@ -39,7 +39,7 @@ def kept_positions(model: nn.Module, keep: Keep) -> dict[str, dict[str, Tensor]]
         if mask.all():
             continue
         for member in group.members:
-            layer = _find(model, member.layer)
+            layer = find(model, member.layer)
             if member.axis not in kept[member.layer]:
                 size = layer.shape[int(member.axis[3:])] if isinstance(layer, Tensor) else layers.axis_size(layer, member.axis)
                 kept[member.layer][member.axis] = torch.ones(size, dtype=torch.bool)
@@ -57,20 +57,22 @@ def shrink(model: nn.Module, keep: Keep) -> nn.Module:
     The result shares no memory with `model`. Raises `UsageError` as `check_keep` does.
     """
     check_keep(keep)
+    return rebuilt(model, {name: layers.cut(find(model, name), axes) for name, axes in kept_positions(model, keep).items()})
+
+
+def rebuilt(model: nn.Module, changed: Mapping[str, layers.Cut]) -> nn.Module:
+    """A copy of `model` in which the layers `changed`, by name, have other tensors and attributes."""
     memo: dict[int, object] = {}
-    attributes: dict[str, dict[str, int]] = {}
-    for name, axes in kept_positions(model, keep).items():
-        layer = _find(model, name)
-        cut = layers.cut(layer, axes)
-        attributes[name] = cut.attributes
+    for name, cut in changed.items():
+        layer = find(model, name)
         for tensor_name, tensor in cut.tensors.items():
             old = layer if isinstance(layer, Tensor) else getattr(layer, tensor_name)
             memo[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    small = copy.deepcopy(model, memo)
-    for name, values in attributes.items():
-        for attribute, value in values.items():
-            setattr(small.get_submodule(name), attribute, value)
-    return small
+    copied = copy.deepcopy(model, memo)
+    for name, cut in changed.items():
+        for attribute, value in cut.attributes.items():
+            setattr(copied.get_submodule(name), attribute, value)
+    return copied
 
 
 def masked(model: nn.Module, keep: Keep) -> nn.Module:
@@ -91,7 +93,7 @@ def masked(model: nn.Module, keep: Keep) -> nn.Module:
     return result
 
 
-def _find(model: nn.Module, name: str) -> nn.Module | Tensor:
+def find(model: nn.Module, name: str) -> nn.Module | Tensor:
     """The submodule, parameter or buffer called `name`. Raises `UsageError` when the model has none."""
     found: object = model
     for part in name.split(".") if name else []:
