@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edgecompress import checkpoint, files
 from edgecompress.core import trace
+from edgecompress.core.stack import check_alike
 from edgecompress.data import DataSet, Preprocess, load_data
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
@@ -161,6 +162,8 @@ def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
             source = _checked_checkpoint(Path(stage.checkpoint), recipe, data)
         elif stage.stage == "train" and stage.weights is not None:
             load_weights(source, stage.weights)
+        elif stage.stage == "merge":
+            check_parents([Path(path) for path in stage.checkpoints], recipe, data)
         elif stage.stage == "teacher":
             teacher = check_teacher(stage, recipe, data)
     if not runs_user_code(source.name):
@@ -195,6 +198,16 @@ def check_teacher(stage: TeacherStage, recipe: Recipe, data: DataSet) -> Mentor:
             f"{preprocess.shape(data.native_shape)}: give the --image-size that it was trained with"
         )
     return Mentor(manifest.model, preprocess)
+
+
+def check_parents(paths: list[Path], recipe: Recipe, data: DataSet) -> list[nn.Module]:
+    """The networks to merge. Raises `UsageError` when one is not of the recipe's model and data, or they differ in a tensor's shape."""
+    models = []
+    for path in paths:
+        _checked_checkpoint(path, recipe, data)
+        models.append(checkpoint.load(path, allow_code=recipe.model)[0])
+    check_alike(models)
+    return models
 
 
 def check_names(recipe: Recipe, blank: nn.Module, data: DataSet) -> None:
@@ -296,6 +309,10 @@ def execute(
     return Outcome(root, state, 3 if missed else 0, missed)
 
 
+TOLD = ("profile", "gradual", "distill", "merge")
+"""What stages have to tell of themselves, in `result.json` under their own names."""
+
+
 def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> State:
     """`model.safetensors`, `result.json` and `report.html` of a run without a stage `measure`: nothing of the test split is read."""
     if not (run.root / "model.safetensors").exists() or "export" not in {s.stage for s in recipe.stages}:
@@ -322,9 +339,13 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
         "data_label": data.label,
         "data_digest": data.digest(),
         "recipe_digest": recipe.digest(),
-        "missed": [text for text in (state.numbers.get("floors_reached"),) if text],
+        "missed": [text for text in (state.numbers.get("floors_reached"), state.numbers.get("not_better")) if text],
         "layers": layer_table(state.numbers.get("layers", []), cost(state.need_model(), torch.zeros(1, *data.image_shape))),
-        **{key: state.numbers[key] for key in ("constant_channels", "profile", "gradual", "distill", "control") if key in state.numbers},
+        **{
+            key: state.numbers[key]
+            for key in ("constant_channels", "profile", "gradual", "distill", "control", "merge")
+            if key in state.numbers
+        },
     }
     files.write_json(run.root / "result.json", result)
     write_report(run.root, result, list(state.history))

@@ -269,6 +269,46 @@ class DistillStage(Training):
         return self
 
 
+class MergeStage(Training):
+    """Merge the networks of several checkpoints into one of the same size (or `width` times it), and fine-tune it.
+
+    `gates`: their wide network learns which channels it needs (`methods.gates`) for `epochs`, is cut to the most probably open ones, and
+    trains on for `finetune_epochs`. `average` and `align` are baselines: the mean of the weights as they are, or after the channels of
+    each network were matched to the first one's (Git Re-Basin, Ainsworth et al. 2023).
+    """
+
+    stage: Literal["merge"]
+    checkpoints: Annotated[tuple[str, ...], Field(min_length=2)]
+    method: Literal["gates", "average", "align"] = "gates"
+    hierarchical: bool = False
+    """Merge in pairs, and the results again, instead of all at once."""
+    width: Annotated[float, Field(gt=0)] = 1.0
+    """Channels that the result keeps, as a multiple of one network's."""
+    finetune_epochs: Annotated[int, Field(ge=0)] | None = None
+    draw: Literal["batch", "sample"] = "batch"
+    """How often gates are drawn."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Width of the draws' uniform noise around its middle; 0 draws nothing."""
+    gate_rate: Annotated[float, Field(gt=0)] = 10.0
+    """Learning rate of the gates over that of the weights."""
+    lambda_schedule: Literal["source", "linear", "cosine", "constant"] = "source"
+    lambda_start: Annotated[float, Field(gt=0)] = 0.01
+    lambda_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on every lambda."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    require_better: bool = False
+    """A result below its best parent counts as a missed target."""
+
+    @model_validator(mode="after")
+    def _powers_of_two(self) -> MergeStage:
+        count = len(self.checkpoints)
+        if self.hierarchical and count & (count - 1):
+            raise ValueError(f"hierarchical merges pairs of pairs: give 2, 4, 8, ... checkpoints, not {count}")
+        if self.width > count:
+            raise ValueError(f"width {self.width:g} is more than the {count} networks have together: allowed is up to {count}")
+        return self
+
+
 class ExportStage(Strict):
     """Write `model-fp32.onnx` and check it against the network."""
 
@@ -316,6 +356,7 @@ AnyStage = Annotated[
     | ProfileStage
     | ShrinkStage
     | DistillStage
+    | MergeStage
     | ExportStage
     | QuantizeStage
     | SearchStage

@@ -206,6 +206,34 @@ def _joined_groups(parts: Sequence[nn.Module], places: Sequence[Placed], sizes: 
     return Cut(tensors, {"in_channels": sizes["in"], "out_channels": sizes["out"], "groups": groups})
 
 
+def reordered(layer: nn.Module | Tensor, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `layer` with the positions of its axes in another order: position i takes what stood at `orders[axis][i]`.
+
+    Of grouped convolutions only depthwise ones can be reordered, with inputs and outputs alike.
+    """
+    if isinstance(layer, Tensor):
+        whole = layer.detach()
+        for axis, places in orders.items():
+            whole = whole.index_select(int(axis.removeprefix("dim")), places.to(whole.device))
+        return {"": whole.clone()}
+    tensors = {}
+    depthwise = isinstance(layer, _ConvNd) and layer.groups > 1
+    rows, columns = ("in", "out") if isinstance(layer, _ConvTransposeNd) else ("out", "in")
+    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        value = tensor.detach()
+        if is_mixing(layer) and name == "weight":
+            if rows in orders:
+                value = value.index_select(0, orders[rows].to(value.device))
+            if columns in orders and not depthwise:
+                value = value.index_select(1, orders[columns].to(value.device))
+        else:
+            order = orders.get("out" if is_mixing(layer) else "through")
+            if order is not None and value.dim() == 1 and len(value) == len(order):
+                value = value.index_select(0, order.to(value.device))
+        tensors[name] = value.clone()
+    return tensors
+
+
 def axis_slices(layer: nn.Module, axis: str) -> list[tuple[str, Tensor]]:
     """`(name, tensor)` of every parameter that carries `axis`, moved so that the axis is dimension 0: shape (size, ...).
 

@@ -6,6 +6,7 @@ from edgecompress.pipeline import Stage
 from edgecompress.stages.distill import distill
 from edgecompress.stages.gradual import gradual
 from edgecompress.stages.measure import measure
+from edgecompress.stages.merge import merge
 from edgecompress.stages.plan import plan
 from edgecompress.stages.profile import profile
 from edgecompress.stages.prune import prune
@@ -25,6 +26,7 @@ STAGES: dict[str, Stage] = {
     "profile": profile,
     "shrink": shrink,
     "distill": distill,
+    "merge": merge,
     "search": search,
     "export": export,
     "quantize": quantize,

@@ -9,7 +9,7 @@ from edgecompress import files
 from edgecompress.measure import latency, machine, runtime
 from edgecompress.measure.cost import cost, layer_table
 from edgecompress.measure.runtime import Runtime
-from edgecompress.pipeline import Context, State
+from edgecompress.pipeline import TOLD, Context, State
 from edgecompress.report.html import write_report
 from edgecompress.settings import MeasureStage
 from edgecompress.stages.common import runtime_accuracy
@@ -34,6 +34,7 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
     context.reporter.step(3, 4, "parity")
     planned = state.numbers.get("plan") or {}
     missed = missed_targets(planned, after, times[1].percentile(50) / 1e3, validation - chosen["accuracy"])
+    missed += [text for text in (state.numbers.get("not_better"),) if text]
     result: dict[str, Any] = {
         "schema": 1,
         "command": context.recipe.command,
@@ -65,7 +66,7 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
         "constant_channels": state.numbers.get("constant_channels", []),
         "widths": state.numbers.get("widths", {}),
         "layers": layer_table(state.numbers["layers"], costs),
-        **{key: state.numbers[key] for key in ("profile", "gradual", "distill") if key in state.numbers},
+        **{key: state.numbers[key] for key in TOLD if key in state.numbers},
     }
     if "control" in state.numbers:
         control = dict(state.numbers["control"])

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -105,12 +105,24 @@ def smoothed(smoothing: float) -> Loss:
 
 def make_optimizer(model: nn.Module, settings: FitSettings, more: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
     """AdamW, Adam, or SGD with momentum 0.9, over the parameters that need a gradient, and `more`."""
-    parameters = [p for p in (*model.parameters(), *more) if p.requires_grad]
+    parameters = _rate_groups(model, settings, more)
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=settings.nesterov, weight_decay=decay, fused=True)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=rate, weight_decay=decay, fused=True)
+
+
+def _rate_groups(model: nn.Module, settings: FitSettings, more: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameters that need a gradient, those of `settings.faster` in groups of their own, each with its `factor` of the rate."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups, taken = [], set[str]()
+    for prefix, factor_ in settings.faster:
+        own = [(name, p) for name, p in named if name.startswith(prefix)]
+        taken |= {name for name, _ in own}
+        groups.append({"params": [p for _, p in own], "factor": factor_, "lr": settings.learning_rate * factor_, "weight_decay": 0.0})
+    rest = [p for name, p in named if name not in taken] + [p for p in more if p.requires_grad]
+    return [{"params": rest, "factor": 1.0}, *groups]
 
 
 def fit(
@@ -255,7 +267,7 @@ class _Run:
     def _advance(self) -> None:
         self.rate = self.settings.learning_rate * factor(self.settings.schedule, self.step, self.total, self.settings.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate * group["factor"]
         if self.hooks.on_step is not None:
             self.hooks.on_step(self.step, self.total)
         self.step += 1

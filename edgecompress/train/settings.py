@@ -41,6 +41,9 @@ class FitSettings:
     frozen: tuple[str, ...] = ()
     """Modules that stay as they are: no gradients, no new statistics."""
 
+    faster: tuple[tuple[str, float], ...] = ()
+    """(prefix of a parameter's name, factor of its learning rate): such parameters have no weight decay either."""
+
     def view(self, epoch: int) -> int:
         """Number of the view that `epoch` (from 1) trains on."""
         return epoch - 1 if self.views is None else (epoch - 1) % self.views
