@@ -274,7 +274,7 @@ def output_sums(layer: nn.Module, values: Tensor) -> Tensor:
 
 def scale_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
     """The weight of a mixing `layer` when it reads input position i times `factor[i]`; `factor` has shape (in,)."""
-    weight = layer.get_parameter("weight")
+    weight: Tensor = layer.weight  # type: ignore[assignment] # no Parameter where functional_call put a tensor in its place
     factor = factor.to(weight)
     if isinstance(layer, nn.Linear):
         return weight * factor
