@@ -117,6 +117,17 @@ def sparsity_bars(profile: Mapping[str, Any]) -> str:
     return _svg(figure)
 
 
+def boxes(results: Mapping[str, Sequence[float]], title: str, floor: float | None = None) -> str:
+    """A box a strategy over its results (whiskers: 1.5 quartile ranges); a dashed line at `floor`, below which nothing can be."""
+    figure, axis = plt.subplots(figsize=(7, 3))
+    axis.boxplot(list(results.values()), showmeans=True, medianprops={"color": BLUE}, meanprops={"marker": "x", "markeredgecolor": ORANGE})
+    axis.set_xticks(range(1, len(results) + 1), list(results))
+    if floor is not None:
+        axis.axhline(floor, color=GREY, linewidth=0.8, linestyle="--")
+    axis.set_title(title)
+    return _svg(figure)
+
+
 def widths(kept: Mapping[str, Sequence[int]]) -> str:
     """Channels kept (blue) of those before the first cut (grey), a bar a group."""
     names = list(kept)

@@ -1,0 +1,120 @@
+"""Merging, measured.
+
+    python benchmarks/merge.py             # the full sine experiment: 50 students, 150 parents, 50 long networks, 900 epochs a budget
+    python benchmarks/merge.py --cost      # what a merging step costs beside a plain step of the same wide network, 3 minutes
+
+Sine problem: x ~ U(0, 1), y = sin(10 pi x) + N(0, 0.2); 10,000 samples to train, 10,000 to choose, 10,000 to test (mean square error, floor
+0.04); networks 1-100-1, batches of 32, SGD. Every strategy has the same budget of epochs. Results go to benchmarks/results/merge.json,
+with a box plot beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecompress.measure import machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def store(**parts: Any) -> None:
+    """Put `parts` into the result file, whole."""
+    path = RESULTS / "merge.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**known, **parts}, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def sine(budget: int, repeats: int, threads: int) -> None:
+    """The whole experiment, its statistics and its plot."""
+    from edgecompress.data.sine import load_sine
+    from edgecompress.methods.compare import SineSetting, compared, sine_experiment
+    from edgecompress.report.plots import boxes
+
+    torch.set_num_threads(threads)
+    setting, start = SineSetting(budget=budget, repeats=repeats), time.perf_counter()
+    phases: list[dict[str, Any]] = []
+
+    def phase(text: str) -> None:
+        phases.append({"phase": text, "at_s": round(time.perf_counter() - start, 1)})
+        print(f"{phases[-1]['at_s']:.0f} s: {text}", flush=True)
+
+    results = sine_experiment(load_sine(), setting, phase)
+    wall_s = time.perf_counter() - start
+    found = compared(results)
+    store(sine={
+        "command": f"python benchmarks/merge.py --budget {budget} --repeats {repeats} --threads {threads}", "setting": asdict(setting),
+        "wall_s": wall_s, "threads": threads, "phases": phases, **found, "test_loss": results,
+        "hardware": machine.hardware(), "versions": machine.versions(),
+    })  # fmt: skip
+    (RESULTS / "merge-sine.svg").write_text(boxes(results, "test loss of the sine problem", floor=0.04))
+    for name, row in found["summary"].items():
+        print(f"{name:10} median {row['median']:.4f}  mean {row['mean']:.4f}  std {row['std']:.4f}  {row['min']:.4f} .. {row['max']:.4f}")
+    print(f"{wall_s / 60:.1f} min; {found['student_against']}")
+
+
+def cost(repeats: int = 7, steps: int = 12) -> None:
+    """Seconds of a training step of two stacked networks: plain, with gates drawn once a batch, and once a sample; in turns, medians."""
+    from edgecompress.core import trace
+    from edgecompress.core.stack import stack
+    from edgecompress.methods.gates import Gated
+    from edgecompress.models import ModelSource, build
+
+    torch.set_num_threads(2)
+    rows = []
+    for name in ("resnet20", "lenet5", "vgg16"):
+        torch.manual_seed(0)
+        shape = (3, 32, 32)
+        wide = stack([build(ModelSource(name, 10, shape)) for _ in range(2)], torch.zeros(1, *shape))
+        graph = trace(wide, torch.zeros(1, *shape))
+        size = 16 if name == "vgg16" else 128
+        images, labels = torch.randn(size, *shape).contiguous(memory_format=torch.channels_last), torch.randint(0, 10, (size,))
+        kinds: dict[str, Any] = {"plain": wide, "batch": Gated(wide, graph), "sample": Gated(wide, graph, per="sample")}
+        optimizers = {k: torch.optim.SGD(m.parameters(), lr=1e-4, momentum=0.9, fused=True) for k, m in kinds.items()}
+        taken: dict[str, list[float]] = {k: [] for k in kinds}
+        for repeat in range(repeats + 1):
+            for kind, model in kinds.items():
+                start = time.perf_counter()
+                for _ in range(steps if name != "vgg16" else 2):
+                    optimizers[kind].zero_grad()
+                    loss = torch.nn.functional.cross_entropy(model.train()(images), labels)
+                    if kind != "plain":
+                        loss = loss + model.distance(0.5)
+                    loss.backward()
+                    optimizers[kind].step()
+                if repeat:
+                    taken[kind].append(time.perf_counter() - start)
+        median = {k: statistics.median(v) for k, v in taken.items()}
+        ratios = {k: statistics.median(a / b for a, b in zip(taken[k], taken["plain"], strict=True)) for k in ("batch", "sample")}
+        rows.append({"model": name, "batch": size, "seconds": median, "ratio": ratios})
+        print(
+            f"{name}: a step with gates drawn a batch {ratios['batch']:.3f}x, a sample {ratios['sample']:.3f}x of a plain one", flush=True
+        )
+        store(cost={"command": "python benchmarks/merge.py --cost", "hardware": machine.hardware(), "rows": rows})
+
+
+def main() -> None:
+    """What was asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--budget", type=int, default=900)
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.cost:
+        cost()
+    else:
+        sine(arguments.budget, arguments.repeats, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()
