@@ -309,7 +309,7 @@ def execute(
     return Outcome(root, state, 3 if missed else 0, missed)
 
 
-TOLD = ("profile", "gradual", "distill", "merge")
+TOLD = ("profile", "gradual", "distill", "merge", "compare")
 """What stages have to tell of themselves, in `result.json` under their own names."""
 
 
@@ -341,11 +341,7 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
         "recipe_digest": recipe.digest(),
         "missed": [text for text in (state.numbers.get("floors_reached"), state.numbers.get("not_better")) if text],
         "layers": layer_table(state.numbers.get("layers", []), cost(state.need_model(), torch.zeros(1, *data.image_shape))),
-        **{
-            key: state.numbers[key]
-            for key in ("constant_channels", "profile", "gradual", "distill", "control", "merge")
-            if key in state.numbers
-        },
+        **{key: state.numbers[key] for key in (*TOLD, "constant_channels", "control") if key in state.numbers},
     }
     files.write_json(run.root / "result.json", result)
     write_report(run.root, result, list(state.history))

@@ -309,6 +309,24 @@ class MergeStage(Training):
         return self
 
 
+class CompareStage(Training):
+    """Strategies under one budget of epochs, several times each: see `methods.compare`. `epochs` has no meaning here."""
+
+    stage: Literal["compare"]
+    budget: Annotated[int, Field(ge=6)] = 12
+    """Epochs of each strategy."""
+    repeats: Annotated[int, Field(ge=2)] = 3
+    lambda_scale: Annotated[float, Field(gt=0)] = 1.0
+    lambda_start: Annotated[float, Field(gt=0)] = 0.01
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _no_epochs(self) -> CompareStage:
+        if self.epochs is not None:
+            raise ValueError(f"epochs {self.epochs}: a comparison has a budget of epochs for each strategy; set budget")
+        return self
+
+
 class ExportStage(Strict):
     """Write `model-fp32.onnx` and check it against the network."""
 
@@ -357,6 +375,7 @@ AnyStage = Annotated[
     | ShrinkStage
     | DistillStage
     | MergeStage
+    | CompareStage
     | ExportStage
     | QuantizeStage
     | SearchStage

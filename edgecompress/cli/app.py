@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from edgecompress.cli import bench, compress, distill, doctor, lists, merge, predict, prune, recipe, report, run, verbs
+from edgecompress.cli import bench, compare, compress, distill, doctor, lists, merge, predict, prune, recipe, report, run, verbs
 from edgecompress.cli.console import print_error, print_line
 from edgecompress.errors import EdgecompressError
 
@@ -25,6 +25,7 @@ app.command("compress")(compress.compress)
 app.command("run")(run.run)
 app.command("train")(verbs.train)
 app.command("merge")(merge.merge)
+app.command("compare")(compare.compare)
 app.command("distill")(distill.distill)
 app.command("prune")(prune.prune)
 app.command("shrink")(verbs.shrink)

@@ -83,6 +83,8 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
         rows = [(r["group"], *(str(r[k]) for k in numbers), r["reason"]) for r in result["constant_channels"]]
         columns = ["group", "channels", "constant", "unread", "removed", "why not all"]
         console.print(table("channels that never change or are never read", columns, rows))
+    if "compare" in result:
+        show_comparison(result["compare"])
     if "profile" in result:
         show_profile(result["profile"], verbose=verbose)
     for name, reason in result.get("gradual", {}).get("left_alone", {}).items():
@@ -91,6 +93,16 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
         print_line(f"target missed: {line}; the best file so far is kept")
     print_line(f"file:   {outcome.root / result['artifact']}")
     print_line(f"report: {outcome.root / 'report.html'}")
+
+
+def show_comparison(told: dict[str, Any]) -> None:
+    """Print the results of strategies, and the student against each other one."""
+    keys = ("min", "median", "mean", "max", "std")
+    rows = [(name, *(f"{values[key]:.4f}" for key in keys)) for name, values in told["summary"].items()]
+    title = f"{told['metric']}, {told['repeats']} results of {told['budget']} epochs each"
+    stdout().print(table(title, ["strategy", *keys], rows))
+    for name, found in told["student_against"].items():
+        print_line(f"student against {name}: p = {found['p']:.3g} ({found['test']}), effect {found['effect']:+.2f}")
 
 
 def layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, ...]]:

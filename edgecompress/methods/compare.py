@@ -76,7 +76,7 @@ def versus(first: Sequence[float], other: Sequence[float], *, paired: bool = Fal
 
 
 def compared(results: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """The summary of every strategy, and the student against each other one."""
+    """The summary of every strategy, and the student against each other one; bo3 and distilled share its parents: they are paired."""
     others = [name for name in results if name != "student"]
     return {
         "summary": {name: summary(values) for name, values in results.items()},

@@ -68,6 +68,7 @@ def write_report(root: Path, result: Mapping[str, Any], history: Sequence[Mappin
         rows=comparison(result) if "teacher" in result else [],
         history_svg=plots.complexity(history) if history else "",
         control_svg=plots.control(history),
+        compare_svg=plots.boxes(result["compare"]["results"], result["compare"]["metric"]) if "compare" in result else "",
         distillation=distillation(result) if "distill" in result else [],
         curve_svg=plots.sparsity_curve(result["profile"]) if "profile" in result else "",
         bars_svg=plots.sparsity_bars(result["profile"]) if "profile" in result else "",

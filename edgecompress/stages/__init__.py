@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgecompress.pipeline import Stage
+from edgecompress.stages.compare import compare
 from edgecompress.stages.distill import distill
 from edgecompress.stages.gradual import gradual
 from edgecompress.stages.measure import measure
@@ -27,6 +28,7 @@ STAGES: dict[str, Stage] = {
     "shrink": shrink,
     "distill": distill,
     "merge": merge,
+    "compare": compare,
     "search": search,
     "export": export,
     "quantize": quantize,

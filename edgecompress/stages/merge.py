@@ -37,7 +37,7 @@ def merge(context: Context, settings: MergeStage, state: State) -> State:
     state = state.with_numbers(teacher=described(context, parents[best], accuracies[best]), layers=[asdict(row) for row in first.layers])
     state = replace(state, teacher=parents[best])
     state, model, told = _merged(context, settings, state, [p.cpu() for p in parents])
-    state, model = _finetuned(context, settings, state, model)
+    state, model = finetuned(context, settings, state, model)
     accuracy = validation_accuracy(context, model)
     told |= {"method": settings.method, "parents": accuracies, "best_parent": accuracies[best], "validation_accuracy": accuracy}
     numbers: dict[str, Any] = {"merge": told}
@@ -55,7 +55,7 @@ def _merged(context: Context, settings: MergeStage, state: State, parents: list[
         group = 2 if settings.hierarchical else len(parents)
         following = []
         for start in range(0, len(parents), group):
-            state, small, rows = _by_gates(context, settings, state, parents[start : start + group])
+            state, small, rows = by_gates(context, settings, state, parents[start : start + group])
             following.append(small)
             told["gates"], told["steps"] = rows.pop("gates"), [*told["steps"], rows]
         parents = following
@@ -74,7 +74,7 @@ def _baseline(context: Context, settings: MergeStage, state: State, parents: lis
     return state, mean, {}
 
 
-def _by_gates(context: Context, settings: MergeStage, state: State, parents: list[nn.Module]) -> tuple[State, nn.Module, dict[str, Any]]:
+def by_gates(context: Context, settings: MergeStage, state: State, parents: list[nn.Module]) -> tuple[State, nn.Module, dict[str, Any]]:
     """One merging: the wide network, its gates, the cut."""
     wide = stack(parents, context.example)
     stacked = validation_accuracy(context, wide)
@@ -127,7 +127,8 @@ class Penalty:
         self.epoch, self.last = self.epoch + 1, float(self.gated.distance(self.share).detach())
 
 
-def _finetuned(context: Context, settings: MergeStage, state: State, model: nn.Module) -> tuple[State, nn.Module]:
+def finetuned(context: Context, settings: MergeStage, state: State, model: nn.Module) -> tuple[State, nn.Module]:
+    """The merged network, trained on; with no epochs, as it is."""
     chosen = fit_settings(context, model, settings)
     chosen = replace(chosen, epochs=chosen.epochs if settings.finetune_epochs is None else settings.finetune_epochs)
     if not chosen.epochs:

@@ -86,3 +86,38 @@ def test_parents_that_differ_are_listed_before_anything_is_written(parents: list
     assert "holds a student1, not a lenet5" in one_line(run("merge", parents[0], tmp_path / "s", "-o", "m", cwd=tmp_path), 2)
     assert "width 3 is more than the 2 networks" in one_line(run("merge", *parents, "--width", 3, "-o", "m", cwd=tmp_path), 2)
     assert "at least 2" in one_line(run("merge", parents[0], "-o", "m", cwd=tmp_path), 2)
+
+
+def test_strategies_are_compared_under_one_budget(tmp_path: Path) -> None:
+    done = run("compare", "lenet5", "--budget", 6, "--repeats", 2, "-o", "c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = result_of(tmp_path / "c")["compare"]
+    assert set(told["results"]) == {"student", "bo3", "one", "distilled"}
+    assert all(len(values) == 2 and min(values) > 0.3 for values in told["results"].values())
+    assert {name: row["test"] for name, row in told["student_against"].items()} == {
+        "bo3": "wilcoxon", "one": "mann-whitney", "distilled": "wilcoxon",
+    }  # fmt: skip
+    assert "student against one: p = " in done.stdout
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "Strategies under one budget" in page
+    assert (tmp_path / "c" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet20"])
+def test_the_experiments_of_the_second_source_run_at_small_scale(name: str, tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "pasen2022" / f"{name}.yaml"
+    more = ["--set", "stages.0.budget=6", "--set", "stages.0.repeats=2"]
+    if name == "resnet20":  # a narrow twin: the network itself takes minutes here
+        (tmp_path / "narrow.py").write_text(NARROW_RESNET)
+        more += ["--set", "model=narrow.py:make"]
+    done = run("run", recipe, *more, "-o", "c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path / "c")["compare"]["budget"] == 6
+
+
+NARROW_RESNET = """
+from edgecompress.models.resnet import CifarResNet
+
+def make(num_classes):
+    return CifarResNet((1, 1, 1), (4, 8, 8), num_classes)
+"""

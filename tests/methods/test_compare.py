@@ -1,0 +1,60 @@
+"""The statistics of strategies, and the sine experiment at a small scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecompress.data.sine import load_sine
+from edgecompress.methods.compare import SineSetting, compared, sine_experiment, stepped, summary, versus
+
+VALUES = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=3, max_size=12)
+
+
+def test_summary() -> None:
+    assert summary([1.0, 2.0, 6.0]) == {"min": 1.0, "max": 6.0, "median": 2.0, "mean": 3.0, "std": pytest.approx(np.sqrt(7))}
+
+
+@given(VALUES, VALUES)
+def test_cliffs_delta_by_counting(first: list[float], other: list[float]) -> None:
+    """The share of pairs in which the first is higher, less the share in which it is lower; and its sign turns with the sides."""
+    by_hand = sum((a > b) - (a < b) for a in first for b in other) / (len(first) * len(other))
+    found = versus(first, other)
+    assert found["effect"] == pytest.approx(by_hand, abs=1e-9)
+    assert versus(other, first)["effect"] == pytest.approx(-by_hand, abs=1e-9)
+    assert 0 <= found["p"] <= 1
+
+
+def test_paired_results_are_held_against_their_partner() -> None:
+    first = [0.1 * n for n in range(12)]
+    other = [value + 0.01 * (n + 1) for n, value in enumerate(first)]
+    found = versus(first, other, paired=True)
+    assert found["effect"] == pytest.approx(-1.0)
+    assert found["p"] < 0.001
+    assert versus(first, other)["p"] > 0.3, "unpaired, the same difference drowns in the spread"
+    assert versus(first, first, paired=True) == {"test": "wilcoxon", "p": 1.0, "effect": 0.0}
+
+
+def test_no_difference_is_seldom_called_one() -> None:
+    generator = np.random.default_rng(0)
+    alarms = sum(versus(generator.normal(size=20), generator.normal(size=20))["p"] < 0.05 for _ in range(400))
+    assert 8 <= alarms <= 32, "about 5 % of 400"
+
+
+def test_the_sine_experiment_at_a_small_scale() -> None:
+    phases: list[str] = []
+    results = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12), phases.append)
+    assert set(results) == {"student", "bo3", "one", "distilled"}
+    assert all(len(values) == 3 and all(0.03 < value < 2 for value in values) for values in results.values())
+    assert phases[0] == "9 networks, 4 epochs"
+    told = compared(results)
+    assert told["student_against"]["one"]["test"] == "mann-whitney"
+    again = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12))
+    assert again == results, "the same seed, the same results"
+
+
+def test_the_rate_falls_to_a_tenth() -> None:
+    rate = stepped(0.01, 8 / 9, 900)
+    assert [rate(epoch) for epoch in (1, 800, 801, 900)] == [0.01, 0.01, 0.001, 0.001]
