@@ -64,11 +64,11 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
         stderr().print(table("layers", ["layer", "widths", "parameters", "share", "MACs", "share"], layer_rows(result["layers"])))
     console = stdout()
     if "student" in result:
-        from edgecompress.report.html import comparison
+        from edgecompress.report.html import comparison, sides
 
         rows = comparison(result)
         title = f"{result['model']} trained on {result['data_label']}, {result['format']}"
-        console.print(table(title, ["", "before", "after", "ratio"], rows))
+        console.print(table(title, ["", *sides(result), "ratio"], rows))
         console.print(result["format_reason"], markup=False)
     else:
         stages = [(r["name"], f"{r['accuracy']:.2%}", format_count(r["params"])) for r in result["stages"]]

@@ -13,6 +13,11 @@ from edgecompress.report import plots
 from edgecompress.units import format_count, format_duration, format_size
 
 
+def sides(result: Mapping[str, Any]) -> tuple[str, str]:
+    """What the two columns of the final table are called."""
+    return {"distill": ("teacher", "student"), "merge": ("best parent", "merged")}.get(result["command"], ("before", "after"))
+
+
 def comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Rows (what, before, after, ratio) of the final table."""
     before, after = result["teacher"], result["student"]
@@ -66,6 +71,7 @@ def write_report(root: Path, result: Mapping[str, Any], history: Sequence[Mappin
     text = environment.get_template("report.html.j2").render(
         result=result,
         rows=comparison(result) if "teacher" in result else [],
+        sides=sides(result),
         history_svg=plots.complexity(history) if history else "",
         control_svg=plots.control(history),
         compare_svg=plots.boxes(result["compare"]["results"], result["compare"]["metric"]) if "compare" in result else "",

@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 matplotlib.rcParams.update({"svg.hashsalt": "edgecompress", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False})
 BLUE, ORANGE, GREEN, GREY = "#2563eb", "#ea580c", "#16a34a", "#94a3b8"
@@ -53,6 +54,7 @@ def complexity(history: Sequence[Mapping[str, Any]]) -> str:
         if row.get("cut"):
             middle.axvline(epoch, color=ORANGE, linewidth=0.8, linestyle=":", zorder=0)
     for axis in (left, middle, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         stage = None
         for epoch, row in zip(epochs, history, strict=True):
             if stage is not None and row["stage"] != stage:
@@ -82,6 +84,8 @@ def control(history: Sequence[Mapping[str, Any]]) -> str:
     left.set(title="validation accuracy, %", xlabel="epoch")
     right.set(title="seconds an epoch", xlabel="epoch")
     right.set_ylim(bottom=0)
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(frameon=False, loc="lower right")
     return _svg(figure)
 

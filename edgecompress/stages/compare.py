@@ -32,7 +32,7 @@ def compare(context: Context, settings: CompareStage, state: State) -> State:
             tested = evaluate(model.to(context.device), context.data, context.data.test, context.device)[1]
             held = validation_accuracy(context, model)
             results[name].append(tested)
-            state = with_row(state, f"{name} {repeat + 1}", held, count(model), test_accuracy=tested)
+            state = with_row(state, f"{name} {repeat + 1}", held, count(model), test_accuracy=tested, wall_s=None)
             context.run.log("compared", strategy=name, repeat=repeat + 1, test_accuracy=tested, validation_accuracy=held)
             if name == "student" and (best is None or held > best[0]):
                 best = (held, model.cpu())
