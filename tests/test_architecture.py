@@ -13,7 +13,7 @@ import edgecompress
 
 PACKAGE = Path(edgecompress.__file__).parent
 ORDER = ["errors", "units", "files", "core", "models", "data", "train", "methods", "measure", "export", "checkpoint", "report",
-         "settings", "recipe", "rundir", "pipeline", "stages", "compress", "cli"]  # fmt: skip
+         "settings", "recipe", "rundir", "pipeline", "stages", "compress", "cli", "pytest_plugin"]  # fmt: skip
 """A room may import those to its left, and itself."""
 EXCEPTIONS = {("export", "measure")}
 

@@ -1,32 +1,124 @@
-"""`edgecompress bench model.onnx`."""
+"""`edgecompress bench model.onnx`, alone or `--against` another file or a stored `--baseline`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from edgecompress.cli.console import Debug, Json, Threads, print_json, stdout, table
+from edgecompress.cli.console import Debug, ImageSize, Json, Threads, print_json, print_line, stdout, table
+from edgecompress.errors import UsageError
 
 
 def bench(
     model: Annotated[Path, typer.Argument(help="an .onnx file")],
+    against: Annotated[Path | None, typer.Option("--against", help="an .onnx file that it must not be slower than")] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="stored results instead: the output of bench MODEL --json")] = None,
+    max_regression: Annotated[str, typer.Option("--max-regression", help="how much slower is allowed")] = "5%",
+    max_drop: Annotated[str | None, typer.Option("--max-drop", help="accuracy it may lose, absolute; needs --data")] = None,
+    max_bytes: Annotated[str | None, typer.Option("--max-bytes", help="largest size of the file: 4MB")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="data whose test split --max-drop is measured on")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="an inconclusive result fails too")] = False,
+    cross_machine: Annotated[bool, typer.Option("--cross-machine", help="allow a baseline of other hardware, normalised")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
-    samples: Annotated[int, typer.Option("--samples", min=20)] = 200,
+    processes: Annotated[int, typer.Option("--processes", help="fresh processes to begin with", min=2)] = 5,
+    blocks: Annotated[int, typer.Option("--blocks", help="blocks a process", min=5)] = 30,
+    provider: Annotated[str, typer.Option("--provider", help="of ONNX Runtime")] = "CPUExecutionProvider",
+    junit: Annotated[Path | None, typer.Option("--junit", help="write JUnit XML")] = None,
+    summary: Annotated[Path | None, typer.Option("--summary", help="write Markdown")] = None,
+    github_action_benchmark: Annotated[Path | None, typer.Option("--github-action-benchmark", help="write customSmallerIsBetter")] = None,
+    bencher: Annotated[Path | None, typer.Option("--bencher", help="write Bencher's metric format")] = None,
+    image_size: ImageSize = None,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the latency of an ONNX file in ONNX Runtime, here."""
-    from edgecompress.measure import latency, machine, runtime
+    """Measure the latency of an ONNX file, and whether it is slower than another one (exit 3).
 
-    loaded = runtime.load(model, threads=threads)
-    taken = latency.measure([loaded], batch_size=batch_size, samples=samples)[0]
-    summary = {f"{key}_ms": value for key, value in taken.summary().items()}
+    Example: edgecompress bench new.onnx --against old.onnx --max-regression 5%
+    """
+    from edgecompress import units
+    from edgecompress.measure import regression
+    from edgecompress.report import ci
+
+    tolerance = units.parse_share(max_regression)
+    if against is not None and baseline is not None:
+        raise UsageError("--against and --baseline are both given: compare with a file or with stored results, not both")
+    if max_drop is not None and (against is None or data is None):
+        raise UsageError("--max-drop compares the accuracy of two files on data: give --against OLD.onnx and --data NAME")
+    limit = None if max_bytes is None else units.parse_size(max_bytes)
+    protocol = regression.Protocol(
+        threads=threads, batch_size=batch_size, provider=provider, processes=processes, blocks=blocks,
+        looks=(2 * processes, 4 * processes),
+    )  # fmt: skip
+    for path in (model, *([against] if against is not None else [])):
+        _check(path, provider)
+    if against is not None:
+        result = regression.compare(model, against, tolerance, protocol)
+    elif baseline is not None:
+        kept = regression.read_stored(baseline)
+        result = regression.compare_stored(model, kept, tolerance, protocol, cross_machine=cross_machine)
+    else:
+        result = regression.stored(model, protocol)
+    result["gates"] = _gates(model, against, limit, max_drop, data, image_size, threads)
+    appended = [Path(found)] if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else []
+    targets = {"junit": junit, "summary": summary, "github_action_benchmark": github_action_benchmark, "bencher": bencher}
+    ci.write(result, strict, targets, appended)
     if as_json:
-        candidate = {**summary, "samples": len(taken.samples_ms), "batch": batch_size, "threads": taken.threads}
-        print_json({"candidate": candidate, "file": str(model), "bytes": model.stat().st_size, "hardware": machine.hardware()})
-        return
-    rows = [tuple(f"{v:.3f} ms" for v in summary.values())]
-    stdout().print(table(f"{model}, batch {batch_size}, {taken.threads} thread(s)", ["p50", "p90", "p99"], rows))
+        print_json(result)
+    else:
+        _show(result, strict)
+    if any(status == "fail" for _, status, _ in ci.checks(result, strict)):
+        raise typer.Exit(3)
+
+
+def _check(path: Path, provider: str) -> None:
+    """Raises before anything is measured: no such file, no ONNX, data missing, an operation or a provider that the runtime lacks."""
+    from edgecompress.measure import runtime
+
+    runtime.load(path, threads=1, provider=provider)
+
+
+def _gates(
+    model: Path,
+    against: Path | None,
+    limit: int | None,
+    max_drop: str | None,
+    data: str | None,
+    image_size: int | None,
+    threads: int | None,
+) -> list[dict[str, Any]]:
+    """The gates beside latency: `{"name", "passed", "text", ...}`."""
+    from edgecompress import units
+    from edgecompress.cli.predict import accuracy_on
+    from edgecompress.measure import runtime
+
+    gates: list[dict[str, Any]] = []
+    size = model.stat().st_size
+    if limit is not None:
+        gates.append(
+            {"name": "bytes", "passed": size <= limit, "bytes": size, "max_bytes": limit, "text": f"{size} bytes, allowed {limit}"}
+        )
+    if max_drop is not None and against is not None and data is not None:
+        allowed = units.parse_share(max_drop)
+        new, old = (accuracy_on(runtime.load(path, threads=threads), data, image_size, False)["accuracy"] for path in (model, against))
+        text = f"accuracy {new:.4f} against {old:.4f} on the test split of {data}, allowed drop {allowed:.4f}"
+        passed = old - new <= allowed + 1e-12
+        gates.append({"name": "accuracy", "passed": passed, "candidate": new, "baseline": old, "max_drop": allowed, "text": text})
+    return gates
+
+
+def _show(result: dict[str, Any], strict: bool) -> None:
+    from edgecompress.report import ci
+
+    rows = []
+    for side in ("candidate", "baseline"):
+        if side in result:
+            row = result[side]
+            rows.append((Path(row["file"]).name, str(row["bytes"]), *(f"{row[key]:.4f} ms" for key in ("p50_ms", "p90_ms", "p99_ms"))))
+    title = f"batch {result['batch']}, {result['threads']} thread(s), {result['provider']}"
+    stdout().print(table(title, ["file", "bytes", "p50", "p90", "p99"], rows))
+    for name, status, text in ci.checks(result, strict):
+        print_line(f"{name}: {text}" if name == "latency" else f"{name}: {'pass' if status == 'pass' else 'fail'}: {text}")

@@ -32,7 +32,7 @@ def predict(
         raise UsageError("predict needs images or --data, not both: give IMAGE... or --data digits")
     loaded = runtime.load(model, threads=threads)
     if data is not None:
-        result = _accuracy(loaded, data, image_size, skip_bad)
+        result = accuracy_on(loaded, data, image_size, skip_bad)
         print_json(result) if as_json else print_line(f"accuracy {result['accuracy']:.4f} on {result['images']} test images of {data}")
         return
     rows = [_label(loaded, path) for path in images or []]
@@ -43,7 +43,8 @@ def predict(
         print_line(f"{row['image']}: {row['label']} ({row['probability']:.1%})")
 
 
-def _accuracy(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) -> dict[str, Any]:
+def accuracy_on(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) -> dict[str, Any]:
+    """Accuracy of a loaded file on the test split of the data called `name`, read as the file's metadata say."""
     from edgecompress.data import Preprocess, load_data
     from edgecompress.measure import runtime
 

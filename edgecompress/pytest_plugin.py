@@ -1,0 +1,34 @@
+"""A pytest plugin: the fixture `latency`, with the statistics of `edgecompress bench --against`.
+
+def test_not_slower(latency):
+    latency("build/model.onnx", against="release/model.onnx", max_regression=0.05)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def check_latency(
+    model: str | Path, *, against: str | Path, max_regression: float = 0.05, strict: bool = False, threads: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """Measure `model` and `against`, both .onnx files; fails the test when `model` is slower than allowed, with `strict` also when that
+    stays open. Returns the result of `measure.regression.compare`; `more` are fields of its `Protocol`.
+    """
+    from edgecompress.measure.regression import Protocol, compare
+    from edgecompress.report.ci import sentence
+
+    result = compare(Path(model), Path(against), max_regression, Protocol(threads=threads, **more))
+    if result["verdict"] == "regression" or (strict and result["verdict"] == "inconclusive"):
+        pytest.fail(sentence(result), pytrace=False)
+    return result
+
+
+@pytest.fixture
+def latency() -> Callable[..., dict[str, Any]]:
+    """`latency(model, against=..., max_regression=0.05)`: fails when the model is slower than allowed."""
+    return check_latency
