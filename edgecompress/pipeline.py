@@ -159,19 +159,47 @@ def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
     source = ModelSource(recipe.model, len(data.classes), data.image_shape)
     for stage in recipe.stages:
         if stage.stage == "load":
+            data = as_trained([Path(stage.checkpoint)], recipe, data)
             source = _checked_checkpoint(Path(stage.checkpoint), recipe, data)
         elif stage.stage == "train" and stage.weights is not None:
             load_weights(source, stage.weights)
         elif stage.stage == "merge":
+            data = as_trained([Path(path) for path in stage.checkpoints], recipe, data)
+            source = replace(source, image_shape=data.image_shape)
             check_parents([Path(path) for path in stage.checkpoints], recipe, data)
         elif stage.stage == "teacher":
             teacher = check_teacher(stage, recipe, data)
+        elif stage.stage == "distill" and stage.mode != "offline" and teacher is not None and teacher.preprocess != data.preprocess:
+            raise UsageError(
+                f"mode {stage.mode} gives teacher and student the same images, but the teacher reads {teacher.preprocess.as_dict()} and "
+                f"the student {data.preprocess.as_dict()}: give the --image-size and --normalize that the teacher was trained with"
+            )
     if not runs_user_code(source.name):
         with torch.device("meta"):
             blank = build(source)
         check_names(recipe, blank, data)
         check_features(recipe, blank, teacher)
     return data, device, source
+
+
+def as_trained(paths: list[Path], recipe: Recipe, data: DataSet) -> DataSet:
+    """`data`, read as the networks of checkpoints were trained to, where they say so.
+
+    Raises `UsageError` when they do not agree, or when the recipe asks for another size or other statistics.
+    """
+    noted = [checkpoint.preprocess_of(checkpoint.read_manifest(path)) for path in paths]
+    wanted = noted[0]
+    if wanted is None:
+        return data
+    if any(other != wanted for other in noted):
+        raise UsageError(f"checkpoints {', '.join(map(str, paths))} were trained on images that were read differently: train them alike")
+    asked = recipe.image_size is not None or recipe.resize is not None or recipe.normalize != "data"
+    if asked and wanted != data.preprocess:
+        raise UsageError(
+            f"checkpoint '{paths[0]}' was trained on images read as {wanted.as_dict()}, the options ask for {data.preprocess.as_dict()}: "
+            "leave --image-size, --resize and --normalize out"
+        )
+    return replace(data, preprocess=wanted)
 
 
 def check_teacher(stage: TeacherStage, recipe: Recipe, data: DataSet) -> Mentor:

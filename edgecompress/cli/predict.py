@@ -89,7 +89,9 @@ def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
             image = opened.convert("RGB" if channels == 3 else "L")
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(f"image '{path}' cannot be read: give a PNG or JPEG file") from error
+    shorter = loaded.metadata.get("resize")
     scale = max(height / image.height, width / image.width)
+    scale = max(scale, shorter / min(image.size)) if shorter else scale
     image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)))

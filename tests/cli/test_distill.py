@@ -228,3 +228,20 @@ def test_the_bias_free_teacher_takes_every_weight_but_the_biases(tmp_path: Path)
     naked = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
     place(naked, narrow.state_dict(), "file")
     assert all(torch.equal(naked.state_dict()[k], narrow.state_dict()[k]) for k in naked.state_dict())
+
+
+def test_a_checkpoint_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    """A network trained with other statistics and another size keeps them, in every verb that takes it; other options are refused."""
+    done = run("train", "student1", "--epochs", 3, "--learning-rate", 2e-3, "--normalize", "imagenet", "--image-size", 40, "-o", "t",
+               "--json", cwd=tmp_path)  # fmt: skip
+    trained_accuracy = json.loads(done.stdout)["stages"][0]["accuracy"]
+    done = run("export", "t", "-o", "e", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"][0]["accuracy"] == pytest.approx(trained_accuracy)
+    metadata = {p.key: p.value for p in onnx.load(tmp_path / "e" / "model-fp32.onnx").metadata_props}
+    assert json.loads(metadata["edgecompress.mean"]) == [0.485, 0.456, 0.406]
+    assert json.loads(metadata["edgecompress.image_shape"]) == [3, 40, 40]
+    assert "leave --image-size" in one_line(run("export", "t", "--image-size", 48, "-o", "f", cwd=tmp_path), 2)
+    line = one_line(run("distill", "t", "lenet5", "--mode", "mutual", "-o", "f", cwd=tmp_path), 2)
+    assert "the teacher reads" in line
+    assert not (tmp_path / "f").exists()
