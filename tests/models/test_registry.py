@@ -91,15 +91,3 @@ def test_imagenet_weights_without_a_network_name_the_file_and_the_place(tmp_path
     assert "vgg16-397923af.pth" in done.stdout
     assert str(tmp_path / "edgecompress" / "weights") in done.stdout
     assert len(done.stdout.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(("name", "params", "kib"), [("student1", 706_752, 2763), ("student2", 740_836, 2897), ("student3", 935_156, 3657)])
-def test_the_students_have_the_sizes_that_the_source_reports(name: str, params: int, kib: int) -> None:
-    """Weights of four bytes are its files but for a few KiB of container; no layer has a bias; dropout is off in evaluation."""
-    model = build(ModelSource(name, 10, (3, 224, 224))).eval()
-    assert sum(p.numel() for p in model.parameters()) == params
-    assert 0 < kib - 4 * params / 1024 < 5
-    assert not any(n.endswith("bias") for n, _ in model.named_parameters())
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(model(x), model(x))
