@@ -30,7 +30,7 @@ from edgecompress.stages.common import (
     with_row,
 )
 from edgecompress.stages.gradual import UNMET, Shrinking, fresh, seconds, shrinking, widths_now
-from edgecompress.stages.teacher import unfolded
+from edgecompress.stages.teacher import described, unfolded
 from edgecompress.train.fit import FitResult, Learner, cross_entropy, fit, fit_together
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import SMALL_PARAMS, FitSettings
@@ -93,7 +93,7 @@ def _offline(context: Context, settings: DistillStage, state: State, model: nn.M
 def _pairs(context: Context, settings: DistillStage, state: State, model: nn.Module, teacher: FixedTeacher) -> dict[str, str]:
     if settings.feature_layers is not None:
         return settings.feature_layers
-    return default_pairs(model.cpu(), teacher.model.cpu(), context.example, context.as_read_by(state.mentor).example)
+    return default_pairs(model, teacher.model, context.example, context.as_read_by(state.mentor).example)
 
 
 def _together(context: Context, settings: DistillStage, state: State, model: nn.Module, chosen: FitSettings) -> Learned:
@@ -124,14 +124,10 @@ def _together(context: Context, settings: DistillStage, state: State, model: nn.
     told = cuts[TEACHER]
     if told is not None:
         facts["teacher_cuts"] = {**told.report(results[TEACHER]), "met": results[TEACHER].eligible}
-    return Learned(_measured_teacher(context, state, taught, accuracy), results[STUDENT], facts, cuts[STUDENT])
-
-
-def _measured_teacher(context: Context, state: State, model: nn.Module, accuracy: float) -> State:
-    """The state with the numbers of a teacher that changed."""
-    from edgecompress.stages.teacher import described
-
-    return state.with_numbers(teacher=described(context, model, accuracy))
+        if not results[TEACHER].eligible:
+            state = state.with_numbers(floors_reached=f"teacher: {UNMET}")
+    state = state.with_numbers(teacher=described(context, taught, accuracy))
+    return Learned(state, results[STUDENT], facts, cuts[STUDENT])
 
 
 def _cutting(
@@ -151,7 +147,8 @@ def _with_cuts(context: Context, state: State, learned: Learned) -> State:
     widths = widths_now(context, state, state.need_model(), learned.cuts.before)
     numbers: dict[str, Any] = {"gradual": learned.cuts.report(learned.result), "widths": widths}
     if not learned.result.eligible:
-        numbers["floors_reached"] = UNMET
+        earlier = state.numbers.get("floors_reached")
+        numbers["floors_reached"] = f"student: {UNMET}" + (f"; {earlier}" if earlier else "")
     return state.with_numbers(**numbers)
 
 
@@ -175,8 +172,9 @@ def _with_control(
 def _reported(context: Context, settings: DistillStage, state: State, small: nn.Module, learned: Learned) -> State:
     """The state with `numbers["distill"]`: how, from whom, and what it came to, before any lossless step."""
     temperature, alpha = DEFAULTS[settings.loss]
+    loss = "mutual" if settings.mode == "mutual" else settings.loss
     report: dict[str, Any] = {
-        "mode": settings.mode, "loss": "mutual" if settings.mode == "mutual" else settings.loss,
+        "mode": settings.mode, "loss": loss if state.teacher is not None else "cross-entropy on the labels, no teacher",
         "temperature": settings.temperature or temperature, "alpha": alpha if settings.alpha is None else settings.alpha,
         "top_k": settings.top_k, "epochs": len(learned.result.history), "chosen_epoch": learned.result.best_epoch,
         "params": count(small), "weights_bytes": 4 * count(small), "validation_accuracy": learned.result.best.validation_accuracy,

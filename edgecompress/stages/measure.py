@@ -34,7 +34,8 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
     context.reporter.step(3, 4, "parity")
     planned = state.numbers.get("plan") or {}
     missed = missed_targets(planned, after, times[1].percentile(50) / 1e3, validation - chosen["accuracy"])
-    missed += [text for text in (state.numbers.get("not_better"),) if text]
+    unmet = None if planned else state.numbers.get("floors_reached")  # a plan's limits are held against the file itself
+    missed += [text for text in (unmet, state.numbers.get("not_better")) if text]
     result: dict[str, Any] = {
         "schema": 1,
         "command": context.recipe.command,

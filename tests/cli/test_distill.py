@@ -245,3 +245,11 @@ def test_a_checkpoint_is_read_as_it_was_trained(tmp_path: Path) -> None:
     line = one_line(run("distill", "t", "lenet5", "--mode", "mutual", "-o", "f", cwd=tmp_path), 2)
     assert "the teacher reads" in line
     assert not (tmp_path / "f").exists()
+
+
+def test_a_cut_that_was_not_reached_is_a_missed_target(trained: Path, tmp_path: Path) -> None:
+    more = ["--prune-student", "90%", "--step", "5%", "--epochs", 2]
+    done = run("distill", trained, "lenet5", *more, "-o", "d", cwd=tmp_path)
+    assert done.returncode == 3, done.stdout
+    assert "student: no epoch met the amount" in result_of(tmp_path / "d")["missed"][0]
+    assert (tmp_path / "d" / "model.onnx").is_file()
