@@ -157,15 +157,17 @@ def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
     device, teacher = pick_device(recipe.device), None
     data = load_data(recipe.data, image_size=recipe.image_size, resize=recipe.resize, normalize=recipe.normalize, skip_bad=recipe.skip_bad)
     source = ModelSource(recipe.model, len(data.classes), data.image_shape)
+    for stage in recipe.stages:  # checkpoints first: they say how images are read
+        if stage.stage in ("load", "merge"):
+            named = [stage.checkpoint] if stage.stage == "load" else stage.checkpoints
+            data = as_trained([Path(path) for path in named], recipe, data)
+            source = replace(source, image_shape=data.image_shape)
     for stage in recipe.stages:
         if stage.stage == "load":
-            data = as_trained([Path(stage.checkpoint)], recipe, data)
             source = _checked_checkpoint(Path(stage.checkpoint), recipe, data)
         elif stage.stage == "train" and stage.weights is not None:
             load_weights(source, stage.weights)
         elif stage.stage == "merge":
-            data = as_trained([Path(path) for path in stage.checkpoints], recipe, data)
-            source = replace(source, image_shape=data.image_shape)
             check_parents([Path(path) for path in stage.checkpoints], recipe, data)
         elif stage.stage == "teacher":
             teacher = check_teacher(stage, recipe, data)
@@ -214,6 +216,9 @@ def check_teacher(stage: TeacherStage, recipe: Recipe, data: DataSet) -> Mentor:
         return Mentor(source, data.preprocess)
     path = Path(stage.checkpoint)
     manifest = checkpoint.read_manifest(path)
+    if runs_user_code(manifest.model.name) and manifest.model.name not in (stage.model, recipe.model):
+        name = manifest.model.name
+        raise UsageError(f"teacher '{path}' is built by your own code '{name}': name it again to run it: --teacher-model {name}")
     if manifest.model.num_classes != len(data.classes):
         raise UsageError(
             f"teacher '{path}' knows {manifest.model.num_classes} classes, data '{recipe.data}' has {len(data.classes)}: give a teacher "

@@ -262,6 +262,8 @@ class DistillStage(Training):
             raise ValueError("top_k applies to loss kl in mode offline: drop it, or choose these")
         if self.mode != "offline" and self.features is not None:
             raise ValueError(f"features {self.features} need a fixed teacher: use mode offline")
+        if self.feature_layers is not None and self.features is None:
+            raise ValueError("feature_layers pairs layers for features: set features to hint or attention")
         if self.mode == "offline" and self.prune_teacher is not None:
             raise ValueError("prune_teacher cuts a teacher that trains: use mode online or mutual")
         if self.mode == "mutual" and (self.loss != "kl" or self.temperature is not None or self.alpha is not None):
@@ -304,6 +306,11 @@ class MergeStage(Training):
         count = len(self.checkpoints)
         if self.hierarchical and count & (count - 1):
             raise ValueError(f"hierarchical merges pairs of pairs: give 2, 4, 8, ... checkpoints, not {count}")
+        if self.method == "gates" and self.epochs == 0:
+            raise ValueError("gates learn nothing in 0 epochs: give epochs above 0, or method average or align")
+        given = self.model_fields_set & {"hierarchical", "width", "draw", "noise", "lambda_schedule", "lambda_scale", "gate_rate"}
+        if self.method != "gates" and any(getattr(self, n) != type(self).model_fields[n].default for n in given):
+            raise ValueError(f"method {self.method} has no gates: {', '.join(sorted(given))} apply to method gates")
         if self.width > count:
             raise ValueError(f"width {self.width:g} is more than the {count} networks have together: allowed is up to {count}")
         return self
@@ -322,6 +329,8 @@ class CompareStage(Training):
 
     @model_validator(mode="after")
     def _no_epochs(self) -> CompareStage:
+        if self.budget % 6:
+            raise ValueError(f"budget {self.budget} cannot be spent alike: strategies take thirds and sixths of it; give a multiple of 6")
         if self.epochs is not None:
             raise ValueError(f"epochs {self.epochs}: a comparison has a budget of epochs for each strategy; set budget")
         return self

@@ -79,14 +79,15 @@ def distill(
 
     Example: edgecompress distill runs/teacher student3 --data folder:photos --control
     """
+    from edgecompress.models import model_names
     from edgecompress.units import parse_share
 
     first: dict[str, Any] = {"stage": "teacher"}
-    if mode != "offline" and not Path(teacher).exists():
+    if mode != "offline" and (not Path(teacher).exists() or teacher in model_names()):
         first |= {"model": teacher, "epochs": 0}
     else:
         first |= {"checkpoint": checkpoint_in(Path(teacher)), "model": teacher_model}
-    if Path(student).exists():
+    if Path(student).exists() and student not in model_names():
         second, name = source(Path(student), model)
     else:
         second, name = {"stage": "train", "epochs": 0}, student

@@ -74,7 +74,7 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
         stages = [(r["name"], f"{r['accuracy']:.2%}", format_count(r["params"])) for r in result["stages"]]
         title = f"{result['model']} on {result['data_label']}, {result['command']}"
         console.print(table(title, ["stage", "validation accuracy", "parameters"], stages))
-    if "distill" in result and result["command"] == "distill":
+    if (result.get("distill") or {}).get("teacher"):
         from edgecompress.report.html import distillation
 
         console.print(table("distillation", ["", "parameters", "weights in fp32", "accuracy"], distillation(result)))

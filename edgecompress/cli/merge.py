@@ -28,7 +28,7 @@ from edgecompress.cli.console import (
     Threads,
     Verbose,
 )
-from edgecompress.cli.verbs import checkpoint_in, go, source
+from edgecompress.cli.verbs import checkpoint_in, go, named_checkpoint
 
 
 def merge(
@@ -69,7 +69,7 @@ def merge(
 
     Example: edgecompress merge runs/a runs/b --data folder:photos --epochs 20
     """
-    name = model or source(parents[0], None)[1]
+    name = named_checkpoint(parents[0], model)[1]
     stage: dict[str, Any] = {
         "stage": "merge", "checkpoints": [checkpoint_in(path) for path in parents], "method": method, "hierarchical": hierarchical,
         "width": width, "finetune_epochs": finetune_epochs, "draw": draw, "noise": noise, "lambda_schedule": lambda_schedule,

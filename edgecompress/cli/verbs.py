@@ -32,6 +32,7 @@ from edgecompress.cli.console import (
 
 Checkpoint = Annotated[Path, typer.Argument(help="model.safetensors, or the folder of a run")]
 Model = Annotated[str | None, typer.Option("--model", help="for a file of tensors (.pt, .safetensors): the network they belong to")]
+OwnCode = Annotated[str | None, typer.Option("--model", help="your own code (file.py:factory) that builds the network, named again")]
 Quantize = Annotated[str, typer.Option("--quantize", help="auto, int8, fp16 or none")]
 
 
@@ -40,19 +41,41 @@ def checkpoint_in(path: Path) -> str:
     return str(path / "model.safetensors" if path.is_dir() else path)
 
 
-def _checkpoint(path: Path) -> tuple[str, str]:
-    """(path, model name) of a checkpoint, or of the one in a run's folder."""
+def named_checkpoint(path: Path, model: str | None) -> tuple[str, str]:
+    """(path, model name) of a checkpoint, or of the one in a run's folder.
+
+    Raises `UsageError` when it is built by the user's own code and `model` does not name that again, or when it names another model.
+    """
     from edgecompress.checkpoint import read_manifest
+    from edgecompress.errors import UsageError
+    from edgecompress.models.registry import runs_user_code
 
     inner = checkpoint_in(path)
-    return inner, read_manifest(Path(inner)).model.name
+    name = read_manifest(Path(inner)).model.name
+    if runs_user_code(name) and model != name:
+        raise UsageError(f"'{inner}' is built by your own code '{name}': name it again to run it: --model {name}")
+    if model is not None and model != name:
+        raise UsageError(f"checkpoint '{inner}' holds a {name}, not a {model}: leave --model out, or name {name}")
+    return inner, name
+
+
+def _ours(path: Path) -> bool:
+    """Is the file at `path` (or in that run's folder) a checkpoint with a manifest?"""
+    from edgecompress.checkpoint import read_manifest
+    from edgecompress.errors import UsageError
+
+    try:
+        read_manifest(Path(checkpoint_in(path)))
+    except UsageError:
+        return False
+    return True
 
 
 def source(path: Path, model: str | None) -> tuple[dict[str, Any], str]:
     """(first stage, model name) for a checkpoint of ours, or, with `model`, for a file of tensors that somebody else saved."""
-    if model is not None:
+    if model is not None and not _ours(path):
         return {"stage": "train", "epochs": 0, "weights": str(path)}, model
-    inner, name = _checkpoint(path)
+    inner, name = named_checkpoint(path, model)
     return {"stage": "load", "checkpoint": inner}, name
 
 
@@ -167,6 +190,7 @@ def profile(
 def export(
     context: typer.Context,
     checkpoint: Checkpoint,
+    model: OwnCode = None,
     data: Data = "digits",
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
@@ -183,15 +207,16 @@ def export(
     dry_run: DryRun = False,
 ) -> None:
     """Write a checkpoint as ONNX (BatchNorm folded) and check the file against it."""
-    path, model = _checkpoint(checkpoint)
+    path, name = named_checkpoint(checkpoint, model)
     stages = [{"stage": "load", "checkpoint": path}, {"stage": "export"}]
-    go(context, "export", stages, {**locals(), "model": model})
+    go(context, "export", stages, {**locals(), "model": name})
 
 
 def quantize(
     context: typer.Context,
     checkpoint: Checkpoint,
     quantize: Quantize = "auto",
+    model: OwnCode = None,
     data: Data = "digits",
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
@@ -208,6 +233,6 @@ def quantize(
     dry_run: DryRun = False,
 ) -> None:
     """Write a checkpoint as ONNX in fp32, fp16 and int8, measure each, and place the best as model.onnx."""
-    path, model = _checkpoint(checkpoint)
+    path, name = named_checkpoint(checkpoint, model)
     stages = [{"stage": "load", "checkpoint": path}, {"stage": "export"}, {"stage": "quantize", "quantize": quantize}]
-    go(context, "quantize", stages, {**locals(), "model": model})
+    go(context, "quantize", stages, {**locals(), "model": name})

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from edgecompress.core import trace
 from edgecompress.core.stack import stack
 from edgecompress.data.sine import SineData
+from edgecompress.errors import UsageError
 from edgecompress.methods.gates import Gated, lambdas, most_open, open_probability
 from edgecompress.models.small import Mlp
 from edgecompress.train.many import ManySettings, losses_of, train_many
@@ -45,6 +46,10 @@ class SineSetting:
     lambda_schedule: str = "source"
     noise: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.budget % 6:
+            raise UsageError(f"budget {self.budget} cannot be spent alike: strategies take thirds and sixths of it; give a multiple of 6")
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

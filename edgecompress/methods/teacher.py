@@ -1,8 +1,8 @@
 """A fixed teacher: what it says of the training images, computed once for each view of them and kept, in memory and on disk.
 
-A table on disk is found by what decides its values: the teacher's weights, the pixels, the augmentation and its seed, the view, how the
-teacher reads pixels, and k. Another teacher or data set therefore never finds it. The teacher is in eval mode, has no gradients, and is not
-changed; `untouched` proves it.
+A table on disk is found by what decides its values: the teacher's tensors and what it says of a few images (so its code counts too), the
+pixels, the augmentation and its seed, the view, how the teacher reads pixels, and k. Another teacher or data set therefore never finds it.
+The teacher is in eval mode, has no gradients, and is not changed; `untouched` proves it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edgecompress.errors import EdgecompressError
 from edgecompress.methods.distill import Target, TopK
 from edgecompress.train.batches import Batch, compact
 
+TABLES_IN_MEMORY = 4
 CACHE_LIMIT = 2 * 10**9
 """Bytes that the tables of all teachers may take on disk; the oldest go first."""
 
@@ -60,6 +61,8 @@ class FixedTeacher:
         self.augmentation = data.augmentation if augmentation is None else augmentation
         self.view_seed, self.top_k, self.temperature, self.folder, self.on_step = view_seed, top_k, temperature, folder, on_step
         self.digest = digest(model)
+        self.fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])
+        self.probe = self._probe()
         self.computed, self.read = 0, 0
         self._tables: dict[int, dict[str, Tensor]] = {}
         self._pixels = data.training_key()["pixels"]
@@ -69,6 +72,8 @@ class FixedTeacher:
         view = batch.view if self.augmentation.active else 0
         table = self._tables.get(view)
         if table is None:
+            if self.folder is not None and len(self._tables) >= TABLES_IN_MEMORY:
+                self._tables.pop(next(iter(self._tables)))  # it stays on disk
             table = self._tables[view] = self._table(view)
         rows = {name: values[batch.ids].to(batch.images.device) for name, values in table.items()}
         if "logits" in rows:
@@ -87,9 +92,18 @@ class FixedTeacher:
         augmented = self.augmentation.active
         kept = None if self.top_k is None else {"k": self.top_k, "temperature": self.temperature}
         return {
-            "schema": 1, "teacher": self.digest, "pixels": self._pixels, "preprocess": self.preprocess.as_dict(), "kept": kept,
+            "schema": 2, "teacher": self.digest, "probe": self.probe, "pixels": self._pixels, "preprocess": self.preprocess.as_dict(),
+            "kept": kept, "fill": self.fill.tolist() if self.augmentation.cutout else None,
             "augmentation": asdict(self.augmentation), "view_seed": self.view_seed if augmented else None, "view": view,
         }  # fmt: skip
+
+    @torch.no_grad()
+    def _probe(self) -> str:
+        """What the teacher says of a few images, as SHA-256 (hex): its code decides its answers too, not only its tensors."""
+        pixels = self.data.train.pixels[:8].to(self.device)
+        said = self.model(compact(self.preprocess(pixels))).float().cpu()
+        rounded = (said * 1000).round().to(torch.int64)
+        return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
 
     def _table(self, view: int) -> dict[str, Tensor]:
         text = json.dumps(self.key(view), sort_keys=True)
@@ -111,10 +125,9 @@ class FixedTeacher:
         """One pass of the teacher over the training split as `view` shows it."""
         split, data = self.data.train, self.data
         shown = self.augmentation.view(len(split), data.native_shape[1:], self.view_seed, view)
-        fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])
         parts = []
         for number, ids in enumerate(torch.arange(len(split)).split(size)):
-            pixels = shown(split.pixels[ids].to(self.device), ids, fill)
+            pixels = shown(split.pixels[ids].to(self.device), ids, self.fill)
             parts.append(self.model(compact(self.preprocess(pixels))).float().cpu())
             if self.on_step is not None:
                 self.on_step(number + 1, -(-len(split) // size))

@@ -15,7 +15,9 @@ from edgecompress.units import format_count, format_duration, format_size
 
 def sides(result: Mapping[str, Any]) -> tuple[str, str]:
     """What the two columns of the final table are called."""
-    return {"distill": ("teacher", "student"), "merge": ("best parent", "merged")}.get(result["command"], ("before", "after"))
+    if "merge" in result:
+        return "best parent", "merged"
+    return ("teacher", "student") if (result.get("distill") or {}).get("teacher") else ("before", "after")
 
 
 def comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -57,7 +59,9 @@ def distillation(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         rows.append(row("the same, lossless steps done", small, 4 * small, accuracy))
     if "control" in result:
         control = result["control"]["accuracy" if tested else "validation_accuracy"]
-        rows.append(row(f"the same without teacher ({on})", told["params"], told["weights_bytes"], control))
+        size = result["control"]["params"]
+        without = "teacher" if size == told["params"] else "teacher and cuts"
+        rows.append(row(f"the same without {without} ({on})", size, 4 * size, control))
     if "source" in told:
         source = told["source"]
         rows.append(row("García González (2022), CIFAR-10", None, source["weights_bytes"], source["accuracy"]))

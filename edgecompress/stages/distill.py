@@ -43,10 +43,13 @@ def distill(context: Context, settings: DistillStage, state: State) -> State:
     planned = state.numbers.get("plan")
     if planned is not None and not planned["prune"]:
         return state
-    model, folds = folded(context, state.need_model())
+    whole = settings.prune_student is not None  # a cut counts the channels of the network that is delivered
+    model, folds = (state.need_model(), []) if whole else folded(context, state.need_model())
     model.to(context.device)
     chosen = fit_settings(context, model, settings, epochs=distill_epochs(context, model))
     if not chosen.epochs:
+        if settings.control:
+            raise UsageError("control with 0 epochs compares nothing: give epochs above 0, or drop control")
         return state
     if settings.control:
         state = _with_control(context, settings, state, copy.deepcopy(model), folds, chosen)
@@ -100,7 +103,9 @@ def _together(context: Context, settings: DistillStage, state: State, model: nn.
     """Train student and teacher on the same batches, each of which goes once through both."""
     if state.teacher is None:
         raise UsageError(f"mode {settings.mode} needs a teacher: put a stage teacher before it")
-    teacher, folds = folded(context, copy.deepcopy(state.teacher))
+    teacher, folds = copy.deepcopy(state.teacher), list[FoldedPool]()
+    if settings.prune_teacher is None:
+        teacher, folds = folded(context, teacher)
     teacher.to(context.device)
     losses = {TEACHER: cross_entropy, STUDENT: learning_from(peer(TEACHER), settings.loss, settings.temperature, settings.alpha)}
     if settings.mode == "mutual":
@@ -123,7 +128,7 @@ def _together(context: Context, settings: DistillStage, state: State, model: nn.
     facts: dict[str, Any] = {"teacher_validation_accuracy": accuracy}
     told = cuts[TEACHER]
     if told is not None:
-        facts["teacher_cuts"] = {**told.report(results[TEACHER]), "met": results[TEACHER].eligible}
+        facts["teacher_cuts"] = told.report(results[TEACHER])
         if not results[TEACHER].eligible:
             state = state.with_numbers(floors_reached=f"teacher: {UNMET}")
     state = state.with_numbers(teacher=described(context, taught, accuracy))
@@ -165,7 +170,12 @@ def _with_control(
     checkpoint.save(context.folder / "control.safetensors", plain, state.source, checkpoint.notes_for(context.data))
     state = with_history(state, "control", result)
     state = with_row(state, "control (no teacher)", accuracy, count(plain), wall_s=seconds(result))
-    control = {"validation_accuracy": accuracy, "epochs": chosen.epochs, "onnx": str(path.relative_to(context.run.root))}
+    control = {
+        "validation_accuracy": accuracy,
+        "params": count(plain),
+        "epochs": chosen.epochs,
+        "onnx": str(path.relative_to(context.run.root)),
+    }
     return state.with_numbers(control=control)
 
 
@@ -173,9 +183,12 @@ def _reported(context: Context, settings: DistillStage, state: State, small: nn.
     """The state with `numbers["distill"]`: how, from whom, and what it came to, before any lossless step."""
     temperature, alpha = DEFAULTS[settings.loss]
     loss = "mutual" if settings.mode == "mutual" else settings.loss
+    mixed = state.teacher is not None and settings.mode != "mutual"
     report: dict[str, Any] = {
         "mode": settings.mode, "loss": loss if state.teacher is not None else "cross-entropy on the labels, no teacher",
-        "temperature": settings.temperature or temperature, "alpha": alpha if settings.alpha is None else settings.alpha,
+        "temperature": (settings.temperature or temperature) if mixed else None,
+        "alpha": (alpha if settings.alpha is None else settings.alpha) if mixed else None,
+        "teacher": None if state.mentor is None else state.mentor.source.name,
         "top_k": settings.top_k, "epochs": len(learned.result.history), "chosen_epoch": learned.result.best_epoch,
         "params": count(small), "weights_bytes": 4 * count(small), "validation_accuracy": learned.result.best.validation_accuracy,
         **learned.facts,

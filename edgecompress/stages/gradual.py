@@ -46,6 +46,7 @@ class Shrinking:
         return {
             "shares": {name: round(share, 6) for name, share in self.shares.items()}, "left_alone": dict(self.cuts.left_alone),
             "cuts": [{"epoch": c.epoch, "widths": dict(c.widths)} for c in self.cuts.cuts], "chosen_epoch": result.best_epoch,
+            "met": result.eligible,
         }  # fmt: skip
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from edgecompress import files
+from edgecompress.export import onnx as onnx_export
 from edgecompress.measure import latency, machine, runtime
 from edgecompress.measure.cost import cost, layer_table
 from edgecompress.measure.runtime import Runtime
 from edgecompress.pipeline import TOLD, Context, State
 from edgecompress.report.html import write_report
 from edgecompress.settings import MeasureStage
-from edgecompress.stages.common import runtime_accuracy
+from edgecompress.stages.common import make_format, runtime_accuracy
 from edgecompress.stages.ship import parity
 from edgecompress.units import format_count, format_size
 
@@ -71,11 +73,20 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
     }
     if "control" in state.numbers:
         control = dict(state.numbers["control"])
-        loaded_control = runtime.load(root / control.pop("onnx"), threads=context.threads)
+        loaded_control = runtime.load(_as_shipped(context, root / control.pop("onnx"), chosen["format"]), threads=context.threads)
         result["control"] = {**control, "accuracy": runtime_accuracy(context, loaded_control, context.data.test)}
     files.write_json(root / "result.json", result)
     write_report(root, result, list(state.history))
     return state.with_numbers(result=result, missed=missed)
+
+
+def _as_shipped(context: Context, fp32: Path, form: str) -> Path:
+    """The control's file in the format that ships, so that both are compared alike."""
+    if form == "fp32":
+        return fp32
+    path = fp32.with_name(f"control-{form}.onnx")
+    onnx_export.save(make_format(context, fp32, form), path)
+    return path
 
 
 def _side(context: Context, loaded: Runtime, taken: latency.Latency, size: int, params: int, macs: int) -> dict[str, Any]:

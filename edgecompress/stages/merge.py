@@ -55,7 +55,9 @@ def _merged(context: Context, settings: MergeStage, state: State, parents: list[
         group = 2 if settings.hierarchical else len(parents)
         following = []
         for start in range(0, len(parents), group):
-            state, small, rows = by_gates(context, settings, state, parents[start : start + group])
+            last = group >= len(parents)
+            level = settings if last else settings.model_copy(update={"width": 1.0})
+            state, small, rows = by_gates(context, level, state, parents[start : start + group])
             following.append(small)
             told["gates"], told["steps"] = rows.pop("gates"), [*told["steps"], rows]
         parents = following

@@ -36,7 +36,8 @@ def teacher(context: Context, settings: TeacherStage, state: State) -> State:
     mentor = check_teacher(settings, context.recipe, context.data)
     own, result = context.as_read_by(mentor), None
     if settings.checkpoint is not None:
-        model, _ = checkpoint.load(Path(settings.checkpoint), allow_code=settings.model or context.recipe.model)
+        named = {settings.model, context.recipe.model}
+        model, _ = checkpoint.load(Path(settings.checkpoint), allow_code=mentor.source.name if mentor.source.name in named else None)
     else:
         model, result = trained(own, settings, mentor.source)
     accuracy = validation_accuracy(own, model)

@@ -160,7 +160,7 @@ def fit_together(learners: Mapping[str, Learner], data: DataSet, *, seed: int, d
             _train_epoch(runs, batches(data, shared, device, seed, epoch), epoch)
             seconds = time.perf_counter() - start
             for run in runs.values():
-                run.end_epoch(data, epoch, seconds)
+                run.end_epoch(data, epoch, seconds if len(runs) == 1 else run.spent)
             if all(run.out_of_patience(epoch) for run in runs.values()):
                 break
         return {name: run.result() for name, run in runs.items()}
@@ -205,7 +205,7 @@ class _Run:
     def __init__(self, name: str, learner: Learner, total: int, device: torch.device) -> None:
         self.name, self.model, self.loss, self.settings, self.hooks = name, learner.model, learner.loss, learner.settings, learner.hooks
         self.total, self.device, self.companion = total, device, learner.hooks.companion
-        self.step, self.rate, self.loss_sum, self.seen = 0, 0.0, 0.0, 0
+        self.step, self.rate, self.loss_sum, self.seen, self.spent = 0, 0.0, 0.0, 0, 0.0
         self.best, self.rows = _Best(), list[EpochRow]()
         self.autocast = _autocast(self.settings.precision, device)
 
@@ -228,7 +228,7 @@ class _Run:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Training mode, but for what is frozen, with the dropout of the settings."""
-        self.loss_sum, self.seen = 0.0, 0
+        self.loss_sum, self.seen, self.spent = 0.0, 0, 0.0
         self.model.train()
         for name in self.settings.frozen:
             self.model.get_submodule(name).eval()
@@ -243,12 +243,15 @@ class _Run:
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, K), float32."""
+        start = time.perf_counter()
         with self.autocast():
             logits: Tensor = self.model(batch.images)
+        self.spent += time.perf_counter() - start
         return logits.float()
 
     def learn(self, logits: Tensor, batch: Batch, epoch: int) -> None:
         """One step of gradient descent. Raises `EdgecompressError` naming the step when the loss is not finite."""
+        start = time.perf_counter()
         self._advance()
         value = self.loss(logits, batch)
         number = float(value.detach())
@@ -263,6 +266,7 @@ class _Run:
         self.optimizer.step()
         self.loss_sum += number * len(batch.labels)
         self.seen += len(batch.labels)
+        self.spent += time.perf_counter() - start
 
     def _advance(self) -> None:
         self.rate = self.settings.learning_rate * factor(self.settings.schedule, self.step, self.total, self.settings.warmup)

@@ -62,6 +62,9 @@ def test_four_networks_in_pairs(parents: list[Path], tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert len(result["merge"]["steps"]) == 3
     assert result["student"]["params"] == 62_006
+    half = run("merge", *four, "--hierarchical", "--width", 0.5, "--epochs", 1, "--finetune-epochs", 0, "-o", "w", "--json", cwd=tmp_path)
+    rows = [row for row in json.loads(half.stdout)["merge"]["gates"] if row["group"] == "classifier.1"]
+    assert [(row["size"], row["kept"]) for row in rows] == [(240, 60)], "the width counts once, at the last step"
     three = [*parents, parents[0]]
     assert "2, 4, 8" in one_line(run("merge", *three, "--hierarchical", "-o", "h", cwd=tmp_path), 2)
 
@@ -85,6 +88,11 @@ def test_parents_that_differ_are_listed_before_anything_is_written(parents: list
     done = run("train", "student1", "--epochs", 0, "-o", "s", cwd=tmp_path)
     assert "holds a student1, not a lenet5" in one_line(run("merge", parents[0], tmp_path / "s", "-o", "m", cwd=tmp_path), 2)
     assert "width 3 is more than the 2 networks" in one_line(run("merge", *parents, "--width", 3, "-o", "m", cwd=tmp_path), 2)
+    assert "0 epochs" in one_line(run("merge", *parents, "--epochs", 0, "-o", "m", cwd=tmp_path), 2)
+    assert "method average has no gates" in one_line(
+        run("merge", *parents, "--method", "average", "--width", 0.5, "-o", "m", cwd=tmp_path), 2
+    )
+    assert "multiple of 6" in one_line(run("compare", "lenet5", "--budget", 11, "-o", "m", cwd=tmp_path), 2)
     assert "at least 2" in one_line(run("merge", parents[0], "-o", "m", cwd=tmp_path), 2)
 
 

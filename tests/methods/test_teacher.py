@@ -127,3 +127,40 @@ def test_the_oldest_tables_go_when_there_are_too_many(tmp_path: Path, monkeypatc
     FixedTeacher(network(1), data, CPU, folder=tmp_path)(batch)
     assert not first.exists()
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_a_teacher_whose_code_changed_is_another_teacher(tmp_path: Path) -> None:
+    """The same tensors, another function: the answers on disk are not its own."""
+
+    class Turned(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module, sign: float) -> None:
+            super().__init__()
+            self.inner, self.sign = inner, sign
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.sign * self.inner(x)  # type: ignore[no-any-return]
+
+    data, inner = small_data(), network()
+    batch = next(batches(data, FitSettings(1, 8), CPU, 0, 1))
+    first = FixedTeacher(Turned(inner, 1.0), data, CPU, folder=tmp_path)(batch)
+    other = FixedTeacher(Turned(inner, -1.0), data, CPU, folder=tmp_path)
+    torch.testing.assert_close(other(batch), -first)
+    assert other.computed == 1
+
+
+def test_the_colour_of_holes_is_part_of_the_view(tmp_path: Path) -> None:
+    data = small_data(Augmentation(cutout=8))
+    one = FixedTeacher(network(), data, CPU, preprocess=data.preprocess, folder=tmp_path)
+    shifted = replace(data, preprocess=Preprocess((0.9,) * 3, (0.3,) * 3))
+    other = FixedTeacher(network(), shifted, CPU, preprocess=data.preprocess, folder=tmp_path)
+    assert one.key(0) != other.key(0)
+
+
+def test_few_tables_stay_in_memory_when_they_are_on_disk(tmp_path: Path) -> None:
+    data = small_data(Augmentation(flip=True))
+    teacher = FixedTeacher(network(), data, CPU, folder=tmp_path)
+    for epoch in range(1, 8):
+        teacher(next(batches(data, FitSettings(8, 8), CPU, 0, epoch)))
+    assert len(teacher._tables) == module.TABLES_IN_MEMORY
+    teacher(next(batches(data, FitSettings(8, 8), CPU, 0, 1)))
+    assert (teacher.computed, teacher.read) == (7, 1)
