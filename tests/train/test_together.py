@@ -133,3 +133,16 @@ def test_half_precision_trains_too() -> None:
     result = fit(network(0), data, cross_entropy, settings, seed=0, device=CPU)
     assert result.best.validation_accuracy > 0.8
     assert all(p.dtype == torch.float32 for p in result.model.parameters())
+
+
+def test_convolutions_run_in_channels_last_and_are_left_as_they_were() -> None:
+    data, model, seen = load_data("digits"), network(0, "resnet20"), []
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        laid = [t.is_contiguous(memory_format=torch.channels_last) for t in (batch.images, model.get_submodule("conv1").weight)]
+        seen.append(all(laid))
+        return cross_entropy(logits, batch)
+
+    fit(model, data, loss, FitSettings(epochs=1, batch_size=256), seed=0, device=CPU)
+    assert all(seen)
+    assert all(p.is_contiguous() for p in model.parameters())
