@@ -117,7 +117,6 @@ def main() -> None:
         "seed",
         "wall_s",
         "peak_rss_bytes",
-        "versions",
     )
     store(
         command="python benchmarks/distill.py --data DIR", data="CIFAR-10 (JPEG), test split of 10,000 images, one run (seed 0)",
