@@ -262,6 +262,8 @@ class DistillStage(Training):
             raise ValueError("top_k applies to loss kl in mode offline: drop it, or choose these")
         if self.mode != "offline" and self.features is not None:
             raise ValueError(f"features {self.features} need a fixed teacher: use mode offline")
+        if self.control and self.epochs == 0:
+            raise ValueError("control with 0 epochs compares nothing: give epochs above 0, or drop control")
         if self.feature_layers is not None and self.features is None:
             raise ValueError("feature_layers pairs layers for features: set features to hint or attention")
         if self.mode == "offline" and self.prune_teacher is not None:

@@ -78,7 +78,7 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
         (["compress", "vgg16", "--target", "4MB", "--resume"], "without -o"),
         (["compress", "vgg16", "--target", "4MB", "--no-such-option"], "--no-such-option"),
         (["compress", "vgg16", "--target", "4MB", "--round-to", "eight"], "round_to"),
-        (["run", "nowhere.yaml"], "vgg16-4mb"),
+        (["run", "nowhere.yaml"], "unknown recipe 'nowhere.yaml': did you mean"),
         (["predict", "nowhere.onnx", "--data", "digits"], "does not exist"),
         (["bench", "nowhere.onnx"], "does not exist"),
         (["prune", "nowhere.safetensors"], "does not exist"),

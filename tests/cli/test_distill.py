@@ -131,7 +131,7 @@ def test_a_student_may_read_larger_images_than_its_teacher(trained: Path, tmp_pa
         (["--mode", "online", "--features", "hint"], "need a fixed teacher"),
         (["--prune-teacher", "30%"], "use mode online or mutual"),
         (["--alpha", "3"], "less than or equal to 1"),
-        (["--epochs", "0", "--control"], "give epochs above 0"),
+        (["--epochs", "0", "--control"], "give epochs above 0, or drop control"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(trained: Path, tmp_path: Path, more: list[str], text: str) -> None:
