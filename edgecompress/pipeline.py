@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress import checkpoint, files
+from edgecompress import result as results
 from edgecompress.core import trace
 from edgecompress.core.stack import check_alike
 from edgecompress.data import DataSet, Preprocess, load_data
+from edgecompress.data.joined import part_of
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
 from edgecompress.measure.cost import cost, layer_table
@@ -35,6 +37,7 @@ from edgecompress.recipe import Recipe, to_yaml
 from edgecompress.report.html import write_report
 from edgecompress.rundir import RunDirectory
 from edgecompress.settings import TeacherStage
+from edgecompress.train import distributed
 
 
 class Reporter(Protocol):
@@ -139,7 +142,11 @@ class Outcome:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device. Raises `EnvironmentMissingError` when CUDA is asked for and absent."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device; under torchrun each process has its own.
+
+    Raises `EnvironmentMissingError` when CUDA is asked for and absent.
+    """
+    name = distributed.own_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
@@ -160,6 +167,8 @@ def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
     for stage in recipe.stages:  # checkpoints first: they say how images are read
         if stage.stage in ("load", "merge"):
             named = [stage.checkpoint] if stage.stage == "load" else stage.checkpoints
+            if not named:
+                continue
             data = as_trained([Path(path) for path in named], recipe, data)
             source = replace(source, image_shape=data.image_shape)
     for stage in recipe.stages:
@@ -167,8 +176,8 @@ def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
             source = _checked_checkpoint(Path(stage.checkpoint), recipe, data)
         elif stage.stage == "train" and stage.weights is not None:
             load_weights(source, stage.weights)
-        elif stage.stage == "merge":
-            check_parents([Path(path) for path in stage.checkpoints], recipe, data)
+        elif stage.stage == "merge" and stage.checkpoints:
+            check_parents([Path(path) for path in stage.checkpoints], recipe, data, stage.heads)
         elif stage.stage == "teacher":
             teacher = check_teacher(stage, recipe, data)
         elif stage.stage == "distill" and stage.mode != "offline" and teacher is not None and teacher.preprocess != data.preprocess:
@@ -194,7 +203,10 @@ def as_trained(paths: list[Path], recipe: Recipe, data: DataSet) -> DataSet:
     if wanted is None:
         return data
     if any(other != wanted for other in noted):
-        raise UsageError(f"checkpoints {', '.join(map(str, paths))} were trained on images that were read differently: train them alike")
+        raise UsageError(
+            f"checkpoints {', '.join(map(str, paths))} were trained on images that were read differently: train them alike, e.g. all with "
+            "--normalize imagenet"
+        )
     asked = recipe.image_size is not None or recipe.resize is not None or recipe.normalize != "data"
     if asked and wanted != data.preprocess:
         raise UsageError(
@@ -233,13 +245,20 @@ def check_teacher(stage: TeacherStage, recipe: Recipe, data: DataSet) -> Mentor:
     return Mentor(manifest.model, preprocess)
 
 
-def check_parents(paths: list[Path], recipe: Recipe, data: DataSet) -> list[nn.Module]:
-    """The networks to merge. Raises `UsageError` when one is not of the recipe's model and data, or they differ in a tensor's shape."""
+def check_parents(paths: list[Path], recipe: Recipe, data: DataSet, heads: str = "average") -> list[nn.Module]:
+    """The networks to merge. Raises `UsageError` when one is not of the recipe's model and data, or they differ in a tensor's shape.
+
+    With `heads` separate, each is of its own part of the data.
+    """
+    if (heads == "separate") != bool(data.parts) or (data.parts and len(data.parts) != len(paths)):
+        wanted = f"data '{recipe.data}' with {len(data.parts) or 1} part(s)"
+        raise UsageError(f"{wanted} for {len(paths)} networks and heads {heads}: --heads separate goes with --data A+B, a part a network")
     models = []
-    for path in paths:
-        _checked_checkpoint(path, recipe, data)
+    for number, path in enumerate(paths):
+        _checked_checkpoint(path, recipe, part_of(data, number) if data.parts else data)
         models.append(checkpoint.load(path, allow_code=recipe.model)[0])
-    check_alike(models)
+    if heads == "average":
+        check_alike(models)
     return models
 
 
@@ -309,6 +328,7 @@ def execute(
     else:
         run.clear()
     files.write_bytes(root / "resolved.yaml", text.encode())
+    distributed.start(device)
     threads = recipe.threads or cores()
     torch.set_num_threads(threads)
     run.log("start", command=recipe.command, resume=resume)
@@ -323,6 +343,10 @@ def execute(
         number += 1
         folder = run.stage(number, name)
         reporter.stage(number, number + len(queue), name)
+        if settings.stage in ALONE:
+            if distributed.rank():
+                break
+            distributed.stop()
         context = Context(recipe, data, device, run, folder, recipe.seed * 1000 + number, reporter, threads)
         done = read_stage(folder, state, _named(recipe)) if resume else None
         if done is not None and done.numbers["data_digest"] != data.digest():
@@ -335,6 +359,10 @@ def execute(
             wanted = state.numbers["next_stages"]
             state = replace(state, numbers={k: v for k, v in state.numbers.items() if k != "next_stages"})
             queue = [*_parse_stages(recipe, wanted), *queue]
+    beside = distributed.rank() > 0
+    distributed.stop()
+    if beside:
+        return Outcome(root, state, 0, ())
     if "result" not in state.numbers:
         state = finish(recipe, data, run, state)
     missed = tuple(state.numbers.get("missed", ()))
@@ -342,6 +370,8 @@ def execute(
     return Outcome(root, state, 3 if missed else 0, missed)
 
 
+ALONE = ("export", "quantize", "measure")
+"""Stages that measure what was trained: of several processes only the first one goes on with them."""
 TOLD = ("profile", "gradual", "distill", "merge", "compare")
 """What stages have to tell of themselves, in `result.json` under their own names."""
 
@@ -376,7 +406,9 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
         "layers": layer_table(state.numbers.get("layers", []), cost(state.need_model(), torch.zeros(1, *data.image_shape))),
         **{key: state.numbers[key] for key in (*TOLD, "constant_channels", "control") if key in state.numbers},
     }
-    files.write_json(run.root / "result.json", result)
+    if data.task.metric != "accuracy":
+        result["metric_name"] = data.task.metric
+    results.write(run.root / "result.json", result)
     write_report(run.root, result, list(state.history))
     return state.with_numbers(result=result, missed=result["missed"])
 

@@ -276,14 +276,22 @@ class DistillStage(Training):
 class MergeStage(Training):
     """Merge the networks of several checkpoints into one of the same size (or `width` times it), and fine-tune it.
 
+    `heads` is `average`, or `separate` for networks of different classes: the recipe's data is then `A+B`, one set for each checkpoint, in
+    their order, and the result has all their outputs side by side.
+
     `gates`: their wide network learns which channels it needs (`methods.gates`) for `epochs`, is cut to the most probably open ones, and
-    trains on for `finetune_epochs`. `average` and `align` are baselines: the mean of the weights as they are, or after the channels of
+    trains on for `finetune_epochs`. `greedy`: layer by layer, on what the network computes for some training images (`methods.greedy`),
+    `epochs` for each layer. `average` and `align` are baselines: the mean of the weights as they are, or after the channels of
     each network were matched to the first one's (Git Re-Basin, Ainsworth et al. 2023).
     """
 
     stage: Literal["merge"]
-    checkpoints: Annotated[tuple[str, ...], Field(min_length=2)]
-    method: Literal["gates", "average", "align"] = "gates"
+    checkpoints: tuple[str, ...] = ()
+    train_parents: Annotated[int, Field(ge=2)] | None = None
+    """Instead of checkpoints: train so many networks of the recipe's kind first, for `parent_epochs` each."""
+    parent_epochs: Annotated[int, Field(ge=1)] | None = None
+    method: Literal["gates", "greedy", "average", "align"] = "gates"
+    heads: Literal["average", "separate"] = "average"
     hierarchical: bool = False
     """Merge in pairs, and the results again, instead of all at once."""
     width: Annotated[float, Field(gt=0)] = 1.0
@@ -305,14 +313,26 @@ class MergeStage(Training):
 
     @model_validator(mode="after")
     def _powers_of_two(self) -> MergeStage:
-        count = len(self.checkpoints)
+        count = self.train_parents or len(self.checkpoints)
+        if bool(self.checkpoints) == (self.train_parents is not None) or count < 2:
+            raise ValueError("give checkpoints (two or more), or train_parents (a number of networks to train first)")
+        if self.parent_epochs is not None and self.train_parents is None:
+            raise ValueError("parent_epochs goes with train_parents: checkpoints are trained already")
+        if self.heads == "separate" and self.train_parents is not None:
+            raise ValueError("heads separate merges networks of different classes: train them first, and give checkpoints")
         if self.hierarchical and count & (count - 1):
             raise ValueError(f"hierarchical merges pairs of pairs: give 2, 4, 8, ... checkpoints, not {count}")
-        if self.method == "gates" and self.epochs == 0:
-            raise ValueError("gates learn nothing in 0 epochs: give epochs above 0, or method average or align")
-        given = self.model_fields_set & {"hierarchical", "width", "draw", "noise", "lambda_schedule", "lambda_scale", "gate_rate"}
-        if self.method != "gates" and any(getattr(self, n) != type(self).model_fields[n].default for n in given):
-            raise ValueError(f"method {self.method} has no gates: {', '.join(sorted(given))} apply to method gates")
+        if self.method in ("gates", "greedy") and self.epochs == 0:
+            raise ValueError(f"{self.method} learns nothing in 0 epochs: give epochs above 0, or method average or align")
+        foreign = {
+            "gates": (), "greedy": ("draw", "noise"),
+            "average": ("hierarchical", "width", "draw", "noise", "lambda_schedule", "lambda_scale", "gate_rate"),
+        }  # fmt: skip
+        given = [n for n in foreign.get(self.method, foreign["average"]) if getattr(self, n) != type(self).model_fields[n].default]
+        if given:
+            raise ValueError(f"method {self.method} has no such gates: {', '.join(sorted(given))} apply to method gates")
+        if self.heads == "separate" and (self.hierarchical or self.method in ("average", "align")):
+            raise ValueError("heads separate keeps all outputs: merge all networks at once, by gates or greedy")
         if self.width > count:
             raise ValueError(f"width {self.width:g} is more than the {count} networks have together: allowed is up to {count}")
         return self

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +42,14 @@ def launch(
 
         raise UsageError("--resume without -o: name the folder of the run that was stopped")
     root = output or default_root(recipe.command, recipe.model)
-    check_root(root, resume=resume, exist_ok=exist_ok)
+    if not int(os.environ.get("RANK", "0")):
+        check_root(root, resume=resume, exist_ok=exist_ok)
     if dry_run:
         pipeline.prepare(recipe)
         print_line(to_yaml(recipe, origins).rstrip())
+        return
+    if int(os.environ.get("RANK", "0")):
+        beside(recipe, root, resume=resume)
         return
     bars = Bars(quiet=quiet or as_json)
     try:
@@ -54,11 +61,25 @@ def launch(
         raise typer.Exit(outcome.exit_code)
 
 
+def beside(recipe: Recipe, root: Path, *, resume: bool) -> None:
+    """Run `recipe` as one of several processes that torchrun started, but not the first: nothing is said, and nothing stays on disk."""
+    from edgecompress import pipeline
+    from edgecompress.stages import STAGES
+
+    with tempfile.TemporaryDirectory() as name:
+        own = Path(name) / "run"
+        if resume:
+            shutil.copytree(root, own)
+        pipeline.execute(recipe, STAGES, own, resume=resume)
+
+
 def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
     """Print the result of a run."""
+    from edgecompress.result import score_name, written
+
     result: dict[str, Any] = outcome.state.numbers["result"]
     if as_json:
-        print_json(result)
+        print_json(written(result))
         return
     if verbose and result.get("layers"):
         stderr().print(table("layers", ["layer", "widths", "parameters", "share", "MACs", "share"], layer_rows(result["layers"])))
@@ -73,7 +94,7 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
     else:
         stages = [(r["name"], f"{r['accuracy']:.2%}", format_count(r["params"])) for r in result["stages"]]
         title = f"{result['model']} on {result['data_label']}, {result['command']}"
-        console.print(table(title, ["stage", "validation accuracy", "parameters"], stages))
+        console.print(table(title, ["stage", f"validation {score_name(result)}", "parameters"], stages))
     if (result.get("distill") or {}).get("teacher"):
         from edgecompress.report.html import distillation
 
@@ -99,7 +120,7 @@ def show_comparison(told: dict[str, Any]) -> None:
     """Print the results of strategies, and the student against each other one."""
     keys = ("min", "median", "mean", "max", "std")
     rows = [(name, *(f"{values[key]:.4f}" for key in keys)) for name, values in told["summary"].items()]
-    title = f"{told['metric']}, {told['repeats']} results of {told['budget']} epochs each"
+    title = f"{told['score']}, {told['repeats']} results of {told['budget']} epochs each"
     stdout().print(table(title, ["strategy", *keys], rows))
     for name, found in told["student_against"].items():
         print_line(f"student against {name}: p = {found['p']:.3g} ({found['test']}), effect {found['effect']:+.2f}")

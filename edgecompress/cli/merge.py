@@ -34,7 +34,8 @@ from edgecompress.cli.verbs import checkpoint_in, go, named_checkpoint
 def merge(
     context: typer.Context,
     parents: Annotated[list[Path], typer.Argument(help="two or more checkpoints (or run folders) of the same network")],
-    method: Annotated[str, typer.Option("--method", help="gates; as baselines average and align")] = "gates",
+    method: Annotated[str, typer.Option("--method", help="gates or greedy; as baselines average and align")] = "gates",
+    heads: Annotated[str, typer.Option("--heads", help="average, or separate for networks of different classes (--data A+B)")] = "average",
     hierarchical: Annotated[bool, typer.Option("--hierarchical", help="merge in pairs, and the results again")] = False,
     width: Annotated[float, typer.Option("--width", help="channels kept, as a multiple of one network's")] = 1.0,
     finetune_epochs: Annotated[int | None, typer.Option("--finetune-epochs", help="default: as many as --epochs", min=0)] = None,
@@ -71,10 +72,10 @@ def merge(
     """
     name = named_checkpoint(parents[0], model)[1]
     stage: dict[str, Any] = {
-        "stage": "merge", "checkpoints": [checkpoint_in(path) for path in parents], "method": method, "hierarchical": hierarchical,
-        "width": width, "finetune_epochs": finetune_epochs, "draw": draw, "noise": noise, "lambda_schedule": lambda_schedule,
-        "lambda_scale": lambda_scale, "require_better": require_better, "epochs": epochs, "learning_rate": learning_rate,
-        "batch_size": batch_size, "precision": precision,
+        "stage": "merge", "checkpoints": [checkpoint_in(path) for path in parents], "method": method, "heads": heads,
+        "hierarchical": hierarchical, "width": width, "finetune_epochs": finetune_epochs, "draw": draw, "noise": noise,
+        "lambda_schedule": lambda_schedule, "lambda_scale": lambda_scale, "require_better": require_better, "epochs": epochs,
+        "learning_rate": learning_rate, "batch_size": batch_size, "precision": precision,
     }  # fmt: skip
     last = [{"stage": "export"}, {"stage": "quantize", "quantize": "none"}, {"stage": "measure"}]
     go(context, "merge", [stage, *last], {**locals(), "model": name})

@@ -33,20 +33,27 @@ def predict(
     loaded = runtime.load(model, threads=threads)
     if data is not None:
         result = accuracy_on(loaded, data, image_size, skip_bad)
-        print_json(result) if as_json else print_line(f"accuracy {result['accuracy']:.4f} on {result['images']} test images of {data}")
+        name = "accuracy" if "accuracy" in result else "R²"
+        score = result["accuracy"] if "accuracy" in result else result["metric"]
+        print_json(result) if as_json else print_line(f"{name} {score:.4f} on {result['images']} test samples of {data}")
         return
     rows = [_label(loaded, path) for path in images or []]
     if as_json:
         print_json({"model": str(model), "predictions": rows})
         return
     for row in rows:
-        print_line(f"{row['image']}: {row['label']} ({row['probability']:.1%})")
+        said = [f"{head['label']} ({head['probability']:.1%})" for head in row.get("heads", [row])]
+        print_line(f"{row['image']}: {', '.join(said)}")
 
 
 def accuracy_on(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) -> dict[str, Any]:
-    """Accuracy of a loaded file on the test split of the data called `name`, read as the file's metadata say."""
+    """Accuracy (of a regression R² as `metric`, and `loss`) of a loaded file on the test split of the data called `name`.
+
+    Images are read as the file's metadata say.
+    """
+    import torch
+
     from edgecompress.data import Preprocess, load_data
-    from edgecompress.measure import runtime
 
     said = loaded.metadata
     size = image_size or said.get("resize") or (loaded.input_shape[-1] if name.startswith("folder:") else None)
@@ -56,11 +63,12 @@ def accuracy_on(loaded: Runtime, name: str, image_size: int | None, skip_bad: bo
     preprocess = Preprocess.from_dict(said) if "resize" in said and image_size is None else data.preprocess
     preprocess = replace(preprocess, mean=tuple(said.get("mean", preprocess.mean)), std=tuple(said.get("std", preprocess.std)))
     split = data.test
-    logits = loaded.run_all(preprocess(part).numpy() for part in split.pixels.split(32))
-    return {
-        "model": str(loaded.path), "data": name, "split": "test", "images": len(split),
-        "accuracy": runtime.accuracy(logits, split.labels.numpy()),
-    }  # fmt: skip
+    outputs = torch.from_numpy(loaded.run_all(preprocess(part).numpy() for part in split.pixels.split(32)))
+    found = {"model": str(loaded.path), "data": name, "split": "test", "images": len(split)}
+    score = data.task.score(outputs, split.labels)
+    if data.task.metric == "accuracy":
+        return {**found, "accuracy": score}
+    return {**found, "metric": score, "metric_name": data.task.metric, "loss": float(data.task.loss(outputs, split.labels))}
 
 
 def _statistics(loaded: Runtime, key: str) -> Array:
@@ -97,8 +105,16 @@ def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
     pixels = np.asarray(image.crop((left, top, left + width, top + height)))
     batch = pixels.reshape(height, width, channels).transpose(2, 0, 1)[None]
     logits = loaded.run(_normalised(batch, _statistics(loaded, "mean"), _statistics(loaded, "std")))[0].astype(np.float64)
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    classes = loaded.metadata.get("classes") or [str(i) for i in range(len(shares))]
-    best = int(shares.argmax())
-    return {"image": str(path), "label": classes[best], "probability": float(shares[best])}
+    classes = loaded.metadata.get("classes") or [str(i) for i in range(len(logits))]
+    sizes, heads = loaded.metadata.get("heads") or [len(logits)], []
+    for part, names in zip(np.split(logits, np.cumsum(sizes)[:-1]), _split(classes, sizes), strict=True):
+        shares = np.exp(part - part.max())
+        shares /= shares.sum()
+        heads.append({"label": names[int(shares.argmax())], "probability": float(shares.max())})
+    return {"image": str(path), **heads[0]} if len(heads) == 1 else {"image": str(path), "heads": heads}
+
+
+def _split(names: list[str], sizes: list[int]) -> list[list[str]]:
+    """`names` in parts of the given sizes."""
+    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+    return [names[end - size : end] for end, size in zip(ends, sizes, strict=True)]

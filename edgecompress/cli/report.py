@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +15,11 @@ from edgecompress.errors import UsageError
 def report(root: Annotated[Path, typer.Argument(help="the folder of a run")], debug: Debug = False) -> None:
     """Write report.html again from a run's result.json and history.csv."""
     from edgecompress.report.html import write_report
+    from edgecompress.result import read
 
     if not (root / "result.json").is_file():
         raise UsageError(f"'{root}' has no result.json: give the folder of a run that ended")
-    result = json.loads((root / "result.json").read_text(encoding="utf-8"))
+    result = read(root / "result.json")
     write_report(root, result, _history(root / "history.csv"))
     print_line(str(root / "report.html"))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgecompress.core import layers
 from edgecompress.core.graph import ChannelGraph, ChannelGroup, meta_copy, trace
 from edgecompress.core.layers import Cut, Placed
-from edgecompress.core.shrink import find, rebuilt
+from edgecompress.core.shrink import find, kept_positions, rebuilt
 from edgecompress.errors import EdgecompressError, UsageError
 
 INPUT, OUTPUT = "the network's input", "the network's output"
@@ -47,23 +47,58 @@ def stack(models: Sequence[nn.Module], example: Tensor, *, heads: str = "average
     """The wide network of `models`, which are of one kind and size, for inputs like `example` (B, ...); the parts are not changed.
 
     `heads` is `average`: the outputs are averaged, inside the last layer where everything after it is affine, else behind it
-    (`Averaged`); or `separate`: the outputs stand side by side, (B, N * K). The result is in eval mode and is compared with its parts.
-    Raises `UsageError` for parts that differ, naming every tensor, and for a network with channels that must stay as they are.
+    (`Averaged`); or `separate`: the outputs stand side by side, (B, sum of K), and each network may have its own number K. The result is
+    in eval mode and is compared with its parts. Raises `UsageError` for parts that differ, naming every tensor, and for a network with
+    channels that must stay as they are.
     """
-    check_alike(models)
     if heads not in ("average", "separate"):
         raise UsageError(f"heads '{heads}' is not known: allowed are average, separate")
-    parts = [copy.deepcopy(model).eval() for model in models]
+    parts, outputs = _with_equal_heads(models, example) if heads == "separate" else (list(models), [])
+    check_alike(parts)
+    parts = [copy.deepcopy(model).eval() for model in parts]
     if len(parts) == 1:
         return parts[0]
     graph = trace(parts[0], example)
     _check_free(graph, parts[0])
     if heads == "separate":
-        return _checked(_stacked(parts, graph, example, widen_output=True), parts, example, side_by_side=True)
+        wide = _checked(_stacked(parts, graph, example, widen_output=True), parts, example, side_by_side=True)
+        return _without_padding(wide, outputs, example)
     wide = _stacked(parts, graph, example, widen_output=False)
     if _difference(wide, parts, example, side_by_side=False) <= _allowed(example):
         return wide
     return _checked(Averaged(_stacked(parts, graph, example, widen_output=True), len(parts)), parts, example, side_by_side=False)
+
+
+def _with_equal_heads(models: Sequence[nn.Module], example: Tensor) -> tuple[list[nn.Module], list[int]]:
+    """The networks, their outputs padded with zeros to the most that one of them has, and how many each had."""
+    graphs = [trace(model, example) for model in models]
+    heads = [next((group for group in graph.frozen if group.frozen == OUTPUT), None) for graph in graphs]
+    counts = [0 if head is None else head.size for head in heads]
+    if len(set(counts)) == 1 or 0 in counts:
+        return list(models), counts
+    padded = []
+    for model, head, count in zip(models, heads, counts, strict=True):
+        changed: dict[str, Cut] = {}
+        for member in head.members if head is not None and count < max(counts) else ():
+            layer = find(model, member.layer)
+            if isinstance(layer, Tensor) or member.index.shape != (count, 1):
+                raise UsageError(f"the outputs of {type(model).__name__} are not those of one layer each: its head cannot be kept apart")
+            sizes = {axis: layers.axis_size(layer, axis) for axis in layers.axes(layer)}
+            here = Placed({axis: torch.arange(size) for axis, size in sizes.items()}, torch.ones(1))
+            changed[member.layer] = layers.joined([layer], [here], {**sizes, member.axis: max(counts)})
+        padded.append(rebuilt(model, changed) if changed else model)
+    return padded, counts
+
+
+def _without_padding(wide: nn.Module, counts: Sequence[int], example: Tensor) -> nn.Module:
+    """`wide` without the outputs that `_with_equal_heads` added."""
+    most = max(counts)
+    if all(count == most for count in counts):
+        return wide
+    keep = torch.cat([torch.arange(most) < count for count in counts])
+    graph = trace(wide, example)
+    head = next(group for group in graph.frozen if group.frozen == OUTPUT)
+    return rebuilt(wide, {name: layers.cut(find(wide, name), axes) for name, axes in kept_positions(wide, {head: keep}).items()})
 
 
 def check_alike(models: Sequence[nn.Module]) -> None:

@@ -6,6 +6,8 @@ splits on disk, validation is a fixed tenth of `train`; the split called test (e
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from edgecompress.data.images import Augmentation, DataSet, Images, channel_statistics, stratified
+from edgecompress.data.lazy import FilePixels
 from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import UsageError
 
+IN_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+"""Bytes of images, as they are kept, above which a folder's stay on disk and are decoded batch by batch."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 
 
@@ -63,7 +68,17 @@ def _enlarged(pixels: Tensor, size: int) -> Tensor:
     return torch.from_numpy(np.asarray(image.crop((left, top, left + size, top + size))).copy()).permute(2, 0, 1)
 
 
+def _read_square(path: Path, size: int) -> Tensor:
+    """One image as uint8 (3, size, size). Raises `UsageError` for a corrupt one."""
+    try:
+        return _enlarged(_read(path, size), size)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"image '{path}' is corrupt: mend or remove it (--skip-bad needs data that fit into memory)") from error
+
+
 def _images(files: list[tuple[Path, int]], size: int | None, skip_bad: bool, bad: list[str]) -> Images:
+    if size is not None and len(files) * 3 * size**2 > IN_MEMORY:
+        return Images(FilePixels([path for path, _ in files], size, partial(_read_square, size=size)), torch.tensor([n for _, n in files]))
     pixels, labels = [], []
     for path, label in files:
         try:
@@ -99,11 +114,11 @@ def load_folder(directory: str, *, image_size: int | None = None, skip_bad: bool
         whole = _images(_files(root / "train", classes), image_size, skip_bad, bad)
         test = _images(_files(other, classes), image_size, skip_bad, bad)
         first, second = stratified(whole.labels, (0.1,))
-        parts = [Images(whole.pixels[i], whole.labels[i]) for i in (first, second)]
+        parts = [whole.rows(i) for i in (first, second)]
     else:
         classes = _classes(root)
         whole = _images(_files(root, classes), image_size, skip_bad, bad)
-        *parts, test = [Images(whole.pixels[i], whole.labels[i]) for i in stratified(whole.labels, (0.1, 0.2))]
+        *parts, test = [whole.rows(i) for i in stratified(whole.labels, (0.1, 0.2))]
     for name, part in zip(("training", "validation", "test"), (*parts, test), strict=True):
         if len(part.labels.unique()) < len(classes):
             raise UsageError(f"the {name} split of '{root}' lacks a class: add images (at least 10 a class)")

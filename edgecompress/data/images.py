@@ -1,6 +1,7 @@
 """Images in memory: uint8 tensors; a batch is augmented as a whole, then resized and normalised.
 
-Shapes: `Images.pixels` (N, C, H, W) uint8, `labels` (N,) int64. A batch that a network reads is float32 (B, C, h, w).
+Shapes: `Images.pixels` (N, C, H, W) uint8, `labels` (N,) int64; a regression has float32 inputs, and labels (N, K). A batch that a
+network reads is float32 (B, C, h, w).
 How an image changes in one view is a function of (seed, view, its place in the split), so that two processes, or a teacher's cache and
 its student, see the same pixels.
 """
@@ -14,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgecompress.data.lazy import FilePixels
 from edgecompress.data.preprocess import Preprocess
+from edgecompress.data.task import Task
 
 
 @dataclass(frozen=True)
 class Images:
     """One split."""
 
-    pixels: Tensor
+    pixels: Tensor | FilePixels
     labels: Tensor
 
     def __len__(self) -> int:
@@ -29,9 +32,21 @@ class Images:
 
     def digest(self) -> str:
         """SHA-256 (hex) of pixels and labels: what this split is."""
-        hashed = hashlib.sha256(self.pixels.numpy().tobytes())
+        hashed = hashlib.sha256(self._pixel_bytes())
         hashed.update(self.labels.numpy().tobytes())
         return hashed.hexdigest()
+
+    def rows(self, index: Tensor) -> Images:
+        """The images at `index` (n,)."""
+        pixels = self.pixels[index] if isinstance(self.pixels, Tensor) else self.pixels.rows(index)
+        return Images(pixels, self.labels[index])
+
+    def _pixel_bytes(self) -> bytes:
+        return self.pixels.numpy().tobytes() if isinstance(self.pixels, Tensor) else self.pixels.digest()
+
+    def pixel_digest(self) -> str:
+        """SHA-256 (hex) of the pixels; of images on disk, of the digest of their files."""
+        return hashlib.sha256(self._pixel_bytes()).hexdigest()
 
 
 def stream(*parts: object) -> torch.Generator:
@@ -117,6 +132,9 @@ class DataSet:
     augmentation: Augmentation = field(default_factory=Augmentation)
     skipped: tuple[str, ...] = ()
     """Files that could not be read and were skipped."""
+    task: Task = field(default_factory=Task)
+    parts: tuple[DataSet, ...] = ()
+    """The data sets that were joined to this one."""
 
     @property
     def native_shape(self) -> tuple[int, int, int]:
@@ -140,11 +158,16 @@ class DataSet:
 
     def training_key(self) -> dict[str, Any]:
         """What decides the pixels of the training split: its digest and the augmentation, as JSON values."""
-        return {"pixels": hashlib.sha256(self.train.pixels.numpy().tobytes()).hexdigest(), "augmentation": asdict(self.augmentation)}
+        return {"pixels": self.train.pixel_digest(), "augmentation": asdict(self.augmentation)}
 
 
-def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 `pixels` (N, C, H, W), in 0..1; a constant channel has 0.001."""
+def channel_statistics(pixels: Tensor | FilePixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 `pixels` (N, C, H, W), in 0..1; a constant channel has 0.001.
+
+    Of images on disk, those of 2,000 of them, evenly spread.
+    """
+    if not isinstance(pixels, Tensor):
+        pixels = pixels[torch.linspace(0, len(pixels) - 1, min(len(pixels), 2000)).long()]
     values = pixels.float().transpose(0, 1).flatten(1) / 255
     deviations = (max(round(v, 6), 1e-3) for v in values.std(1).tolist())
     return tuple(round(v, 6) for v in values.mean(1).tolist()), tuple(deviations)

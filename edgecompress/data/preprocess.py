@@ -20,15 +20,16 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The shorter side is resized to `resize` pixels, the middle square of side `crop` cut out, then (pixels / 255 - mean) / std.
+    """The shorter side is resized to `resize` pixels, the middle square of side `crop` cut out, then (pixels / `scale` - mean) / std.
 
-    `mean` and `std` (C,) are of pixels in 0..1. None leaves that step out.
+    `mean` and `std` (C,) are of values in 0..1. None leaves that step out. `scale` is 1 where the inputs are no pixels.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: int | None = None
     crop: int | None = None
+    scale: float = 255
 
     def shape(self, native: tuple[int, int, int]) -> tuple[int, int, int]:
         """(C, h, w) of what images of shape `native` (C, H, W) become."""
@@ -50,16 +51,17 @@ class Preprocess:
             top, left = (max(0, (side - self.crop) // 2) for side in images.shape[2:])
             images = images[:, :, top : top + self.crop, left : left + self.crop]
         mean, std = (torch.tensor(values, device=images.device).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
-        return images.div(255).sub_(mean).div_(std)
+        return images.div(self.scale).sub_(mean).div_(std)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` takes them back."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.scale != 255 else {key: value for key, value in values.items() if key != "scale"}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Preprocess:
         """What `as_dict` gave."""
-        return Preprocess(tuple(values["mean"]), tuple(values["std"]), values["resize"], values["crop"])
+        return Preprocess(tuple(values["mean"]), tuple(values["std"]), values["resize"], values["crop"], values.get("scale", 255))
 
 
 def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgecompress.data.images import stream
+from edgecompress.data.images import DataSet, Images, stream
+from edgecompress.data.preprocess import Preprocess
+from edgecompress.data.task import Regression
 
 NOISE_STD = 0.2
 FLOOR = NOISE_STD**2
@@ -44,3 +46,10 @@ def load_sine(train: int = 10_000, held: int = 10_000) -> SineData:
         return Samples(x.float(), (torch.sin(10 * math.pi * x) + noise).float())
 
     return SineData(draw("train", train), draw("validation", held), draw("test", held))
+
+
+def sine_data_set() -> DataSet:
+    """The same samples as a data set of "images" (N, 1, 1, 1) float32 with labels (N, 1)."""
+    data = load_sine()
+    train, validation, test = (Images(part.x[:, :, None, None], part.y) for part in (data.train, data.validation, data.test))
+    return DataSet("sine", "sine", ("y",), train, validation, test, Preprocess((0.0,), (1.0,), scale=1), task=Regression())

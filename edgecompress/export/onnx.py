@@ -12,7 +12,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class InputSpec:
     preprocess: Preprocess
     classes: tuple[str, ...]
     data: str
+    task: dict[str, Any] = field(default_factory=dict)
+    """What the outputs mean, where they are no logits of one classification."""
 
     def metadata(self) -> dict[str, str]:
         """As ONNX metadata: strings under keys that begin with `edgecompress.`."""
@@ -47,6 +49,7 @@ class InputSpec:
             **self.preprocess.as_dict(),
             "classes": list(self.classes),
             "data": self.data,
+            **self.task,
         }
         return {f"edgecompress.{key}": json.dumps(value, ensure_ascii=False) for key, value in values.items()}
 

@@ -43,6 +43,7 @@ class SineSetting:
     batch_size: int = 32
     gate_factor: float = 10.0
     lambda_start: float = 0.05
+    lambda_scale: float = 1.0
     lambda_schedule: str = "source"
     noise: float = 1.0
     seed: int = 0
@@ -94,8 +95,10 @@ def stepped(rate: float, after: float, epochs: int) -> Callable[[int], float]:
     return lambda epoch: rate if epoch <= after * epochs else rate / 10
 
 
-def sine_experiment(data: SineData, setting: SineSetting, on_phase: Callable[[str], None] | None = None) -> dict[str, list[float]]:
-    """Test losses of every strategy, `repeats` each. All networks of a phase train at once."""
+def sine_experiment(
+    data: SineData, setting: SineSetting, on_phase: Callable[[str], None] | None = None
+) -> tuple[dict[str, list[float]], nn.Module]:
+    """Test losses of every strategy, `repeats` each, and the student that is best on validation. All networks of a phase train at once."""
     say = on_phase or (lambda _: None)
     third, sixth, count = setting.budget // 3, setting.budget // 6, setting.repeats
     x, y = data.train.x, data.train.y
@@ -128,7 +131,8 @@ def sine_experiment(data: SineData, setting: SineSetting, on_phase: Callable[[st
     lost = {name: losses_of(models, data.test.x, data.test.y) for name, models in
             (("student", students), ("one", alone), ("distilled", distilled))}  # fmt: skip
     found = {"student": lost["student"], "bo3": best, "one": lost["one"], "distilled": lost["distilled"]}
-    return {name: [float(value) for value in values] for name, values in found.items()}
+    held = losses_of(students, data.validation.x, data.validation.y)
+    return {name: [float(value) for value in values] for name, values in found.items()}, students[int(held.argmin())]
 
 
 def fresh(count: int, setting: SineSetting, stream: int) -> list[nn.Module]:
@@ -141,7 +145,7 @@ def merged_many(pairs: Sequence[tuple[nn.Module, nn.Module]], x: Tensor, y: Tens
     """Every pair as one network of its parents' size: stacked, gated, trained together, cut to the most open half."""
     wide = [stack(pair, x[:1]) for pair in pairs]
     gated = [Gated(model, trace(model, x[:1]), noise=setting.noise, seed=n) for n, model in enumerate(wide)]
-    weights = lambdas(setting.lambda_schedule, max(1, epochs), setting.lambda_start)
+    weights = [setting.lambda_scale * w for w in lambdas(setting.lambda_schedule, max(1, epochs), setting.lambda_start)]
     places = [(gated[0].offsets[g.name], g.size) for g in gated[0].graph.groups]
 
     def penalty(parameters: Mapping[str, Tensor], epoch: int) -> Tensor:

@@ -4,7 +4,7 @@ kl            T^2 KL(softmax(t / T) || softmax(s / T))                          
 softmax-mse   mean of (softmax(s / T) - softmax(t / T))^2 over samples and classes          García González 2022, T = 5
 dkd           T^2 (TCKD + 8 NCKD): the teacher's trust in the right class, and how it ranks the others, apart      Zhao et al. 2022
 
-Each is mixed with the labels: alpha * soft + (1 - alpha) * cross-entropy.
+Each is mixed with the labels: alpha * soft + (1 - alpha) * cross-entropy. A regression mixes the mean square errors to teacher and labels.
 """
 
 from __future__ import annotations
@@ -113,8 +113,12 @@ def learning_from(targets: Targets, name: str = "kl", temperature: float | None 
     soft, share = soft_loss(name, temperature), DEFAULTS[name][1] if alpha is None else alpha
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        value = share * soft(logits, targets(batch), batch.labels)
-        return value if share == 1 else value + (1 - share) * F.cross_entropy(logits, batch.labels)
+        target = targets(batch)
+        if batch.task.metric == "accuracy":
+            value = share * soft(logits, target, batch.labels)
+        else:  # a regression: the teacher's outputs are its soft labels
+            value = share * batch.task.loss(logits, _dense(target))
+        return value if share == 1 else value + (1 - share) * batch.task.loss(logits, batch.labels)
 
     return loss
 

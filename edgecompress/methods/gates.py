@@ -167,25 +167,25 @@ class Gated(nn.Module):
         """P(open) of every channel (C,), by group."""
         return {group: open_probability(self.of_group(group.name)).double().cpu() for group in self.graph.groups}
 
-    @torch.no_grad()
-    def statistics(self, keep: Keep) -> list[GroupStatistics]:
-        """What the gates say of each group, and how `keep` agrees with them."""
-        rows = []
-        for group, values in self.scores().items():
-            likely, kept = values > 0.5, keep.get(group, torch.ones(group.size, dtype=torch.bool))
-            safe = values.clamp(1e-9, 1 - 1e-9)
-            entropy = -(safe * safe.log2() + (1 - safe) * (1 - safe).log2())
-            rows.append(
-                GroupStatistics(
-                    group.name, group.size, int(kept.sum()), float(values.mean()), float(likely.double().mean()), float(entropy.mean()),
-                    float((likely == kept).double().mean()),
-                )
-            )  # fmt: skip
-        return rows
-
     def cut(self, keep: Keep) -> nn.Module:
         """The smaller network: gates folded in, then shrunk to `keep`."""
         return shrink(self.folded(), keep)
+
+
+def statistics(openness: Scores, keep: Keep) -> list[GroupStatistics]:
+    """What the probabilities of being open (C,) say of each group, and how `keep` agrees with them."""
+    rows = []
+    for group, values in openness.items():
+        likely, kept = values > 0.5, keep.get(group, torch.ones(group.size, dtype=torch.bool))
+        safe = values.clamp(1e-9, 1 - 1e-9)
+        entropy = -(safe * safe.log2() + (1 - safe) * (1 - safe).log2())
+        rows.append(
+            GroupStatistics(
+                group.name, group.size, int(kept.sum()), float(values.mean()), float(likely.double().mean()), float(entropy.mean()),
+                float((likely == kept).double().mean()),
+            )
+        )  # fmt: skip
+    return rows
 
 
 def most_open(scores: Scores, share: float) -> dict[Any, Tensor]:

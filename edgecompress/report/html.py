@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from edgecompress import files
 from edgecompress.report import plots
+from edgecompress.result import score_name
 from edgecompress.units import format_count, format_duration, format_size
 
 
@@ -33,7 +34,7 @@ def comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         ("MACs a sample", format_count(before["macs"]), format_count(after["macs"]), ratio(before["macs"], after["macs"])),
     ]
     points = 100 * (after["accuracy"] - before["accuracy"])
-    rows.append(("test accuracy", f"{before['accuracy']:.2%}", f"{after['accuracy']:.2%}", f"{points:+.2f} points"))
+    rows.append((f"test {score_name(result)}", f"{before['accuracy']:.2%}", f"{after['accuracy']:.2%}", f"{points:+.2f} points"))
     old, new = before["latency_ms"]["p50"], after["latency_ms"]["p50"]
     faster = f"{old / new:.3g}x faster" if old >= new else f"{new / old:.3g}x slower"
     rows.append((f"p50 latency, {after['threads']} thread(s)", f"{old:.3g} ms", f"{new:.3g} ms", faster))
@@ -74,11 +75,12 @@ def write_report(root: Path, result: Mapping[str, Any], history: Sequence[Mappin
     environment.filters.update(size=format_size, count=format_count, duration=format_duration)
     text = environment.get_template("report.html.j2").render(
         result=result,
+        score=score_name(result),
         rows=comparison(result) if "teacher" in result else [],
         sides=sides(result),
-        history_svg=plots.complexity(history) if history else "",
-        control_svg=plots.control(history),
-        compare_svg=plots.boxes(result["compare"]["results"], result["compare"]["metric"]) if "compare" in result else "",
+        history_svg=plots.complexity(history, score_name(result)) if history else "",
+        control_svg=plots.control(history, score_name(result)),
+        compare_svg=plots.boxes(result["compare"]["results"], result["compare"]["score"]) if "compare" in result else "",
         distillation=distillation(result) if "distill" in result else [],
         curve_svg=plots.sparsity_curve(result["profile"]) if "profile" in result else "",
         bars_svg=plots.sparsity_bars(result["profile"]) if "profile" in result else "",

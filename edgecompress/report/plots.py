@@ -25,7 +25,7 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def complexity(history: Sequence[Mapping[str, Any]]) -> str:
+def complexity(history: Sequence[Mapping[str, Any]], score: str = "accuracy") -> str:
     """Training and validation loss, validation accuracy, and seconds an epoch, over all epochs of a run; chosen epochs are marked."""
     epochs = range(1, len(history) + 1)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.8))
@@ -41,7 +41,7 @@ def complexity(history: Sequence[Mapping[str, Any]]) -> str:
         [a for a, r in zip(accuracy, history, strict=True) if r["chosen"]],
         "o", color=GREEN, markerfacecolor="white", label="chosen epoch of a stage",
     )  # fmt: skip
-    middle.set(title="validation accuracy, %", xlabel="epoch")
+    middle.set(title=f"validation {score}, %", xlabel="epoch")
     middle.legend(frameon=False, loc="lower right")
     right.bar(epochs, [r["seconds"] for r in history], color=GREY)
     right.set(title="seconds an epoch", xlabel="epoch")
@@ -70,7 +70,7 @@ CONTROLS = {
 """For each stage that trains: the stage that it is compared with, and what the two curves are called."""
 
 
-def control(history: Sequence[Mapping[str, Any]]) -> str:
+def control(history: Sequence[Mapping[str, Any]], score: str = "accuracy") -> str:
     """A training against its control: validation accuracy and seconds an epoch; nothing where there was no control."""
     stages = {row["stage"] for row in history}
     pair = next(((stage, *CONTROLS[stage]) for stage in CONTROLS if {stage, CONTROLS[stage][0]} <= stages), None)
@@ -81,7 +81,7 @@ def control(history: Sequence[Mapping[str, Any]]) -> str:
         rows = [r for r in history if r["stage"] == stage]
         left.plot([r["epoch"] for r in rows], [100 * r["validation_accuracy"] for r in rows], color=colour, label=label)
         right.plot([r["epoch"] for r in rows], [r["seconds"] for r in rows], color=colour, label=label)
-    left.set(title="validation accuracy, %", xlabel="epoch")
+    left.set(title=f"validation {score}, %", xlabel="epoch")
     right.set(title="seconds an epoch", xlabel="epoch")
     right.set_ylim(bottom=0)
     for axis in (left, right):

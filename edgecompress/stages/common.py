@@ -23,7 +23,7 @@ from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.pipeline import Context, State
 from edgecompress.train.batches import evaluate
-from edgecompress.train.fit import FitResult, Hooks, Loss, cross_entropy
+from edgecompress.train.fit import FitResult, Hooks, Loss, label_loss
 from edgecompress.train.history import EpochRow
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import FitSettings, default_settings
@@ -62,7 +62,7 @@ def fixed_teacher(context: Context, state: State, chosen: FitSettings, wanted: A
 def learning_loss(context: Context, state: State, wanted: Any, chosen: FitSettings) -> Loss:
     """Hinton's loss when the state has a teacher, else cross-entropy; `chosen` says how images are augmented."""
     if state.teacher is None:
-        return cross_entropy
+        return label_loss
     temperature, alpha = getattr(wanted, "temperature", None), getattr(wanted, "alpha", None)
     return learning_from(fixed_teacher(context, state, chosen, wanted), "kl", temperature, alpha)
 
@@ -102,7 +102,7 @@ def validation_accuracy(context: Context, model: nn.Module) -> float:
 def input_spec(context: Context) -> InputSpec:
     """What the shipped file says of its input."""
     data = context.data
-    return InputSpec(data.image_shape, data.preprocess, data.classes, data.label)
+    return InputSpec(data.image_shape, data.preprocess, data.classes, data.label, data.task.metadata())
 
 
 def arrays(context: Context, split: Images, limit: int | None = None, size: int = 32) -> Iterator[Array]:
@@ -140,10 +140,12 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
 
 
 def file_accuracy(context: Context, path: Path, split: Images) -> float:
-    """Accuracy (0..1) of an ONNX file on a split, by ONNX Runtime."""
-    return runtime_accuracy(context, runtime.load(path, threads=context.threads), split)
+    """Score of an ONNX file on a split, by ONNX Runtime: its accuracy (0..1), or what the data's task has instead."""
+    return runtime_score(context, runtime.load(path, threads=context.threads), split)["accuracy"]
 
 
-def runtime_accuracy(context: Context, loaded: Runtime, split: Images) -> float:
-    """Accuracy (0..1) of a loaded ONNX file on a split."""
-    return runtime.accuracy(loaded.run_all(arrays(context, split)), split.labels.numpy())
+def runtime_score(context: Context, loaded: Runtime, split: Images) -> dict[str, float]:
+    """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R² under that name, and `loss`, the mean square error."""
+    outputs, task = torch.from_numpy(loaded.run_all(arrays(context, split))), context.data.task
+    found = {"accuracy": task.score(outputs, split.labels)}
+    return found if task.metric == "accuracy" else {**found, "loss": float(task.loss(outputs, split.labels))}

@@ -31,7 +31,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.gradual import UNMET, Shrinking, fresh, seconds, shrinking, widths_now
 from edgecompress.stages.teacher import described, unfolded
-from edgecompress.train.fit import FitResult, Learner, cross_entropy, fit, fit_together
+from edgecompress.train.fit import FitResult, Learner, fit, fit_together, label_loss
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import SMALL_PARAMS, FitSettings
 
@@ -105,7 +105,7 @@ def _together(context: Context, settings: DistillStage, state: State, model: nn.
     if settings.prune_teacher is None:
         teacher, folds = folded(context, teacher)
     teacher.to(context.device)
-    losses = {TEACHER: cross_entropy, STUDENT: learning_from(peer(TEACHER), settings.loss, settings.temperature, settings.alpha)}
+    losses = {TEACHER: label_loss, STUDENT: learning_from(peer(TEACHER), settings.loss, settings.temperature, settings.alpha)}
     if settings.mode == "mutual":
         losses = {TEACHER: mutual(STUDENT), STUDENT: mutual(TEACHER)}
     models, amounts = {STUDENT: model, TEACHER: teacher}, {STUDENT: settings.prune_student, TEACHER: settings.prune_teacher}
@@ -140,7 +140,7 @@ def _cutting(
     if amount is None:
         return None
     asked = GradualStage(stage="gradual", amount=amount, step=settings.step, schedule=settings.schedule, patience=settings.patience)
-    return shrinking(context, asked, model, cross_entropy, chosen.epochs, f"distil and prune the {name}")
+    return shrinking(context, asked, model, label_loss, chosen.epochs, f"distil and prune the {name}")
 
 
 def _with_cuts(context: Context, state: State, learned: Learned) -> State:
@@ -160,7 +160,7 @@ def _with_control(
 ) -> State:
     """The state with the same student, trained for the same epochs on the labels alone."""
     hooks = watched(context, "train without the teacher", settings.patience)
-    result = fit(model, context.data, cross_entropy, chosen, seed=context.seed, device=context.device, hooks=hooks)
+    result = fit(model, context.data, label_loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
     plain = unfolded(model.cpu(), folds)
     accuracy = validation_accuracy(context, plain)
     path = context.folder / "control.onnx"

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgecompress import files
+from edgecompress import result as results
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure import latency, machine, runtime
 from edgecompress.measure.cost import cost, layer_table
@@ -14,7 +14,7 @@ from edgecompress.measure.runtime import Runtime
 from edgecompress.pipeline import TOLD, Context, State
 from edgecompress.report.html import write_report
 from edgecompress.settings import MeasureStage
-from edgecompress.stages.common import make_format, runtime_accuracy
+from edgecompress.stages.common import make_format, runtime_score
 from edgecompress.stages.ship import parity
 from edgecompress.units import format_count, format_size
 
@@ -71,11 +71,13 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
         "layers": layer_table(state.numbers["layers"], costs),
         **{key: state.numbers[key] for key in TOLD if key in state.numbers},
     }
+    if context.data.task.metric != "accuracy":
+        result["metric_name"] = context.data.task.metric
     if "control" in state.numbers:
         control = dict(state.numbers["control"])
         loaded_control = runtime.load(_as_shipped(context, root / control.pop("onnx"), chosen["format"]), threads=context.threads)
-        result["control"] = {**control, "accuracy": runtime_accuracy(context, loaded_control, context.data.test)}
-    files.write_json(root / "result.json", result)
+        result["control"] = {**control, **runtime_score(context, loaded_control, context.data.test)}
+    results.write(root / "result.json", result)
     write_report(root, result, list(state.history))
     return state.with_numbers(result=result, missed=missed)
 
@@ -94,7 +96,7 @@ def _side(context: Context, loaded: Runtime, taken: latency.Latency, size: int, 
         "bytes": size,
         "params": params,
         "macs": macs,
-        "accuracy": runtime_accuracy(context, loaded, context.data.test),
+        **runtime_score(context, loaded, context.data.test),
         "latency_ms": taken.summary(),
         "threads": taken.threads,
     }

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from edgecompress.core import trace
+from edgecompress.core import shrink, trace
 from edgecompress.core.stack import stack
+from edgecompress.data.images import stream
+from edgecompress.data.joined import part_of
 from edgecompress.measure.cost import cost
-from edgecompress.methods.gates import Gated, lambdas, most_open
+from edgecompress.methods.gates import Gated, lambdas, most_open, statistics
+from edgecompress.methods.greedy import GreedySettings, identify, mimic, samples_within
 from edgecompress.methods.merge import averaged, matched
 from edgecompress.methods.repair import channel_statistics, repair_
 from edgecompress.pipeline import Context, State, check_parents
@@ -19,7 +24,7 @@ from edgecompress.settings import MergeStage
 from edgecompress.stages.common import count, fit_settings, validation_accuracy, watched, with_history, with_row
 from edgecompress.stages.gradual import fresh, seconds
 from edgecompress.stages.prune import repair_images
-from edgecompress.stages.teacher import described
+from edgecompress.stages.teacher import described, start, unfolded
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import Loss, fit, smoothed
 from edgecompress.train.history import EpochRow
@@ -27,37 +32,66 @@ from edgecompress.train.history import EpochRow
 
 def merge(context: Context, settings: MergeStage, state: State) -> State:
     """Merge the parents, fine-tune the result, and say how it stands beside the best of them."""
-    parents = check_parents([Path(path) for path in settings.checkpoints], context.recipe, context.data)
-    accuracies = []
+    if settings.train_parents is None:
+        parents = check_parents([Path(path) for path in settings.checkpoints], context.recipe, context.data, settings.heads)
+    else:
+        state, parents = _trained(context, settings, state, settings.train_parents)
+    separate, accuracies = settings.heads == "separate", []
     for number, parent in enumerate(parents, start=1):
-        accuracies.append(validation_accuracy(context, parent))
+        own = replace(context, data=part_of(context.data, number - 1)) if separate else context
+        accuracies.append(validation_accuracy(own, parent))
         state = with_row(state, f"parent {number}", accuracies[-1], count(parent))
-    best = max(range(len(parents)), key=lambda n: accuracies[n])
-    first = cost(parents[best].cpu(), context.example)
-    state = state.with_numbers(teacher=described(context, parents[best], accuracies[best]), layers=[asdict(row) for row in first.layers])
-    state = replace(state, teacher=parents[best])
-    state, model, told = _merged(context, settings, state, [p.cpu() for p in parents])
+    parents = [parent.cpu() for parent in parents]
+    if separate:  # what it is compared with: all of them, side by side
+        best, name = stack(parents, context.example, heads="separate"), "its parents side by side"
+        best_accuracy = validation_accuracy(context, best)
+    else:
+        number = max(range(len(parents)), key=lambda n: accuracies[n])
+        best, name, best_accuracy = parents[number], "its best parent", accuracies[number]
+    first = cost(best.cpu(), context.example)
+    state = state.with_numbers(teacher=described(context, best, best_accuracy), layers=[asdict(row) for row in first.layers])
+    state = replace(state, teacher=best)
+    state, model, told = _merged(context, settings, state, parents)
     state, model = finetuned(context, settings, state, model)
     accuracy = validation_accuracy(context, model)
-    told |= {"method": settings.method, "parents": accuracies, "best_parent": accuracies[best], "validation_accuracy": accuracy}
+    told |= {
+        "method": settings.method, "heads": settings.heads, "parents": accuracies, "best_parent": best_accuracy,
+        "validation_accuracy": accuracy,
+    }  # fmt: skip
     numbers: dict[str, Any] = {"merge": told}
-    if settings.require_better and accuracy < accuracies[best]:
-        numbers["not_better"] = f"the merged network has {accuracy:.2%} on validation, its best parent {accuracies[best]:.2%}"
+    if settings.require_better and accuracy < best_accuracy:
+        numbers["not_better"] = f"the merged network has {accuracy:.2%} on validation, {name} {best_accuracy:.2%}"
     return replace(state, model=fresh(model)).with_numbers(**numbers)
+
+
+def _trained(context: Context, settings: MergeStage, state: State, number: int) -> tuple[State, list[nn.Module]]:
+    """`number` networks of the recipe's kind, trained on the labels from seeds of their own."""
+    parents = []
+    for n in range(number):
+        own = replace(context, seed=context.seed + 10 * (n + 1))
+        model, folds = start(own, state.source, None)
+        chosen = fit_settings(context, model, settings)
+        chosen = replace(chosen, epochs=settings.parent_epochs or chosen.epochs)
+        hooks, loss = watched(context, f"parent {n + 1}"), smoothed(settings.label_smoothing)
+        result = fit(model.to(context.device), context.data, loss, chosen, seed=own.seed, device=context.device, hooks=hooks)
+        state = with_history(state, f"parent {n + 1}", result)
+        parents.append(unfolded(result.model.cpu(), folds))
+    return state, parents
 
 
 def _merged(context: Context, settings: MergeStage, state: State, parents: list[nn.Module]) -> tuple[State, nn.Module, dict[str, Any]]:
     """The merged network before fine-tuning, and what to tell of it."""
-    if settings.method != "gates":
+    if settings.method in ("average", "align"):
         return _baseline(context, settings, state, parents)
+    merging = by_gates if settings.method == "gates" else greedily
     told: dict[str, Any] = {"gates": [], "steps": []}
     while len(parents) > 1:
         group = 2 if settings.hierarchical else len(parents)
         following = []
-        for start in range(0, len(parents), group):
+        for first in range(0, len(parents), group):
             last = group >= len(parents)
             level = settings if last else settings.model_copy(update={"width": 1.0})
-            state, small, rows = by_gates(context, level, state, parents[start : start + group])
+            state, small, rows = merging(context, level, state, parents[first : first + group])
             following.append(small)
             told["gates"], told["steps"] = rows.pop("gates"), [*told["steps"], rows]
         parents = following
@@ -78,7 +112,7 @@ def _baseline(context: Context, settings: MergeStage, state: State, parents: lis
 
 def by_gates(context: Context, settings: MergeStage, state: State, parents: list[nn.Module]) -> tuple[State, nn.Module, dict[str, Any]]:
     """One merging: the wide network, its gates, the cut."""
-    wide = stack(parents, context.example)
+    wide = stack(parents, context.example, heads=settings.heads)
     stacked = validation_accuracy(context, wide)
     state = with_row(state, f"average of {len(parents)}", stacked, count(wide))
     share = settings.width / len(parents)
@@ -107,7 +141,33 @@ def by_gates(context: Context, settings: MergeStage, state: State, parents: list
         context.reporter.note(f"the cut cost {before - after:.1%} on validation: give more epochs, or a larger lambda_scale")
     told = {
         "stacked": stacked, "gated": before, "cut": after, "l0_distance": penalty.last, "lambda": penalty.weights[-1],
-        "gates": [asdict(row) for row in gated.statistics(keep)],
+        "gates": [asdict(row) for row in statistics(gated.scores(), keep)],
+    }  # fmt: skip
+    return state, small.cpu(), told
+
+
+def greedily(context: Context, settings: MergeStage, state: State, parents: list[nn.Module]) -> tuple[State, nn.Module, dict[str, Any]]:
+    """One greedy merging: the channels that matter, from the output back, and a student that mimics them, from the input on."""
+    wide = stack(parents, context.example, heads=settings.heads).to(context.device)
+    stacked = validation_accuracy(context, wide)
+    state = with_row(state, f"average of {len(parents)}", stacked, count(wide))
+    chosen, began, share = fit_settings(context, wide, settings), time.perf_counter(), settings.width / len(parents)
+    limit = samples_within(wide, context.example.to(context.device))
+    pixels = context.data.train.pixels[torch.randperm(len(context.data.train), generator=stream("greedy", context.seed))[:limit]]
+    inputs = context.data.normalised(pixels.to(context.device))
+    weights = [settings.lambda_scale * w for w in lambdas(settings.lambda_schedule, chosen.epochs, settings.lambda_start)]
+    how = GreedySettings(share, weights, chosen.batch_size, chosen.learning_rate, settings.gate_rate, context.seed)
+    graph = trace(wide, context.example)
+    keep, openness = identify(wide, graph, inputs, how, context.reporter.step)
+    cut = validation_accuracy(context, shrink(wide, keep).to(context.device))
+    state = with_row(state, "cut", cut, count(shrink(wide, keep)), wall_s=time.perf_counter() - began)
+    began = time.perf_counter()
+    small, rows = mimic(wide, keep, inputs, how, context.reporter.step)
+    after = validation_accuracy(context, small)
+    state = with_row(state, "mimic", after, count(small), wall_s=time.perf_counter() - began, note=f"{len(inputs)} training images")
+    told = {
+        "stacked": stacked, "cut": cut, "mimicked": after, "images": len(inputs), "mimic": [asdict(row) for row in rows],
+        "gates": [asdict(row) for row in statistics(openness, keep)], "lambda": weights[-1],
     }  # fmt: skip
     return state, small.cpu(), told
 

@@ -35,6 +35,7 @@ from edgecompress.stages.goal import (
     plan_for_amount,
     widths_after,
 )
+from edgecompress.train import distributed
 from edgecompress.train.batches import batches
 from edgecompress.train.fit import Loss, fit
 
@@ -47,7 +48,13 @@ FULL = 0.97
 
 
 def score(context: Context, model: nn.Module, graph: ChannelGraph, settings: Any, loss: Loss) -> scoring.Scores:
-    """Scores of all groups by the recipe's criterion."""
+    """Scores of all groups by the recipe's criterion; those of the first process, where several train together."""
+    found = _score(context, model, graph, settings, loss)
+    distributed.agreed(found, context.device)
+    return found
+
+
+def _score(context: Context, model: nn.Module, graph: ChannelGraph, settings: Any, loss: Loss) -> scoring.Scores:
     criterion = settings.criterion
     if criterion in ("l1", "l2"):
         return scoring.magnitude(model, graph, 1 if criterion == "l1" else 2)

@@ -33,7 +33,7 @@ from edgecompress.stages.common import (
 EXPORT_TOLERANCE = 1e-4
 
 
-def parity(context: Context, model: torch.nn.Module, path: Path, limit: int = 4000) -> dict[str, float]:
+def parity(context: Context, model: torch.nn.Module, path: Path, limit: int = 4000) -> dict[str, Any]:
     """Largest |difference of logits| and share of equal top-1 classes between `model` and the file, over the data's images.
 
     All images of all splits are compared (at most `limit`, evenly spread), in batches of 32, and the first 8 also as 1 + 7. No label
@@ -54,7 +54,8 @@ def parity(context: Context, model: torch.nn.Module, path: Path, limit: int = 40
             worst = max(worst, float(np.abs(found - expected).max()))
             equal += int((found.argmax(1) == expected.argmax(1)).sum())
             seen += len(batch)
-    return {"max_abs_logit_diff": worst, "top1_agreement": equal / seen, "samples": seen}
+    agreed = equal / seen if data.task.metric == "accuracy" else None  # a regression has no classes to agree on
+    return {"max_abs_logit_diff": worst, "top1_agreement": agreed, "samples": seen}
 
 
 def export(context: Context, _: ExportStage, state: State) -> State:

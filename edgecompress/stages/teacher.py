@@ -72,14 +72,15 @@ def unfolded(model: nn.Module, folds: list[FoldedPool]) -> nn.Module:
 def start(context: Context, source: ModelSource, weights: str | None) -> tuple[nn.Module, list[FoldedPool]]:
     """The network to train, and the pools that were folded for training.
 
-    A plain network (no normalisation) is initialised layer by layer to unit variance. Where a pool only copies values (VGG16 on 32×32),
-    it is trained in the folded coordinates, which compute the same function with 100 M weights less to move, and unfolded afterwards.
+    A plain network (no normalisation) that classifies is initialised layer by layer to unit variance. Where a pool only copies values
+    (VGG16 on 32×32), it is trained in the folded coordinates, which compute the same function with 100 M weights less to move, and
+    unfolded afterwards.
     """
     if weights is not None:
         return load_weights(source, weights), []
     with torch.device("meta"):
         blank = build(source)
-    plain = not has_norm(blank) and all(p.is_meta for p in blank.parameters())
+    plain = not has_norm(blank) and all(p.is_meta for p in blank.parameters()) and context.data.task.metric == "accuracy"
     if not plain:
         seed_everything(context.seed)
         return build(source), []

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecompress.core.shrink import Keep, shrink
 from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError
+from edgecompress.train import distributed
 from edgecompress.train.batches import Batch, batches, evaluate
 from edgecompress.train.history import EpochRow
 from edgecompress.train.reshape import carry_optimizer, carry_picked
@@ -93,14 +93,14 @@ class Learner:
     hooks: Hooks = field(default_factory=Hooks)
 
 
-def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy against the labels."""
-    return F.cross_entropy(logits, batch.labels)
+def label_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """The task's loss against the labels: for a classification the mean cross-entropy."""
+    return batch.task.loss(logits, batch.labels)
 
 
 def smoothed(smoothing: float) -> Loss:
-    """Mean cross-entropy against labels that keep 1 - `smoothing` and share the rest (Szegedy et al. 2016)."""
-    return lambda logits, batch: F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+    """The task's loss; of a classification against labels that keep 1 - `smoothing` and share the rest (Szegedy et al. 2016)."""
+    return lambda logits, batch: batch.task.loss(logits, batch.labels, smoothing)
 
 
 def make_optimizer(model: nn.Module, settings: FitSettings, more: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
@@ -150,7 +150,7 @@ def fit_together(learners: Mapping[str, Learner], data: DataSet, *, seed: int, d
     Epochs, batch size, augmentation and views are those of the first learner. Training ends before its last epoch when every learner has
     run out of patience.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + 7919 * distributed.rank())  # dropout differs between processes that share a batch
     shared = next(iter(learners.values())).settings
     total = math.ceil(len(data.train) / shared.batch_size) * shared.epochs
     with contextlib.ExitStack() as stack:
@@ -215,6 +215,7 @@ class _Run:
         self._thawed = [p for p in _parameters_of(self.model, self.settings.frozen) if p.requires_grad]
         for parameter in self._thawed:
             parameter.requires_grad_(False)
+        distributed.agree_(self.model)
         self.optimizer = make_optimizer(self.model, self.settings, self._beside())
         return self
 
@@ -261,6 +262,8 @@ class _Run:
             raise EdgecompressError(f"loss{whose} is {number} at {where}: lower --learning-rate ({self.settings.learning_rate:g})")
         self.optimizer.zero_grad()
         value.backward()
+        if distributed.size() > 1:
+            distributed.sum_gradients_([*self.model.parameters(), *self._beside()], len(batch.labels) / batch.whole)
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_([*self.model.parameters(), *self._beside()], self.settings.clip)
         self.optimizer.step()
@@ -278,10 +281,12 @@ class _Run:
 
     def end_epoch(self, data: DataSet, epoch: int, seconds: float) -> None:
         """Cut where the caller asks for it, validate, and note the epoch."""
+        distributed.agree_(self.model)
+        train_loss = distributed.summed(self.loss_sum, self.device) / distributed.summed(self.seen, self.device)
         params = sum(p.numel() for p in self.model.parameters())
         at_cut = self._cut(epoch)
         validation_loss, accuracy = evaluate(self.model, data, data.validation, self.device)
-        row = EpochRow(epoch, self.loss_sum / self.seen, validation_loss, accuracy, self.rate, seconds, params, at_cut)
+        row = EpochRow(epoch, train_loss, validation_loss, accuracy, self.rate, seconds, params, at_cut)
         self.rows.append(row)
         if self.hooks.on_epoch is not None:
             self.hooks.on_epoch(row)

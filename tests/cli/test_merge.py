@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from edgecompress import checkpoint
+from edgecompress.measure import runtime
 from tests.cli.test_cli import one_line, run
 from tests.cli.test_prune import result_of
 
@@ -89,7 +92,7 @@ def test_parents_that_differ_are_listed_before_anything_is_written(parents: list
     assert "holds a student1, not a lenet5" in one_line(run("merge", parents[0], tmp_path / "s", "-o", "m", cwd=tmp_path), 2)
     assert "width 3 is more than the 2 networks" in one_line(run("merge", *parents, "--width", 3, "-o", "m", cwd=tmp_path), 2)
     assert "0 epochs" in one_line(run("merge", *parents, "--epochs", 0, "-o", "m", cwd=tmp_path), 2)
-    assert "method average has no gates" in one_line(
+    assert "method average has no such gates: width apply" in one_line(
         run("merge", *parents, "--method", "average", "--width", 0.5, "-o", "m", cwd=tmp_path), 2
     )
     assert "multiple of 6" in one_line(run("compare", "lenet5", "--budget", 11, "-o", "m", cwd=tmp_path), 2)
@@ -129,3 +132,81 @@ from edgecompress.models.resnet import CifarResNet
 def make(num_classes):
     return CifarResNet((1, 1, 1), (4, 8, 8), num_classes)
 """
+
+
+@pytest.mark.parametrize("schedule", ["source", "constant"])
+def test_greedy(parents: list[Path], tmp_path: Path, schedule: str) -> None:
+    more = ("--lambda-schedule", schedule, "--epochs", 3, "--finetune-epochs", 1)
+    done = run("merge", *parents, "--method", "greedy", *more, "-o", "m", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["student"]["params"] == 62_006
+    rows = {row["name"]: row["accuracy"] for row in result["stages"]}
+    assert rows["mimic"] > rows["cut"], "mimicking mends what the choice of channels broke"
+    assert "after mimicking" in (tmp_path / "m" / "report.html").read_text()
+    assert "no such gates" in one_line(run("merge", *parents, "--method", "greedy", "--draw", "sample", "-o", "x", cwd=tmp_path), 2)
+
+
+def test_networks_of_different_classes_keep_their_heads(parents: list[Path], tmp_path: Path) -> None:
+    """A network of ten digits and one of two classes of images: the result knows both."""
+    images = np.random.default_rng(0)
+    for label, level in (("dark", 0), ("light", 160)):
+        (tmp_path / "two" / label).mkdir(parents=True)
+        for number in range(60):
+            pixels = (images.integers(0, 96, (32, 32, 3)) + level).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "two" / label / f"{number}.png")
+    two = f"folder:{tmp_path / 'two'}"
+    for name, data in (("a", "digits"), ("b", two)):
+        done = run("train", "lenet5", "--data", data, "--normalize", "imagenet", "--epochs", 3, "-o", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    more = ("--heads", "separate", "--data", f"digits+{two}", "--normalize", "imagenet")
+    short = ("--epochs", 4, "--finetune-epochs", 2, "--lambda-scale", 5)
+    done = run("merge", "a", "b", *more, *short, "-o", "m", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["merge"]["parents"]) == 2
+    assert result["student"]["accuracy"] > 0.85
+    assert result["student"]["params"] < 0.6 * result["teacher"]["params"]
+    loaded = runtime.load(tmp_path / "m" / "model.onnx")
+    assert loaded.metadata["heads"] == [10, 2]
+    assert loaded.metadata["classes"][-2:] == [f"{two}: dark", f"{two}: light"]
+    told = run("predict", "m/model.onnx", tmp_path / "two" / "dark" / "0.png", cwd=tmp_path).stdout
+    assert "two: dark" in told, "each head says what it sees"
+    wrong = run("merge", "a", "b", "--heads", "separate", "--normalize", "imagenet", "-o", "x", cwd=tmp_path)
+    assert "--data A+B" in one_line(wrong, 2)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_regression_is_trained_merged_and_compared(tmp_path: Path) -> None:
+    """The sine problem from the command line: `metric` and `loss` stand where an accuracy would."""
+    for seed in (1, 2):
+        done = run("train", "mlp", "--data", "sine", "--epochs", 2, "--seed", seed, "-o", f"p{seed}", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        trained = json.loads(done.stdout)
+        assert trained["metric_name"] == "r2"
+        assert "accuracy" not in trained["stages"][0]
+        assert trained["stages"][0]["metric"] < 1
+    done = run("merge", "p1", "p2", "--data", "sine", "--epochs", 2, "--finetune-epochs", 1, "-o", "m", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "R²" in done.stdout
+    result = json.loads((tmp_path / "m" / "result.json").read_text())
+    student = result["student"]
+    assert student["params"] == 301
+    assert "accuracy" not in student
+    variance = 0.5 + 0.04
+    assert student["loss"] == pytest.approx((1 - student["metric"]) * variance, rel=0.05)
+    assert result["parity"]["top1_agreement"] is None
+    page = (tmp_path / "m" / "report.html").read_text()
+    again = run("report", "m", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "m" / "report.html").read_text() == page
+    told = run("predict", "m/model.onnx", "--data", "sine", "--json", cwd=tmp_path)
+    assert json.loads(told.stdout)["metric"] == pytest.approx(student["metric"])
+
+
+def test_the_sine_experiment_from_the_command_line(tmp_path: Path) -> None:
+    done = run("compare", "mlp", "--data", "sine", "--budget", 6, "--repeats", 3, "-o", "c", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["compare"]
+    assert told["score"] == "test loss"
+    assert all(len(values) == 3 for values in told["results"].values())

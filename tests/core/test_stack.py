@@ -124,3 +124,15 @@ def test_law_4_at_full_width(name: str) -> None:
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(wide(x), (parts[0](x) + parts[1](x)) / 2, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5", "resnet20", "mobilenet_v2"])
+def test_separate_heads_may_have_different_numbers_of_classes(name: str) -> None:
+    sizes = (3, 7, 5)
+    torch.manual_seed(0)
+    parts = [build(ModelSource(name, size, (3, 32, 32))).double().eval() for size in sizes]
+    example = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
+    wide = stack(parts, example, heads="separate")
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(wide(x), torch.cat([part(x) for part in parts], 1), atol=1e-9, rtol=1e-9)

@@ -17,7 +17,7 @@ from edgecompress.errors import EnvironmentMissingError, UsageError
 def make_archive(folder: Path, name: str, each: int = 20) -> tuple[Path, np.ndarray]:
     """A small archive with the layout of the real one: `each` images a class and file. Returns it with the test file's records."""
     archive = cifar.ARCHIVES[name]
-    root = folder / archive.folder
+    root = folder / archive.archive.folder
     root.mkdir(parents=True)
     generator = np.random.default_rng(0)
     records = np.zeros((0, 0), dtype=np.uint8)
@@ -27,17 +27,22 @@ def make_archive(folder: Path, name: str, each: int = 20) -> tuple[Path, np.ndar
         records = np.concatenate([*[labels[:, None]] * archive.labels, pixels], axis=1)
         (root / part).write_bytes(records.tobytes())
     (root / archive.names).write_text("\n".join(f"class {number}" for number in range(10)) + "\n\n")
-    packed = folder / archive.url.rpartition("/")[2]
+    packed = folder / archive.archive.url.rpartition("/")[2]
     with tarfile.open(packed, "w:gz") as opened:
-        opened.add(root, archive.folder)
+        opened.add(root, archive.archive.folder)
     return packed, records
+
+
+def placed(kind: cifar.Cifar, url: str, *md5: str) -> cifar.Cifar:
+    """The same data at another address."""
+    return replace(kind, archive=replace(kind.archive, url=url, md5=md5 or kind.archive.md5))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_the_archive_is_downloaded_once_and_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed, records = make_archive(tmp_path / "source", name)
     md5 = hashlib.md5(packed.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar.ARCHIVES, name, replace(cifar.ARCHIVES[name], url=packed.as_uri(), md5=md5))
+    monkeypatch.setitem(cifar.ARCHIVES, name, placed(cifar.ARCHIVES[name], packed.as_uri(), md5))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = load_data(name)
     parts = len(cifar.ARCHIVES[name].train)
@@ -51,7 +56,7 @@ def test_the_archive_is_downloaded_once_and_read(name: str, tmp_path: Path, monk
 
 
 def test_without_a_network_the_file_and_its_place_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nowhere = replace(cifar.ARCHIVES["cifar10"], url="http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    nowhere = placed(cifar.ARCHIVES["cifar10"], "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     monkeypatch.setitem(cifar.ARCHIVES, "cifar10", nowhere)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(EnvironmentMissingError, match=r"place the file cifar-10-binary\.tar\.gz .* at .*edgecompress/data"):

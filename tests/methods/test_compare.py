@@ -45,13 +45,14 @@ def test_no_difference_is_seldom_called_one() -> None:
 
 def test_the_sine_experiment_at_a_small_scale() -> None:
     phases: list[str] = []
-    results = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12), phases.append)
+    results, best = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12), phases.append)
     assert set(results) == {"student", "bo3", "one", "distilled"}
     assert all(len(values) == 3 and all(0.03 < value < 2 for value in values) for values in results.values())
     assert phases[0] == "9 networks, 4 epochs"
+    assert sum(p.numel() for p in best.parameters()) == 3 * 12 + 1, "the best student has the size of its parents"
     told = compared(results)
     assert told["student_against"]["one"]["test"] == "mann-whitney"
-    again = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12))
+    again, _ = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12))
     assert again == results, "the same seed, the same results"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgecompress.core import masked, trace
 from edgecompress.core.stack import stack
-from edgecompress.methods.gates import BETA, Gated, hard_concrete, lambdas, most_open, open_probability, settled
+from edgecompress.methods.gates import BETA, Gated, hard_concrete, lambdas, most_open, open_probability, settled, statistics
 from tests.networks import EXAMPLE, NARROW, narrow, random_keep
 
 
@@ -119,7 +119,7 @@ def test_the_most_open_channels_of_a_stack_make_a_network_of_the_first_size() ->
     keep = most_open(gated.scores(), 0.5)
     small = gated.cut(keep)
     assert {k: v.shape for k, v in small.state_dict().items()} == {k: v.shape for k, v in parts[0].state_dict().items()}
-    rows = gated.statistics(keep)
+    rows = statistics(gated.scores(), keep)
     assert [row.kept for row in rows] == [row.size // 2 for row in rows]
     assert all(0 <= row.agreement <= 1 and 0 <= row.entropy <= 1 for row in rows)
     assert all(row.likely_open == 1.0 for row in rows), "log_alpha begins near 1: open"

@@ -1,0 +1,65 @@
+"""Archives of data sets: downloaded once into the cache, checked, unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecompress.errors import EnvironmentMissingError, UsageError
+from edgecompress.files import cache_dir
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where a data set comes from: a tar file that unpacks into `folder`, with the MD5 (hex) of each version that was published."""
+
+    url: str
+    md5: tuple[str, ...]
+    folder: str
+
+
+def unpacked(name: str, archive: Archive) -> Path:
+    """The folder of the archive's files: as it was unpacked before, or from the archive, which is downloaded if it is not there.
+
+    Raises `EnvironmentMissingError` with the file to place and where, when it cannot be downloaded, `UsageError` for a damaged one.
+    """
+    home = cache_dir() / "data"
+    root = home / archive.folder
+    if root.is_dir():
+        return root
+    packed = home / archive.url.rpartition("/")[2]
+    home.mkdir(parents=True, exist_ok=True)
+    if not packed.is_file():
+        _download(name, archive, packed)
+    hashed = hashlib.md5(usedforsecurity=False)
+    with packed.open("rb") as file:
+        while block := file.read(2**20):
+            hashed.update(block)
+    digest = hashed.hexdigest()
+    if digest not in archive.md5:
+        wanted = " or ".join(archive.md5)
+        raise UsageError(f"'{packed}' has MD5 {digest}, not {wanted}: remove it and place the file from {archive.url}")
+    with tempfile.TemporaryDirectory(dir=home) as work:
+        with tarfile.open(packed) as opened:
+            opened.extractall(work, filter="data")
+        shutil.move(str(Path(work) / archive.folder), root)
+    return root
+
+
+def _download(name: str, archive: Archive, packed: Path) -> None:
+    part = packed.with_suffix(".part")
+    try:
+        with urllib.request.urlopen(archive.url, timeout=30) as answer, part.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+    except (urllib.error.URLError, OSError) as error:
+        part.unlink(missing_ok=True)
+        raise EnvironmentMissingError(
+            f"data '{name}' cannot be downloaded here: place the file {packed.name} (from {archive.url}) at {packed}"
+        ) from error
+    part.replace(packed)
