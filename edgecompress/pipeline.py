@@ -372,8 +372,12 @@ def execute(
 
 ALONE = ("export", "quantize", "measure")
 """Stages that measure what was trained: of several processes only the first one goes on with them."""
-TOLD = ("profile", "gradual", "distill", "merge", "compare")
+TOLD = ("profile", "gradual", "distill", "merge", "compare", "int8", "qat")
 """What stages have to tell of themselves, in `result.json` under their own names."""
+
+
+UNMET = ("floors_reached", "not_better", "left_float")
+"""Numbers that a stage leaves where something asked for was not reached, in words."""
 
 
 def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> State:
@@ -402,7 +406,7 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
         "data_label": data.label,
         "data_digest": data.digest(),
         "recipe_digest": recipe.digest(),
-        "missed": [text for text in (state.numbers.get("floors_reached"), state.numbers.get("not_better")) if text],
+        "missed": [text for text in (state.numbers.get(key) for key in UNMET) if text],
         "layers": layer_table(state.numbers.get("layers", []), cost(state.need_model(), torch.zeros(1, *data.image_shape))),
         **{key: state.numbers[key] for key in (*TOLD, "constant_channels", "control") if key in state.numbers},
     }

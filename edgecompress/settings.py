@@ -358,10 +358,37 @@ class CompareStage(Training):
         return self
 
 
+class QatStage(Training):
+    """Fine-tune the network on the int8 grid (`methods.qat`), at a tenth of the usual rate; stage `quantize` takes its scales."""
+
+    stage: Literal["qat"]
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+
+
 class ExportStage(Strict):
-    """Write `model-fp32.onnx` and check it against the network."""
+    """Write `model-fp32.onnx` and check it against the network.
+
+    `min_ort` is the oldest ONNX Runtime that must load what ships. With `embed_preprocess` what ships reads decoded images, uint8 (batch,
+    height, width, C) of any size, and resizes and normalises them itself.
+    """
 
     stage: Literal["export"]
+    embed_preprocess: bool = False
+    min_ort: str | None = None
+
+    @model_validator(mode="after")
+    def _known_runtime(self) -> ExportStage:
+        if self.min_ort is not None:
+            from edgecompress.export.portable import limits, parse_runtime
+
+            try:
+                opset, _ = limits(parse_runtime(self.min_ort))
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+            if self.embed_preprocess and opset < 18:
+                raise ValueError(f"embed_preprocess needs opset 18, ONNX Runtime {self.min_ort} loads {opset}: give min_ort 1.14 or later")
+        return self
 
 
 class QuantizeStage(Strict):
@@ -373,6 +400,12 @@ class QuantizeStage(Strict):
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
     max_int8_loss: Share = 0.01
     """Points of validation accuracy that int8 may lose against fp32 before fp16 is planned instead."""
+    max_drop: Share | None = None
+    """Leave the most sensitive layers in float until int8 loses at most so many points of validation accuracy."""
+    sensitivity: bool = False
+    """Measure what each layer costs when it alone is quantized (`max_drop` does too)."""
+    strict: bool = False
+    """An int8 file with a convolution or linear layer left in float counts as a missed target."""
 
 
 class SearchStage(Training):
@@ -407,6 +440,7 @@ AnyStage = Annotated[
     | DistillStage
     | MergeStage
     | CompareStage
+    | QatStage
     | ExportStage
     | QuantizeStage
     | SearchStage

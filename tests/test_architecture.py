@@ -12,8 +12,8 @@ import pytest
 import edgecompress
 
 PACKAGE = Path(edgecompress.__file__).parent
-ORDER = ["errors", "units", "files", "core", "models", "data", "train", "methods", "measure", "export", "checkpoint", "report",
-         "settings", "recipe", "rundir", "pipeline", "stages", "compress", "cli", "pytest_plugin"]  # fmt: skip
+ORDER = ["errors", "units", "files", "core", "models", "data", "train", "methods", "measure", "export", "checkpoint", "result", "report",
+         "settings", "recipe", "rundir", "pipeline", "stages", "compress", "cli", "pytest_plugin", "__main__"]  # fmt: skip
 """A room may import those to its left, and itself."""
 EXCEPTIONS = {("export", "measure")}
 

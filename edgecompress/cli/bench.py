@@ -22,7 +22,7 @@ def bench(
     data: Annotated[str | None, typer.Option("--data", help="data whose test split --max-drop is measured on")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="an inconclusive result fails too")] = False,
     cross_machine: Annotated[bool, typer.Option("--cross-machine", help="allow a baseline of other hardware, normalised")] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
+    batch_size: Annotated[str, typer.Option("--batch-size", help="images a run; alone also several: 1,8,32")] = "1",
     processes: Annotated[int, typer.Option("--processes", help="fresh processes to begin with", min=2)] = 5,
     blocks: Annotated[int, typer.Option("--blocks", help="blocks a process", min=5)] = 30,
     provider: Annotated[str, typer.Option("--provider", help="of ONNX Runtime")] = "CPUExecutionProvider",
@@ -49,8 +49,11 @@ def bench(
     if max_drop is not None and (against is None or data is None):
         raise UsageError("--max-drop compares the accuracy of two files on data: give --against OLD.onnx and --data NAME")
     limit = None if max_bytes is None else units.parse_size(max_bytes)
+    sizes = _sizes(batch_size)
+    if len(sizes) > 1 and (against is not None or baseline is not None):
+        raise UsageError(f"--batch-size {batch_size} with a comparison: give one size, or measure the file alone")
     protocol = regression.Protocol(
-        threads=threads, batch_size=batch_size, provider=provider, processes=processes, blocks=blocks,
+        threads=threads, batch_size=sizes[0], provider=provider, processes=processes, blocks=blocks,
         looks=(2 * processes, 4 * processes),
     )  # fmt: skip
     for path in (model, *([against] if against is not None else [])):
@@ -62,6 +65,7 @@ def bench(
         result = regression.compare_stored(model, kept, tolerance, protocol, cross_machine=cross_machine)
     else:
         result = regression.stored(model, protocol)
+        result["profile"] = regression.profile(model, protocol, sizes)
     result["gates"] = _gates(model, against, limit, max_drop, data, image_size, threads)
     appended = [Path(found)] if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else []
     targets = {"junit": junit, "summary": summary, "github_action_benchmark": github_action_benchmark, "bencher": bencher}
@@ -72,6 +76,14 @@ def bench(
         _show(result, strict)
     if any(status == "fail" for _, status, _ in ci.checks(result, strict)):
         raise typer.Exit(3)
+
+
+def _sizes(text: str) -> list[int]:
+    """`1,8,32` as numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--batch-size '{text}' is no list of numbers above 0: write it like 1 or 1,8,32")
+    return [int(part) for part in parts]
 
 
 def _check(path: Path, provider: str) -> None:
@@ -120,5 +132,26 @@ def _show(result: dict[str, Any], strict: bool) -> None:
             rows.append((Path(row["file"]).name, str(row["bytes"]), *(f"{row[key]:.4f} ms" for key in ("p50_ms", "p90_ms", "p99_ms"))))
     title = f"batch {result['batch']}, {result['threads']} thread(s), {result['provider']}"
     stdout().print(table(title, ["file", "bytes", "p50", "p90", "p99"], rows))
+    if "profile" in result:
+        _show_profile(result["profile"])
     for name, status, text in ci.checks(result, strict):
         print_line(f"{name}: {text}" if name == "latency" else f"{name}: {'pass' if status == 'pass' else 'fail'}: {text}")
+
+
+def _show_profile(found: dict[str, Any]) -> None:
+    """Cold start, memory, batches, and the share of the machine's ceiling."""
+    from edgecompress.units import format_count, format_size
+
+    if len(found["batches"]) > 1:
+        rows = [
+            (str(row["batch"]), *(f"{row[key]:.4f} ms" for key in ("p50_ms", "p90_ms", "p99_ms")), f"{row['samples_per_s']:.0f}")
+            for row in found["batches"]
+        ]
+        stdout().print(table("by batch", ["batch", "p50", "p90", "p99", "samples a second"], rows))
+    print_line(f"cold start: {found['cold_start_ms']:.1f} ms ({found['load_ms']:.1f} to load, {found['first_run_ms']:.1f} the first run)")
+    print_line(f"peak memory: {format_size(found['peak_rss_bytes'])} ({format_size(found['rss_before_load_bytes'])} before the model)")
+    if found["share_of_ceiling"] is not None:
+        peak = found["ceiling_gmacs_per_s"][found["ceiling_kind"]]
+        told = f"{format_count(found['macs'])} MACs, {found['gmacs_per_s']:.3g} GMAC/s"
+        kind = found["ceiling_kind"]
+        print_line(f"of the ceiling: {found['share_of_ceiling']:.0%} ({told}; {kind} matrix products here reach {peak:.3g})")

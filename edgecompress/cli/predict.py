@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def predict(
     model: Annotated[Path, typer.Argument(help="an .onnx file that edgecompress wrote")],
-    images: Annotated[list[Path] | None, typer.Argument(help="image files")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="image files; or a folder of them, in a sub-folder a class: accuracy")] = None,
     data: Annotated[str | None, typer.Option("--data", help="accuracy on the test split of this data")] = None,
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
@@ -37,9 +38,20 @@ def predict(
         score = result["accuracy"] if "accuracy" in result else result["metric"]
         print_json(result) if as_json else print_line(f"{name} {score:.4f} on {result['images']} test samples of {data}")
         return
-    rows = [_label(loaded, path) for path in images or []]
+    folders = [path for path in images or [] if path.is_dir()]
+    if folders and len(images or []) > 1:
+        raise UsageError(f"'{folders[0]}' is a folder beside other images: give one folder, or image files")
+    files = _files(folders[0], loaded, skip_bad) if folders else [(path, None) for path in images or []]
+    rows = [_label(loaded, path) | ({} if wanted is None else {"class": wanted}) for path, wanted in files]
+    scored = [row["label"] == row["class"] for row in rows if "class" in row]
+    found: dict[str, Any] = {"model": str(model), "predictions": rows}
+    if scored:
+        found |= {"accuracy": sum(scored) / len(scored), "images": len(scored)}
     if as_json:
-        print_json({"model": str(model), "predictions": rows})
+        print_json(found)
+        return
+    if scored:
+        print_line(f"accuracy {found['accuracy']:.4f} on {len(scored)} images of {folders[0]}")
         return
     for row in rows:
         said = [f"{head['label']} ({head['probability']:.1%})" for head in row.get("heads", [row])]
@@ -56,19 +68,55 @@ def accuracy_on(loaded: Runtime, name: str, image_size: int | None, skip_bad: bo
     from edgecompress.data import Preprocess, load_data
 
     said = loaded.metadata
-    size = image_size or said.get("resize") or (loaded.input_shape[-1] if name.startswith("folder:") else None)
+    side = (said.get("image_shape") or loaded.input_shape)[-1]
+    size = image_size or said.get("resize") or (side if ":" in name else None)
     data = load_data(name, image_size=size, skip_bad=skip_bad)
     if said.get("classes") not in (None, list(data.classes)):
         raise UsageError(f"'{loaded.path}' has classes {said['classes'][:4]}..., data '{name}' has {list(data.classes)[:4]}...")
     preprocess = Preprocess.from_dict(said) if "resize" in said and image_size is None else data.preprocess
     preprocess = replace(preprocess, mean=tuple(said.get("mean", preprocess.mean)), std=tuple(said.get("std", preprocess.std)))
     split = data.test
-    outputs = torch.from_numpy(loaded.run_all(preprocess(part).numpy() for part in split.pixels.split(32)))
+
+    def read(part: torch.Tensor) -> Array:
+        return part.permute(0, 2, 3, 1).contiguous().numpy() if loaded.reads_pixels else preprocess(part).numpy()
+
+    outputs = torch.from_numpy(loaded.run_all(read(part) for part in split.pixels.split(32)))
     found = {"model": str(loaded.path), "data": name, "split": "test", "images": len(split)}
     score = data.task.score(outputs, split.labels)
     if data.task.metric == "accuracy":
         return {**found, "accuracy": score}
     return {**found, "metric": score, "metric_name": data.task.metric, "loss": float(data.task.loss(outputs, split.labels))}
+
+
+def _files(folder: Path, loaded: Runtime, skip_bad: bool) -> list[tuple[Path, str | None]]:
+    """The images of a folder, each with its class where they stand in a sub-folder a class (then all of them must be the file's)."""
+    from PIL import Image, UnidentifiedImageError
+
+    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+    known = loaded.metadata.get("classes") or []
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    foreign = [path.name for path in classes if path.name not in known]
+    if foreign:
+        raise UsageError(
+            f"folder '{folder}' has a class '{foreign[0]}', which '{loaded.path}' does not know: it knows {', '.join(known[:8])}"
+        )
+    found: list[tuple[Path, str | None]] = []
+    for place in classes or [folder]:
+        label = place.name if classes else None
+        found += [(path, label) for path in sorted(place.rglob("*")) if path.suffix.lower() in suffixes]
+    if not found:
+        raise UsageError(f"folder '{folder}' holds no image: allowed are {', '.join(suffixes)}")
+    if not skip_bad:
+        return found
+    good: list[tuple[Path, str | None]] = []
+    for path, label in found:
+        try:
+            with Image.open(path) as opened:
+                opened.load()
+            good.append((path, label))
+        except (OSError, UnidentifiedImageError):
+            print_line(f"skipped {path}: no readable image", sys.stderr)
+    return good
 
 
 def _statistics(loaded: Runtime, key: str) -> Array:
@@ -91,12 +139,15 @@ def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
-    channels, height, width = loaded.input_shape
+    channels, height, width = loaded.metadata.get("image_shape") or loaded.input_shape
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB" if channels == 3 else "L")
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(f"image '{path}' cannot be read: give a PNG or JPEG file") from error
+    if loaded.reads_pixels:
+        pixels = np.asarray(image).reshape(image.height, image.width, channels)
+        return _said(loaded, path, loaded.run(pixels[None])[0].astype(np.float64))
     shorter = loaded.metadata.get("resize")
     scale = max(height / image.height, width / image.width)
     scale = max(scale, shorter / min(image.size)) if shorter else scale
@@ -105,6 +156,13 @@ def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
     pixels = np.asarray(image.crop((left, top, left + width, top + height)))
     batch = pixels.reshape(height, width, channels).transpose(2, 0, 1)[None]
     logits = loaded.run(_normalised(batch, _statistics(loaded, "mean"), _statistics(loaded, "std")))[0].astype(np.float64)
+    return _said(loaded, path, logits)
+
+
+def _said(loaded: Runtime, path: Path, logits: Array) -> dict[str, Any]:
+    """The label of `logits` (K,) with its probability; of a file with several heads, each head's."""
+    import numpy as np
+
     classes = loaded.metadata.get("classes") or [str(i) for i in range(len(logits))]
     sizes, heads = loaded.metadata.get("heads") or [len(logits)], []
     for part, names in zip(np.split(logits, np.cumsum(sizes)[:-1]), _split(classes, sizes), strict=True):

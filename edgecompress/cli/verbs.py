@@ -34,6 +34,8 @@ Checkpoint = Annotated[Path, typer.Argument(help="model.safetensors, or the fold
 Model = Annotated[str | None, typer.Option("--model", help="for a file of tensors (.pt, .safetensors): the network they belong to")]
 OwnCode = Annotated[str | None, typer.Option("--model", help="your own code (file.py:factory) that builds the network, named again")]
 Quantize = Annotated[str, typer.Option("--quantize", help="auto, int8, fp16 or none")]
+Embed = Annotated[bool, typer.Option("--embed-preprocess", help="the file reads decoded images, uint8 of any size")]
+MinOrt = Annotated[str | None, typer.Option("--min-ort", help="oldest ONNX Runtime that must load the file: 1.14")]
 
 
 def checkpoint_in(path: Path) -> str:
@@ -190,6 +192,8 @@ def profile(
 def export(
     context: typer.Context,
     checkpoint: Checkpoint,
+    embed_preprocess: Embed = False,
+    min_ort: MinOrt = None,
     model: OwnCode = None,
     data: Data = "digits",
     image_size: ImageSize = None,
@@ -208,7 +212,10 @@ def export(
 ) -> None:
     """Write a checkpoint as ONNX (BatchNorm folded) and check the file against it."""
     path, name = named_checkpoint(checkpoint, model)
-    stages = [{"stage": "load", "checkpoint": path}, {"stage": "export"}]
+    stages: list[dict[str, Any]] = [
+        {"stage": "load", "checkpoint": path},
+        {"stage": "export", "embed_preprocess": embed_preprocess, "min_ort": min_ort},
+    ]
     go(context, "export", stages, {**locals(), "model": name})
 
 
@@ -216,6 +223,16 @@ def quantize(
     context: typer.Context,
     checkpoint: Checkpoint,
     quantize: Quantize = "auto",
+    calibration_images: Annotated[int, typer.Option("--calibration-images", help="training images that set the ranges", min=1)] = 256,
+    method: Annotated[str, typer.Option("--calibration", help="minmax, entropy or percentile")] = "minmax",
+    max_drop: Annotated[
+        str | None, typer.Option("--max-drop", help="leave layers in float until int8 loses at most this accuracy, absolute: 0.5%")
+    ] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="measure what each layer alone costs in int8")] = False,
+    qat_epochs: Annotated[int, typer.Option("--qat-epochs", help="fine-tune on the int8 grid first", min=0)] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="exit 3 when a convolution or linear layer stays in float")] = False,
+    embed_preprocess: Embed = False,
+    min_ort: MinOrt = None,
     model: OwnCode = None,
     data: Data = "digits",
     image_size: ImageSize = None,
@@ -234,5 +251,11 @@ def quantize(
 ) -> None:
     """Write a checkpoint as ONNX in fp32, fp16 and int8, measure each, and place the best as model.onnx."""
     path, name = named_checkpoint(checkpoint, model)
-    stages = [{"stage": "load", "checkpoint": path}, {"stage": "export"}, {"stage": "quantize", "quantize": quantize}]
+    tuned = [{"stage": "qat", "epochs": qat_epochs}] if qat_epochs else []
+    asked = {"quantize": quantize, "calibration_images": calibration_images, "method": method, "max_drop": max_drop,
+             "sensitivity": sensitivity, "strict": strict}  # fmt: skip
+    stages: list[dict[str, Any]] = [
+        {"stage": "load", "checkpoint": path}, *tuned,
+        {"stage": "export", "embed_preprocess": embed_preprocess, "min_ort": min_ort}, {"stage": "quantize", **asked},
+    ]  # fmt: skip
     go(context, "quantize", stages, {**locals(), "model": name})

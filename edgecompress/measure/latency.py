@@ -51,7 +51,7 @@ def measure(runtimes: list[Runtime], *, batch_size: int = 1, samples: int = 200,
     At least 20 samples each; then up to `samples`, or until `limit_s` seconds a model are over. Inputs are standard normal.
     """
     generator = np.random.default_rng(seed)
-    inputs = [generator.standard_normal((batch_size, *r.input_shape), dtype=np.float32) for r in runtimes]
+    inputs = [r.random_batch(batch_size, generator) for r in runtimes]
     warm = [warm_up(r, x) for r, x in zip(runtimes, inputs, strict=True)]
     taken: list[list[float]] = [[] for _ in runtimes]
     start = time.perf_counter()

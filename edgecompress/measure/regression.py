@@ -88,15 +88,27 @@ def _child(models: Sequence[Path], protocol: Protocol, number: int) -> dict[str,
         "batch_size": protocol.batch_size, "blocks": protocol.blocks, "block_ms": protocol.block_ms,
         "seed": protocol.seed, "swap": number % 2,
     }  # fmt: skip
-    command = [sys.executable, "-m", "edgecompress.measure.worker"]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+    return _asked("edgecompress.measure.worker", asked, models[0])
+
+
+def _asked(module: str, asked: dict[str, Any], model: Path) -> dict[str, Any]:
+    """What `python -m module`, a fresh process, answers. Raises what it says is wrong."""
+    done = subprocess.run([sys.executable, "-m", module], input=json.dumps(asked), capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EdgecompressError(f"measuring '{models[0]}' ended with exit code {done.returncode}: {last}")
+        raise EdgecompressError(f"measuring '{model}' ended with exit code {done.returncode}: {last}")
     answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
         raise KINDS.get(answer["exit_code"], EdgecompressError)(answer["error"])
     return answer
+
+
+def profile(model: Path, protocol: Protocol, batches: Sequence[int]) -> dict[str, Any]:
+    """Cold start, peak memory, latency by batch size, and the share of the machine's ceiling: see `measure.profile`."""
+    asked = {
+        "model": str(model), "threads": protocol.threads, "provider": protocol.provider, "batches": list(batches), "seed": protocol.seed,
+    }  # fmt: skip
+    return _asked("edgecompress.measure.profile", asked, model)
 
 
 def merged(first: Measured, second: Measured) -> Measured:

@@ -28,10 +28,23 @@ class Runtime:
     input_shape: tuple[int, ...]
     metadata: dict[str, Any]
     threads: int
+    input_type: str = "tensor(float)"
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Does it read decoded images, uint8 (N, height, width, C)?"""
+        return self.input_type == "tensor(uint8)"
+
+    def random_batch(self, size: int, generator: np.random.Generator) -> Array:
+        """Inputs for timing, (size, ...): standard normal, or random pixels of the size that the network reads."""
+        if self.reads_pixels:
+            channels, height, width = self.metadata.get("image_shape") or (self.input_shape[-1], 224, 224)
+            return generator.integers(0, 256, (size, height, width, channels), dtype=np.uint8)
+        return generator.standard_normal((size, *self.input_shape), dtype=np.float32)
 
     def run(self, batch: Array) -> Array:
-        """Outputs (N, K) for a `batch` (N, C, H, W) float32. Raises `UsageError` for another shape."""
-        if batch.shape[1:] != self.input_shape:
+        """Outputs (N, K) for a `batch` (N, C, H, W) float32, or uint8 (N, height, width, C). Raises `UsageError` for another shape."""
+        if batch.shape[1:] != self.input_shape and not self.reads_pixels:
             raise UsageError(f"input of shape {batch.shape[1:]} for '{self.path.name}': it reads {self.input_shape}")
         output: Array = self.session.run(None, {self.input_name: batch})[0]
         return output
@@ -67,7 +80,7 @@ def load(path: Path, *, threads: int | None = None, provider: str = "CPUExecutio
     custom = session.get_modelmeta().custom_metadata_map
     metadata = {k.removeprefix("edgecompress."): _json(v) for k, v in custom.items() if k.startswith("edgecompress.")}
     shape = tuple(size if isinstance(size, int) else 1 for size in inputs[0].shape[1:])
-    return Runtime(path, session, inputs[0].name, shape, metadata, options.intra_op_num_threads)
+    return Runtime(path, session, inputs[0].name, shape, metadata, options.intra_op_num_threads, inputs[0].type)
 
 
 def _json(text: str) -> Any:

@@ -60,10 +60,10 @@ def work(asked: dict[str, Any]) -> dict[str, Any]:
     loaded: list[Any] = [None] * len(paths)
     for place in order:  # which is loaded first changes from process to process, as its place in memory does
         loaded[place] = runtime.load(paths[place], threads=asked["threads"], provider=asked["provider"])
-    shapes = {model.input_shape for model in loaded}
+    shapes = {f"{'uint8 ' if model.reads_pixels else ''}{model.input_shape}" for model in loaded}
     if len(shapes) > 1:
-        raise UsageError(f"the models read different inputs ({' and '.join(str(s) for s in sorted(shapes))}): compare models of one input")
-    batch = np.random.default_rng(asked["seed"]).standard_normal((asked["batch_size"], *loaded[0].input_shape), dtype=np.float32)
+        raise UsageError(f"the models read different inputs ({' and '.join(sorted(shapes))}): compare models of one input")
+    batch = loaded[0].random_batch(asked["batch_size"], np.random.default_rng(asked["seed"]))
     runs = []
     for model in loaded:
         checked(model, batch)

@@ -6,6 +6,7 @@ from edgecompress.pipeline import Stage
 from edgecompress.stages.compare import compare
 from edgecompress.stages.distill import distill
 from edgecompress.stages.gradual import gradual
+from edgecompress.stages.int8 import qat
 from edgecompress.stages.measure import measure
 from edgecompress.stages.merge import merge
 from edgecompress.stages.plan import plan
@@ -30,6 +31,7 @@ STAGES: dict[str, Stage] = {
     "merge": merge,
     "compare": compare,
     "search": search,
+    "qat": qat,
     "export": export,
     "quantize": quantize,
     "measure": measure,

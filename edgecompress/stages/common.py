@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,16 @@ from torch import nn
 from edgecompress.data import Images
 from edgecompress.errors import UsageError
 from edgecompress.export import onnx as onnx_export
+from edgecompress.export import portable
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.onnx import InputSpec
 from edgecompress.files import cache_dir
-from edgecompress.measure import runtime
+from edgecompress.measure import machine, runtime
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.pipeline import Context, State
+from edgecompress.settings import ExportStage
 from edgecompress.train.batches import evaluate
 from edgecompress.train.fit import FitResult, Hooks, Loss, label_loss
 from edgecompress.train.history import EpochRow
@@ -99,19 +102,46 @@ def validation_accuracy(context: Context, model: nn.Module) -> float:
     return evaluate(model.to(context.device), context.data, context.data.validation, context.device)[1]
 
 
-def input_spec(context: Context) -> InputSpec:
-    """What the shipped file says of its input."""
+def input_spec(context: Context, accuracy: float = 0.0) -> InputSpec:
+    """What the shipped file says of its input, and where it comes from; `accuracy` is that on validation."""
     data = context.data
-    return InputSpec(data.image_shape, data.preprocess, data.classes, data.label, data.task.metadata())
+    made = {"validation_accuracy": f"{accuracy:.4f}", "recipe": context.recipe.digest(), "version": machine.versions()["edgecompress"]}
+    return InputSpec(data.image_shape, data.preprocess, data.classes, data.label, {**data.task.metadata(), **made})
 
 
-def arrays(context: Context, split: Images, limit: int | None = None, size: int = 32) -> Iterator[Array]:
-    """Normalised images of a split as float32 batches; with `limit`, that many, evenly spread."""
+def export_settings(context: Context) -> ExportStage:
+    """How the recipe wants its files."""
+    return next((stage for stage in context.recipe.stages if stage.stage == "export"), ExportStage(stage="export"))
+
+
+def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx.ModelProto:
+    """The fp32 file of `model`, for the oldest ONNX Runtime that the recipe names."""
+    proto = onnx_export.to_onnx(model, context.example, input_spec(context, accuracy).metadata())
+    oldest = export_settings(context).min_ort
+    return proto if oldest is None else portable.for_runtime(proto, oldest)
+
+
+def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:
+    """The file at `path` as it ships: with its own accuracy in the metadata and, where asked, the preprocessing in the graph."""
+    proto = onnx.load(str(path))
+    known = {prop.key: prop.value for prop in proto.metadata_props}
+    onnx_export.set_metadata(proto, {**known, "edgecompress.validation_accuracy": json.dumps(f"{accuracy:.4f}")})
+    if export_settings(context).embed_preprocess:
+        proto = portable.embed_preprocess(proto, context.data.preprocess, context.data.image_shape)
+    return proto
+
+
+def arrays(context: Context, split: Images, limit: int | None = None, size: int = 32, *, pixels: bool = False) -> Iterator[Array]:
+    """Normalised images of a split as float32 batches, or with `pixels` uint8 (B, height, width, C).
+
+    With `limit`, that many, evenly spread.
+    """
     chosen = torch.arange(len(split))
     if limit is not None and limit < len(split):
         chosen = torch.linspace(0, len(split) - 1, limit).long()
     for part in chosen.split(size):
-        yield context.data.normalised(split.pixels[part]).numpy()
+        images = split.pixels[part]
+        yield images.permute(0, 2, 3, 1).contiguous().numpy() if pixels else context.data.normalised(images).numpy()
 
 
 def make_format(context: Context, fp32: Path, form: str, images: int = 256, method: str = "minmax") -> onnx.ModelProto:
@@ -132,7 +162,7 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
     fp32 = context.folder / "candidate-fp32.onnx"
     path = context.folder / "candidate.onnx"
     try:
-        onnx_export.save(onnx_export.to_onnx(model, context.example, input_spec(context).metadata()), fp32)
+        onnx_export.save(fp32_file(context, model), fp32)
         onnx_export.save(make_format(context, fp32, form, images), path)
     finally:
         fp32.unlink(missing_ok=True)
@@ -146,6 +176,6 @@ def file_accuracy(context: Context, path: Path, split: Images) -> float:
 
 def runtime_score(context: Context, loaded: Runtime, split: Images) -> dict[str, float]:
     """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R² under that name, and `loss`, the mean square error."""
-    outputs, task = torch.from_numpy(loaded.run_all(arrays(context, split))), context.data.task
+    outputs, task = torch.from_numpy(loaded.run_all(arrays(context, split, pixels=loaded.reads_pixels))), context.data.task
     found = {"accuracy": task.score(outputs, split.labels)}
     return found if task.metric == "accuracy" else {**found, "loss": float(task.loss(outputs, split.labels))}

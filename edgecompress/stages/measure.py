@@ -11,7 +11,7 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.measure import latency, machine, runtime
 from edgecompress.measure.cost import cost, layer_table
 from edgecompress.measure.runtime import Runtime
-from edgecompress.pipeline import TOLD, Context, State
+from edgecompress.pipeline import TOLD, UNMET, Context, State
 from edgecompress.report.html import write_report
 from edgecompress.settings import MeasureStage
 from edgecompress.stages.common import make_format, runtime_score
@@ -37,7 +37,7 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
     planned = state.numbers.get("plan") or {}
     missed = missed_targets(planned, after, times[1].percentile(50) / 1e3, validation - chosen["accuracy"])
     unmet = None if planned else state.numbers.get("floors_reached")  # a plan's limits are held against the file itself
-    missed += [text for text in (unmet, state.numbers.get("not_better")) if text]
+    missed += [text for text in (unmet, *(state.numbers.get(key) for key in UNMET[1:])) if text]
     result: dict[str, Any] = {
         "schema": 1,
         "command": context.recipe.command,

@@ -24,11 +24,13 @@ from edgecompress.stages.common import (
     arrays,
     count,
     file_accuracy,
-    input_spec,
+    finished,
+    fp32_file,
     make_format,
     validation_accuracy,
     with_row,
 )
+from edgecompress.stages.int8 import make_int8
 
 EXPORT_TOLERANCE = 1e-4
 
@@ -44,9 +46,10 @@ def parity(context: Context, model: torch.nn.Module, path: Path, limit: int = 40
     model = model.cpu().eval()
     for split in (data.validation, data.test, data.train):
         room = max(0, limit - seen)
-        for batch in arrays(context, split, room) if room else ():
+        pairs = zip(arrays(context, split, room), arrays(context, split, room, pixels=loaded.reads_pixels), strict=True) if room else ()
+        for images, batch in pairs:
             with torch.no_grad():
-                expected = model(torch.from_numpy(batch)).numpy()
+                expected = model(torch.from_numpy(images)).numpy()
             found = loaded.run(batch)
             if seen == 0:
                 single = np.concatenate([loaded.run(batch[:1]), loaded.run(batch[1:8])])
@@ -64,7 +67,10 @@ def export(context: Context, _: ExportStage, state: State) -> State:
     root = context.run.root
     checkpoint.save(root / "model.safetensors", model, state.source, checkpoint.notes_for(context.data))
     path = root / "model-fp32.onnx"
-    onnx_export.save(onnx_export.to_onnx(model, context.example, input_spec(context).metadata()), path)
+    accuracy = validation_accuracy(context, model)
+    onnx_export.save(fp32_file(context, model, accuracy), path)
+    if "quantize" not in {stage.stage for stage in context.recipe.stages}:
+        onnx_export.save(finished(context, path, accuracy), path)
     agreed = parity(context, model, path, limit=256)
     with torch.no_grad():
         scale = float(model(context.data.normalised(context.data.validation.pixels[:64])).abs().max())
@@ -77,18 +83,19 @@ def export(context: Context, _: ExportStage, state: State) -> State:
     folded -= sum(isinstance(m, layers.BatchNorm) for m in fold_batchnorm(model).modules())
     note = f"{folded} BatchNorm folded; largest change of a logit {agreed['max_abs_logit_diff']:.1e}"
     state = state.with_numbers(export={"bytes": path.stat().st_size, **agreed})
-    accuracy = validation_accuracy(context, model)
     return with_row(state, "export fp32", accuracy, count(model), lossless=True, bytes=path.stat().st_size, note=note)
 
 
 def quantize(context: Context, settings: QuantizeStage, state: State) -> State:
     """Make every format that may ship, measure bytes, validation accuracy and latency of each, and place `model.onnx`."""
     forms = formats(settings, state.numbers.get("plan"))
-    rows = measure_formats(context, settings, forms)
+    rows, told = measure_formats(context, settings, state, forms)
     chosen, why = choose(rows, state.numbers.get("plan"), settings)
     fp32 = next(r for r in rows if r["format"] == "fp32")
     lost = fp32["accuracy"] - chosen["accuracy"]
-    state = state.with_numbers(formats=rows, chosen={**chosen, "reason": why})
+    state = state.with_numbers(formats=rows, chosen={**chosen, "reason": why}, **({"int8": told} if told else {}))
+    if settings.strict and chosen["float_layers"]:
+        state = state.with_numbers(left_float=f"layers left in float: {', '.join(chosen['float_layers'])}")
     earlier = state.numbers.get("int8_attempt")
     if earlier is not None and earlier["chosen"]["accuracy"] >= chosen["accuracy"]:
         return _back_to(context, state, earlier)
@@ -105,15 +112,20 @@ def formats(settings: QuantizeStage, planned: dict[str, Any] | None) -> list[str
     return ["fp32", "fp16", "int8-qdq"] if settings.quantize == "auto" else list(dict.fromkeys(["fp32", FORMAT_OF[settings.quantize]]))
 
 
-def measure_formats(context: Context, settings: QuantizeStage, forms: list[str]) -> list[dict[str, Any]]:
-    """A row for each format: file, bytes, validation accuracy, p50 in ms, layers left in float."""
+def measure_formats(
+    context: Context, settings: QuantizeStage, state: State, forms: list[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row for each format (file, bytes, validation accuracy, p50 in ms, layers left in float), and what `make_int8` tells."""
     fp32 = context.run.root / "model-fp32.onnx"
     rows: list[dict[str, Any]] = []
-    paths = []
+    paths, told = [], dict[str, Any]()
     for form in forms:
         context.reporter.step(len(rows), len(forms), f"make {form}")
         path = fp32 if form == "fp32" else context.folder / f"{form}.onnx"
-        proto = make_format(context, fp32, form, settings.calibration_images, settings.method)
+        if form == "int8-qdq":
+            proto, told = make_int8(context, settings, state, fp32)
+        else:
+            proto = make_format(context, fp32, form)
         if form != "fp32":
             onnx_export.save(proto, path)
         rows.append(
@@ -125,9 +137,19 @@ def measure_formats(context: Context, settings: QuantizeStage, forms: list[str])
                 "float_layers": quantizer.float_layers(proto) if form == "int8-qdq" else [],
             }
         )
+        if form == "int8-qdq" and path.stat().st_size > quantizer.SHRUNK * fp32.stat().st_size:
+            rows[-1]["float_bytes"] = quantizer.float_tensors(proto)
+            context.reporter.note(not_shrunk(rows[-1], fp32.stat().st_size))
         paths.append(path)
     taken = latency.measure([runtime.load(p, threads=context.threads) for p in paths], samples=100, limit_s=2.0)
-    return [{**row, "p50_ms": times.summary()["p50"]} for row, times in zip(rows, taken, strict=True)]
+    return [{**row, "p50_ms": times.summary()["p50"]} for row, times in zip(rows, taken, strict=True)], told
+
+
+def not_shrunk(row: dict[str, Any], before: int) -> str:
+    """Why an int8 file is not much smaller than its fp32, in words: the tensors that stayed in float."""
+    stayed = ", ".join(f"{name} ({size} bytes)" for name, size in list(row["float_bytes"].items())[:5])
+    stayed = stayed or "no large tensor: the graph itself is the rest"
+    return f"int8 takes {row['bytes'] / before:.0%} of the fp32 file; in float stayed {stayed}"
 
 
 def choose(rows: list[dict[str, Any]], planned: dict[str, Any] | None, settings: QuantizeStage) -> tuple[dict[str, Any], str]:
@@ -193,7 +215,7 @@ def _back_to(context: Context, state: State, earlier: dict[str, Any]) -> State:
 
 def _ship(context: Context, state: State, chosen: dict[str, Any], why: str) -> State:
     root = context.run.root
-    files.write_bytes(root / "model.onnx", (root / chosen["file"]).read_bytes())
+    onnx_export.save(finished(context, root / chosen["file"], chosen["accuracy"]), root / "model.onnx")
     context.reporter.note(why)
     model = state.need_model()
     return with_row(state, f"quantize {chosen['format']}", chosen["accuracy"], count(model), bytes=chosen["bytes"], note=why)

@@ -1,0 +1,184 @@
+"""Int8 files: calibration in bounded memory, layers in float, scales from outside, and the known traps of the runtime's own tools."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from edgecompress.errors import UsageError
+from edgecompress.export import onnx as onnx_export
+from edgecompress.export import quantize as quantizer
+from edgecompress.export.quantize import Calibrated
+from edgecompress.measure import runtime
+from tests.export.test_export import EXAMPLE, SHAPE, SPEC, network
+
+VALUES = np.random.default_rng(0).standard_normal((32, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("quantize") / "m.onnx"
+    onnx_export.save(onnx_export.to_onnx(network("resnet20"), EXAMPLE, SPEC.metadata()), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibrated(fp32: Path) -> Calibrated:
+    return quantizer.calibrate(fp32, quantizer.batches_of(VALUES, 8))
+
+
+def outputs(proto: onnx.ModelProto, folder: Path) -> np.ndarray:
+    onnx_export.save(proto, folder / "trial.onnx")
+    return runtime.load(folder / "trial.onnx").run(VALUES)
+
+
+MEMORY = """
+import resource, sys, numpy as np
+from pathlib import Path
+from edgecompress.export import quantize
+def batches(count):
+    generator = np.random.default_rng(0)
+    for _ in range(count // 20):
+        yield generator.standard_normal((20, 3, 32, 32)).astype(np.float32)
+quantize.calibrate(Path(sys.argv[1]), batches(int(sys.argv[2])), sys.argv[3])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_calibration_holds_one_batch_at_a_time(method: str, fp32: Path) -> None:
+    """Peak memory of 1,000 images is at most 1.2 times that of 100."""
+
+    def peak(count: int) -> int:
+        command = [sys.executable, "-c", MEMORY, str(fp32), str(count), method]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stdout.split()[-1])
+
+    assert peak(1000) <= 1.2 * peak(100)
+
+
+def test_batches_do_not_change_the_ranges(fp32: Path) -> None:
+    whole, parts = (quantizer.calibrate(fp32, quantizer.batches_of(VALUES, size)) for size in (32, 5))
+    for name in whole.ranges.keys():  # noqa: SIM118 (it is no dict)
+        for one, other in zip(whole.ranges[name].range_value, parts.ranges[name].range_value, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_every_method_of_calibration(method: str, fp32: Path, tmp_path: Path) -> None:
+    reference = runtime.load(fp32).run(VALUES)
+    found = outputs(quantizer.quantized(quantizer.calibrate(fp32, quantizer.batches_of(VALUES), method)), tmp_path)
+    assert np.abs(found - reference).max() < 0.1 * np.abs(reference).max()
+
+
+def test_layers_left_in_float_are_those_asked_for(calibrated: Calibrated) -> None:
+    names = list(calibrated.layers())
+    assert names[:2] == ["conv1", "layers.0.conv1"], "layers are called as in the network"
+    assert quantizer.float_layers(quantizer.quantized(calibrated)) == []
+    assert quantizer.float_layers(quantizer.quantized(calibrated, exclude=[names[3]])) == [names[3]]
+    alone = quantizer.float_layers(quantizer.quantized(calibrated, only=[names[2]]))
+    assert sorted(alone) == sorted(set(names) - {names[2]})
+    with pytest.raises(UsageError, match="no layer 'nothing'"):
+        quantizer.quantized(calibrated, exclude=["nothing"])
+
+
+def test_what_stayed_in_float_is_named(calibrated: Calibrated) -> None:
+    assert quantizer.float_tensors(quantizer.quantized(calibrated)) == {}
+    largest = max(calibrated.layers(), key=lambda name: next(
+        int(np.prod(t.dims)) for t in calibrated.prepared.graph.initializer if t.name == f"{name}.weight"))  # fmt: skip
+    stayed = quantizer.float_tensors(quantizer.quantized(calibrated, exclude=[largest]))
+    assert list(stayed) == [f"{largest}.weight"]
+    assert next(iter(stayed.values())) > 1000
+
+
+def test_scales_from_outside_are_the_files(calibrated: Calibrated) -> None:
+    name = list(calibrated.layers())[2]
+    proto = quantizer.quantized(calibrated, scales={name: (0.03125, 7)})
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    node = next(n for n in proto.graph.node if quantizer.layer_of(n) == name or n.name == calibrated.layers()[name])
+    dequantize = next(n for n in proto.graph.node if node.input[0] in n.output)
+    assert (float(values[dequantize.input[1]]), int(values[dequantize.input[2]])) == (0.03125, 7)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.batches = iter([{"input": VALUES}])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+def naive(source: Path, target: Path, **options: object) -> onnx.ModelProto:
+    """ONNX Runtime's tool as its shortest example calls it."""
+    quantize_static(str(source), str(target), _Reader(), quant_format=QuantFormat.QDQ, **options)
+    return onnx.load(str(target))
+
+
+def fused_kinds(path: Path, folder: Path) -> list[str]:
+    """Operations of the graph as ONNX Runtime really runs it."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(str(folder / "optimized.onnx")).graph.node]
+
+
+def test_trap_signed_activations_leave_convolutions_in_float(fp32: Path, calibrated: Calibrated, tmp_path: Path) -> None:
+    """S8S8, or a graph that was not prepared, may look quantized and run in float: ours runs every convolution in int8."""
+    onnx_export.save(quantizer.quantized(calibrated), tmp_path / "ours.onnx")
+    ours = fused_kinds(tmp_path / "ours.onnx", tmp_path)
+    assert "Conv" not in ours
+    assert "FusedConv" not in ours
+    assert sum(kind == "QLinearConv" for kind in ours) == sum(n.op_type == "Conv" for n in calibrated.prepared.graph.node)
+    naive(fp32, tmp_path / "signed.onnx", activation_type=QuantType.QInt8, weight_type=QuantType.QInt8)
+    signed = fused_kinds(tmp_path / "signed.onnx", tmp_path)
+    assert sum(kind == "QLinearConv" for kind in ours) >= sum(kind == "QLinearConv" for kind in signed)
+
+
+def test_trap_one_scale_for_a_whole_weight(calibrated: Calibrated, fp32: Path, tmp_path: Path) -> None:
+    """Channels of very different sizes drown in one scale: per-channel weights keep them."""
+    proto = onnx.load(str(fp32))
+    weight = next(t for t in proto.graph.initializer if t.name == "layers.4.conv1.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0] *= 300
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    following = next(t for t in proto.graph.initializer if t.name == "layers.4.conv2.weight")
+    values = onnx.numpy_helper.to_array(following).copy()
+    values[:, 0] /= 300
+    following.CopyFrom(onnx.numpy_helper.from_array(values, following.name))
+    onnx_export.save(proto, tmp_path / "uneven.onnx")
+    made = quantizer.to_int8(tmp_path / "uneven.onnx", lambda: quantizer.batches_of(VALUES))
+    shapes = {t.name: list(t.dims) for t in made.graph.initializer}
+    scales = [name for name in shapes if name.startswith("layers.4.conv1.weight") and "scale" in name]
+    assert shapes[scales[0]] == [values.shape[1]], "a scale an output channel"
+
+
+def test_trap_saturation_without_an_int8_dot_product(calibrated: Calibrated) -> None:
+    """Two 8-bit products added in 16 bits saturate on old processors: there weights have 7 bits."""
+
+    def largest(reduce_range: bool) -> int:
+        proto = quantizer.quantized(calibrated, reduce_range=reduce_range)
+        int8 = [onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+        return max(int(np.abs(value.astype(int)).max()) for value in int8 if value.ndim > 1)
+
+    assert largest(True) <= 64
+    assert largest(False) == 127
+
+
+def test_metadata_are_kept(calibrated: Calibrated) -> None:
+    kept = {p.key: json.loads(p.value) for p in quantizer.quantized(calibrated).metadata_props}
+    assert kept["edgecompress.classes"] == list(SPEC.classes)
+
+
+def test_no_image_is_no_calibration(fp32: Path) -> None:
+    with pytest.raises(UsageError, match="no calibration image"):
+        quantizer.calibrate(fp32, [])

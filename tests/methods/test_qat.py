@@ -1,0 +1,85 @@
+"""Fake quantization: the grid, its gradients, and that ONNX Runtime computes what the network on its grid does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from edgecompress.export import onnx as onnx_export
+from edgecompress.export import quantize as quantizer
+from edgecompress.measure import runtime
+from edgecompress.methods.qat import QuantAware, straight_through, weight_on_grid
+from edgecompress.models import ModelSource, build
+
+
+@given(st.integers(0, 1000), st.floats(0.001, 0.1), st.integers(0, 255))
+def test_values_lie_on_the_grid_and_gradients_pass_inside_it(seed: int, scale: float, zero: int) -> None:
+    x = (torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10).requires_grad_()
+    y = straight_through(x, torch.tensor(scale), torch.tensor(float(zero)), 0, 255)
+    steps = y.detach() / scale + zero
+    assert float((steps - steps.round()).abs().max()) < 1e-4
+    low, high = -zero * scale, (255 - zero) * scale
+    inside = (x.detach() > low) & (x.detach() < high)
+    assert float((y.detach() - x.detach())[inside].abs().max() if inside.any() else 0) <= scale / 2 + 1e-6
+    y.sum().backward()
+    near = ((x.detach() - low).abs() < scale) | ((x.detach() - high).abs() < scale)
+    assert torch.equal(x.grad[~near] > 0.5, inside[~near])
+
+
+def test_folding_a_batchnorm_does_not_move_the_grid() -> None:
+    conv = nn.Conv2d(3, 8, 3)
+    factor = torch.rand(8) * 5 - 2.5
+    folded = nn.Conv2d(3, 8, 3)
+    with torch.no_grad():
+        folded.weight.copy_(conv.weight * factor[:, None, None, None])
+    torch.testing.assert_close(weight_on_grid(folded, False), weight_on_grid(conv, False) * factor[:, None, None, None])
+
+
+@pytest.mark.parametrize("name", ["resnet20", "lenet5", "mobilenet_v2", "student3"])
+def test_the_int8_file_computes_what_the_network_on_its_grid_does(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(ModelSource(name, 10, (3, 32, 32))).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    x = torch.randn(64, 3, 32, 32)
+    aware = QuantAware(model).eval()
+    aware.calibrate(x)
+    path = tmp_path / "fp32.onnx"
+    onnx_export.save(onnx_export.to_onnx(model, x[:1]), path)
+    calibrated = quantizer.calibrate(path, quantizer.batches_of(x.numpy()))
+    onnx_export.save(quantizer.quantized(calibrated, scales=aware.scales(), reduce_range=False), tmp_path / "int8.onnx")
+    with torch.no_grad():
+        wanted, plain = aware(x).numpy(), model(x).numpy()
+    found = runtime.load(tmp_path / "int8.onnx").run(x.numpy())
+    spread = float(plain.std())
+    assert float(np.abs(wanted - plain).mean()) > 0, "the grid changes something"
+    assert float(np.abs(found - wanted).mean()) < max(2.5 * float(np.abs(wanted - plain).mean()), 0.02 * spread)
+
+
+def test_scales_are_taken_back() -> None:
+    model = build(ModelSource("lenet5", 10, (3, 32, 32)))
+    aware, other = QuantAware(model).eval(), QuantAware(model).eval()
+    x = torch.randn(16, 3, 32, 32)
+    aware.calibrate(x)
+    other.fix(aware.scales())
+    torch.testing.assert_close(aware(x), other(x))
+
+
+def test_training_moves_ranges_and_evaluation_does_not() -> None:
+    model = build(ModelSource("lenet5", 10, (3, 32, 32)))
+    aware = QuantAware(model)
+    x = torch.randn(16, 3, 32, 32)
+    aware.calibrate(x)
+    before = aware.scales()
+    aware.eval()(3 * x)
+    assert aware.scales() == before
+    aware.train()(3 * x)
+    assert aware.scales() != before
