@@ -5,7 +5,7 @@
     python benchmarks/latency.py --same 200            # a file against itself at 5 %, half of them with one core kept busy; 40 minutes
 
 DIR is CIFAR-10 (JPEG) with train/ and test/: the accuracies are of a ResNet-20 and a VGG16-BN trained on 1,000 images of each class.
-Each comparison is `bench NEW --against OLD` with its defaults on one thread. Results go to benchmarks/results/latency.json, after every row.
+Each comparison is `bench NEW --against OLD` with its defaults on one thread. Results go to benchmarks/results/latency.json.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from edgecompress.cli import bench, compare, compress, distill, doctor, lists, merge, predict, prune, recipe, report, run, verbs
+from edgecompress.cli import bench, compare, compress, distill, doctor, lists, merge, online, predict, prune, recipe, report, run, verbs
 from edgecompress.cli.console import print_error, print_line
 from edgecompress.errors import EdgecompressError
 
@@ -39,6 +39,8 @@ app.command("doctor")(doctor.doctor)
 app.command("models")(lists.models)
 app.command("data")(lists.data)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(online.teacher_app, name="teacher")
+app.add_typer(online.student_app, name="student")
 
 
 def main() -> None:

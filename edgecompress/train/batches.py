@@ -45,8 +45,8 @@ def compact(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" and images.dim() == 4 else images
 
 
-def batches(data: DataSet, settings: FitSettings, device: torch.device, seed: int, epoch: int) -> Iterator[Batch]:
-    """This process's share of the training batches of `epoch` (from 1).
+def batches(data: DataSet, settings: FitSettings, device: torch.device, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+    """This process's share of the training batches of `epoch` (from 1), without the first `skip`.
 
     A last batch that would leave a process with less than two samples is left out (BatchNorm needs two).
     """
@@ -57,6 +57,7 @@ def batches(data: DataSet, settings: FitSettings, device: torch.device, seed: in
     stored, labels = split.pixels.to(device), split.labels.to(device)
     drawn = order(len(split), seed, epoch).split(settings.batch_size)
     drawn = [ids for ids in drawn if len(ids) >= 2 * distributed.size() or len(ids) == len(split)]
+    drawn = drawn[skip:]
     own = [distributed.share(ids) for ids in drawn]
     for whole, ids, kept in zip(drawn, own, fetched(stored, own), strict=True):
         pixels = view(kept.to(device), ids, fill)

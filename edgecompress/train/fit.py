@@ -6,6 +6,7 @@ Several networks may train at once, each batch going once through each of them (
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,10 @@ class Companion(Protocol):
         """It is over: let go of the network, which will be copied, cut and exported."""
 
 
+Kept = dict[str, Any]
+"""A training as it stood after one of its steps: tensors, numbers and texts, nested, as `torch.save` writes and safely reads them."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What a caller may hang into the loop.
@@ -72,6 +77,7 @@ class Hooks:
     epoch's training and before its validation: the network is shrunk to the masks that it returns, `mend(model, small, keep)` may change
     the smaller one, and training goes on with it. `eligible(model)` says which epochs may be chosen. After `patience` epochs without
     improvement on an eligible one training stops.
+    `keep(state)` is called after every `keep_every` steps; a training with `begin`, such a state, goes on from there to the same result.
     """
 
     on_step: Callable[[int, int], None] | None = None
@@ -81,6 +87,9 @@ class Hooks:
     eligible: Callable[[nn.Module], bool] | None = None
     patience: int | None = None
     companion: Companion | None = None
+    keep: Callable[[Kept], None] | None = None
+    keep_every: int = 0
+    begin: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -155,9 +164,11 @@ def fit_together(learners: Mapping[str, Learner], data: DataSet, *, seed: int, d
     total = math.ceil(len(data.train) / shared.batch_size) * shared.epochs
     with contextlib.ExitStack() as stack:
         runs = {name: stack.enter_context(_Run(name, learner, total, device)) for name, learner in learners.items()}
-        for epoch in range(1, shared.epochs + 1):
+        first, done = next(iter(runs.values())).begin()
+        for epoch in range(first, shared.epochs + 1):
             start = time.perf_counter()
-            _train_epoch(runs, batches(data, shared, device, seed, epoch), epoch)
+            _train_epoch(runs, batches(data, shared, device, seed, epoch, skip=done), epoch, done)
+            done = 0
             seconds = time.perf_counter() - start
             for run in runs.values():
                 run.end_epoch(data, epoch, seconds if len(runs) == 1 else run.spent)
@@ -166,15 +177,16 @@ def fit_together(learners: Mapping[str, Learner], data: DataSet, *, seed: int, d
         return {name: run.result() for name, run in runs.items()}
 
 
-def _train_epoch(runs: Mapping[str, _Run], drawn: Iterator[Batch], epoch: int) -> None:
+def _train_epoch(runs: Mapping[str, _Run], drawn: Iterator[Batch], epoch: int, done: int = 0) -> None:
     with contextlib.ExitStack() as stack:
         for run in runs.values():
-            stack.enter_context(run.training())
-        for batch in drawn:
+            stack.enter_context(run.training(afresh=not done))
+        for number, batch in enumerate(drawn, start=done + 1):
             logits = {name: run.forward(batch) for name, run in runs.items()}
             for name, run in runs.items():
                 others = {other: value.detach() for other, value in logits.items() if other != name}
                 run.learn(logits[name], replace(batch, logits=others), epoch)
+                run.keep(epoch, number)
 
 
 class _Best:
@@ -191,6 +203,16 @@ class _Best:
         if (self._key is None or key > self._key) and (eligible is None or eligible(model)):
             self._key, self.epoch, self._model = key, row.epoch, model
             self._state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def kept(self) -> Kept:
+        """What `take` takes back."""
+        return {"epoch": self.epoch, "key": list(self._key or ()), "state": self._state}
+
+    def take(self, model: nn.Module, kept: Kept) -> None:
+        """Know again what was best, of `model`."""
+        self.epoch, self._state = kept["epoch"], kept["state"]
+        self._key = (kept["key"][0], kept["key"][1]) if kept["key"] else None
+        self._model = model if kept["key"] else None
 
     def restored(self, last: nn.Module) -> nn.Module:
         if self._model is None:
@@ -227,9 +249,10 @@ class _Run:
         return list(self.companion.parameters()) if self.companion is not None else []
 
     @contextlib.contextmanager
-    def training(self) -> Iterator[None]:
-        """Training mode, but for what is frozen, with the dropout of the settings."""
-        self.loss_sum, self.seen, self.spent = 0.0, 0, 0.0
+    def training(self, *, afresh: bool = True) -> Iterator[None]:
+        """Training mode, but for what is frozen, with the dropout of the settings; an epoch that begins counts `afresh`."""
+        if afresh:
+            self.loss_sum, self.seen, self.spent = 0.0, 0, 0.0
         self.model.train()
         for name in self.settings.frozen:
             self.model.get_submodule(name).eval()
@@ -241,6 +264,30 @@ class _Run:
         finally:
             if self.companion is not None:
                 self.companion.detach()
+
+    def keep(self, epoch: int, number: int) -> None:
+        """Hand the state of the training after batch `number` of `epoch` to who asked for it."""
+        if self.hooks.keep is None or not self.hooks.keep_every or self.step % self.hooks.keep_every:
+            return
+        self.hooks.keep({
+            "epoch": epoch, "done": number, "step": self.step, "loss_sum": self.loss_sum, "seen": self.seen,
+            "model": {name: value.detach().clone() for name, value in self.model.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()), "random": torch.get_rng_state(),
+            "rows": [row.as_dict() for row in self.rows], "best": self.best.kept(),
+        })  # fmt: skip
+
+    def begin(self) -> tuple[int, int]:
+        """(first epoch, its batches already done), after going back to the state of the hooks, if any."""
+        kept = self.hooks.begin
+        if kept is None:
+            return 1, 0
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        torch.set_rng_state(kept["random"])
+        self.step, self.loss_sum, self.seen = kept["step"], kept["loss_sum"], kept["seen"]
+        self.rows = [EpochRow(**row) for row in kept["rows"]]
+        self.best.take(self.model, kept["best"])
+        return kept["epoch"], kept["done"]
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, K), float32."""

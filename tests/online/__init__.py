@@ -1,0 +1,1 @@
+"""Tests of distillation between two machines."""
