@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test test-slow lint format bench clean
+
+.PHONY: help install demo test test-slow lint format bench clean
 
 help:
 	@echo "make demo       install, compress vgg16 to 4 MB on the embedded digits, say where the report is"
+	@echo "make install    install, and link the command into /usr/local/bin (root)"
 	@echo "make test       install and run the tests (as root: system packages too)"
 	@echo "make test-slow  full-width networks and whole runs"
 	@echo "make lint       ruff and mypy"
@@ -20,17 +22,26 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt --no-deps torchvision
-	$(BIN)/pip install -q -c constraints.txt -e '.[train,zoo,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,emulate,zoo,dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/edgecompress compress vgg16 --target 4MB --exist-ok -o runs/demo
 	@echo "open $(CURDIR)/runs/demo/report.html"
 
+# what the tests of reports and emulations need of Debian
+SYSTEM := chromium mininet vde2 tcpdump iproute2 iputils-ping ethtool sudo openssl
+PROGRAMS := chromium mnexec vde_switch tcpdump ip ping ethtool sudo openssl
+
 system:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
-		apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium >/dev/null; \
+	@missing=""; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(SYSTEM) >/dev/null; \
 	fi
+
+# sudo's secure_path omits a virtual environment: afterwards `sudo edgecompress emulate ...` finds the command
+install: $(STAMP) system
+	ln -sf $(CURDIR)/$(BIN)/edgecompress /usr/local/bin/edgecompress
 
 test: $(STAMP) system
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)

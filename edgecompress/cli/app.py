@@ -8,7 +8,23 @@ import traceback
 
 import typer
 
-from edgecompress.cli import bench, compare, compress, distill, doctor, lists, merge, online, predict, prune, recipe, report, run, verbs
+from edgecompress.cli import (
+    bench,
+    compare,
+    compress,
+    distill,
+    doctor,
+    emulate,
+    lists,
+    merge,
+    online,
+    predict,
+    prune,
+    recipe,
+    report,
+    run,
+    verbs,
+)
 from edgecompress.cli.console import print_error, print_line
 from edgecompress.errors import EdgecompressError
 
@@ -33,6 +49,7 @@ app.command("profile")(verbs.profile)
 app.command("export")(verbs.export)
 app.command("quantize")(verbs.quantize)
 app.command("bench")(bench.bench)
+app.command("emulate")(emulate.emulate)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)

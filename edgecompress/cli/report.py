@@ -20,6 +20,12 @@ def report(root: Annotated[Path, typer.Argument(help="the folder of a run")], de
     if not (root / "result.json").is_file():
         raise UsageError(f"'{root}' has no result.json: give the folder of a run that ended")
     result = read(root / "result.json")
+    if result.get("command") == "emulate":
+        from edgecompress.report.emulation import write_report as write_emulation
+
+        write_emulation(root, result)
+        print_line(str(root / "report.html"))
+        return
     write_report(root, result, _history(root / "history.csv"))
     print_line(str(root / "report.html"))
 

@@ -1,0 +1,181 @@
+"""`sudo edgecompress emulate TOPOLOGY`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgecompress.cli.console import (
+    BatchSize,
+    Data,
+    Debug,
+    Epochs,
+    ExistOk,
+    Json,
+    Output,
+    Quiet,
+    Rate,
+    Seed,
+    print_json,
+    print_line,
+    stderr,
+    stdout,
+    table,
+)
+
+
+def emulate(
+    topology: Annotated[Path, typer.Argument(help="a .py file with a mininet Topo, e.g. topologies/two_host.py")],
+    link: Annotated[str | None, typer.Option("--link", help="every link like this: ethernet, wifi, lte, 3g or satellite")] = None,
+    exchange: Annotated[str, typer.Option("--exchange", help="logits (both hold the data), inputs (images up) or weights")] = "logits",
+    codec: Annotated[str, typer.Option("--codec", help="how logits travel: fp32, fp16, int8, top-k, soft")] = "fp16",
+    teacher: Annotated[str | None, typer.Option("--teacher", help="a checkpoint or a name; default: the topology's")] = None,
+    student: Annotated[str | None, typer.Option("--student", help="a name or a checkpoint; default: the topology's")] = None,
+    fixed_teacher: Annotated[bool, typer.Option("--fixed-teacher", help="it stands still; else it trains at the same time")] = False,
+    backend: Annotated[str, typer.Option("--backend", help="of links with delay or loss: auto, netem, wirefilter")] = "auto",
+    fault: Annotated[list[str] | None, typer.Option("--fault", help="link-down@10s:5s, kill-student@20s, loss=5%, ...")] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="result.json of an earlier run to hold this one against")] = None,
+    max_regression: Annotated[str, typer.Option("--max-regression", help="how much slower, or larger, it may be")] = "10%",
+    window: Annotated[int, typer.Option("--window", help="steps under way at once", min=1)] = 8,
+    keep_every: Annotated[int, typer.Option("--keep-every", help="steps between kept states", min=1)] = 50,
+    timeout: Annotated[str, typer.Option("--timeout", help="the longest a lesson may take")] = "30min",
+    pcap: Annotated[bool, typer.Option("--pcap", help="keep the captures")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="no TLS between the hosts")] = False,
+    data: Data = "digits",
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: Rate = None,
+    seed: Seed = 0,
+    output: Output = None,
+    exist_ok: ExistOk = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Teacher and student on emulated hosts: links that are measured before they are used, distillation between them, traffic captured.
+
+    Example: sudo edgecompress emulate topologies/two_host.py --epochs 4
+    """
+    from edgecompress.emulate import session
+    from edgecompress.emulate import topology as topologies
+    from edgecompress.errors import UsageError
+    from edgecompress.rundir import check_root, default_root
+    from edgecompress.units import parse_duration, parse_share
+
+    if backend not in ("auto", "netem", "wirefilter", "none"):
+        raise UsageError(f"--backend '{backend}' is not known: allowed are auto, netem, wirefilter, none")
+    if exchange not in ("logits", "inputs", "weights"):
+        raise UsageError(f"--exchange '{exchange}' is not known: allowed are logits, inputs, weights")
+    tolerance = parse_share(max_regression)
+    before = _baseline(baseline)
+    properties: dict[str, Any] = dict(topologies.profile(link)) if link else {}
+    faults = []
+    for text in fault or []:
+        found, more = session.parse_fault(text)
+        properties |= more
+        faults += [found] if found is not None else []
+    session.need_root()
+    root = output or default_root("emulate", topology.stem)
+    check_root(root, resume=False, exist_ok=exist_ok)
+    if exist_ok and root.is_dir():
+        _forget(root)
+    shared = ["--data", data, "--seed", str(seed)]
+    for name, value in (("--epochs", epochs), ("--batch-size", batch_size), ("--learning-rate", learning_rate)):
+        shared += [name, str(value)] if value is not None else []
+    settings = session.Settings(
+        topology, root.absolute(), exchange, codec, backend, _absolute(teacher), _absolute(student), not fixed_teacher, insecure, pcap,
+        parse_duration(timeout), properties, tuple(faults), tuple(shared), ("--window", str(window), "--keep-every", str(keep_every)),
+    )  # fmt: skip
+    console = stderr()
+    result = session.emulate(settings, (lambda text: None) if quiet or as_json else (lambda text: console.print(text, markup=False)))
+    worse = _regressions(result, before, tolerance)
+    if worse:
+        result["regressions"] = worse
+    _report(result, root)
+    print_json(result) if as_json else _show(result, root)
+    if not result["valid"]:
+        raise typer.Exit(1)
+    if worse:
+        raise typer.Exit(3)
+
+
+def _report(result: dict[str, Any], root: Path) -> None:
+    """`report.html`, the user's like everything else."""
+    import os
+
+    from edgecompress.report.emulation import write_report
+
+    write_report(root, result)
+    os.chown(root / "report.html", result["user"]["uid"], -1)
+
+
+def _absolute(name: str | None) -> str | None:
+    return str(Path(name).absolute()) if name and Path(name).exists() else name
+
+
+def _forget(root: Path) -> None:
+    """Remove what an earlier emulation left in this folder: kept states would be taken for this one's."""
+    import shutil
+
+    for path in root.iterdir():
+        if path.is_dir() and ((path / "kept").is_dir() or (path / "result.json").is_file() or path.name == "tls"):
+            shutil.rmtree(path)
+        elif path.suffix in (".log", ".pcap") or path.name in ("result.json", "report.html"):
+            path.unlink()
+
+
+def _baseline(path: Path | None) -> dict[str, Any] | None:
+    from edgecompress.errors import UsageError
+
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["command"] != "emulate" or not found["valid"]:
+            raise KeyError("a valid result of emulate")
+        return dict(found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"baseline '{path}' is no valid result of an emulation ({error}): give the result.json of one") from error
+
+
+def _regressions(result: dict[str, Any], before: dict[str, Any] | None, tolerance: float) -> list[str]:
+    """What is worse than the baseline by more than the tolerance: step latency, bytes a sample."""
+    if before is None:
+        return []
+    new, old = result["distill"], before["distill"]
+    pairs = (("p50 of a step, ms", new["step_ms"]["p50"], old["step_ms"]["p50"]),
+             ("bytes a sample", new["bytes_per_sample"], old["bytes_per_sample"]))  # fmt: skip
+    return [
+        f"{name}: {now:.4g} against {then:.4g}, allowed {tolerance:.0%} more" for name, now, then in pairs if now > then * (1 + tolerance)
+    ]
+
+
+def _show(result: dict[str, Any], root: Path) -> None:
+    rows = []
+    for link in result["links"]:
+        asked, found = link["configured"], link["measured"]
+        rows.append((f"{link['a']} - {link['b']}", link["backend"], *(_pair(asked[a], found[m]) for a, m in
+                     (("bw_mbps", "bw_mbps"), ("delay_ms", "rtt_ms"), ("loss_pct", "loss_pct")))))  # fmt: skip
+    stdout().print(table("links: asked / measured", ["link", "by", "Mbit/s", "delay each way / round trip, ms", "loss, %"], rows))
+    traffic, lesson = result["traffic"], result["distill"]
+    seen = f"captured {traffic['packets']} frames, {traffic['captured_bytes']} bytes (the kernel counted {traffic['counter_bytes']}"
+    print_line(f"{seen}, dropped {traffic['kernel_dropped']}); {traffic['goodput_mbps']:.3g} Mbit/s of payload")
+    print_line(f"{traffic['retransmissions']} retransmissions, {len(result['faults'])} faults")
+    told = f"{lesson['samples']} samples in {lesson['steps']} steps, {lesson['bytes_per_sample']:.2f} bytes a sample ({result['codec']})"
+    print_line(f"{told}; a step {lesson['step_ms']['p50']:.1f} ms (p50), of it waiting {lesson['wait_ms']['p50']:.1f}")
+    print_line(f"teacher: {lesson['teacher_accuracy']:.2%} on test")
+    for name, row in lesson["students"].items():
+        print_line(f"{name}: {row['accuracy']:.2%} on test ({row['model']})")
+    for reason in result["reasons"]:
+        print_line(f"invalid: {reason}")
+    for line in result.get("regressions", []):
+        print_line(f"regression: {line}")
+    print_line(f"result: {root / 'result.json'}")
+    print_line(f"report: {root / 'report.html'}")
+
+
+def _pair(asked: float | None, found: float | None) -> str:
+    return f"{'-' if asked is None else f'{asked:g}'} / {'-' if found is None else f'{found:.4g}'}"

@@ -1,0 +1,214 @@
+"""The emulation for real: namespaces, links, traffic, kills. As root only; the netem path where the kernel has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecompress.emulate import links as linking
+from edgecompress.emulate import shell
+from edgecompress.emulate.network import network, prefix
+from edgecompress.emulate.topology import graph_from
+
+ROOT = Path(__file__).parents[2]
+TWO_HOST = ROOT / "topologies" / "two_host.py"
+PROGRAMS = ("mnexec", "vde_switch", "wirefilter", "tcpdump", "ip", "tc", "ping", "ethtool")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root"),
+    pytest.mark.skipif(any(shutil.which(name) is None for name in PROGRAMS), reason=f"needs {', '.join(PROGRAMS)}: make system"),
+    pytest.mark.xdist_group("emulate"),
+]
+SMALL = ["--teacher", "lenet5", "--student", "mlp", "--epochs", "1"]
+
+
+def emulate(*arguments: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgecompress", "emulate", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, check=False, env={**os.environ, **(env or {})})
+
+
+def left_behind(pid: int) -> list[str]:
+    """Interfaces, processes and control groups of the run of process `pid` that are still there."""
+    begin = prefix(pid)
+    links = [line for line in shell.run("ip", "-o", "link").splitlines() if f" {begin}" in line]
+    processes = [line for line in shell.run("ps", "-eo", "args").splitlines() if f"mininet:{begin}" in line or f"{begin}x" in line]
+    groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/edgecompress-{pid}-*")]
+    return [*links, *processes, *groups]
+
+
+def readable_by(uid: int) -> bool:
+    """Can another user use this virtual environment?"""
+    command = shell.as_user(uid, uid, sys.executable, "-c", "import edgecompress.errors")
+    return subprocess.run(command, capture_output=True, check=False, cwd="/").returncode == 0
+
+
+def graph(**link: Any) -> Any:
+    values = {"name": "t", "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}}, "switches": [], "links": [["a", "b", link]]}
+    return graph_from(values)
+
+
+def test_the_two_hosts_for_real(tmp_path: Path) -> None:
+    """The README's own command, through sudo, whose secure path finds it where `make install` links it."""
+    command = shutil.which("edgecompress", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    if shutil.which("sudo") is None or command is None:
+        pytest.skip("sudo, or the command in /usr/local/bin, is not here: make install")
+    line = ["sudo", "edgecompress", "emulate", str(TWO_HOST), *SMALL, "-o", "run", "--pcap", "--json"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["valid"] is True
+    assert result["reasons"] == []
+    assert [link["backend"] for link in result["links"]] == ["none", "netem" if result["links"][1]["backend"] == "netem" else "wirefilter"]
+    far = result["links"][1]
+    assert far["configured"] == {"bw_mbps": 20.0, "delay_ms": 5.0, "jitter_ms": None, "loss_pct": None}
+    assert far["measured"]["rtt_ms"] == pytest.approx(10, abs=1)
+    assert far["measured"]["bw_mbps"] == pytest.approx(20, rel=0.1)
+    traffic, lesson = result["traffic"], result["distill"]
+    assert traffic["kernel_dropped"] == 0
+    assert traffic["captured_bytes"] == pytest.approx(traffic["counter_bytes"], rel=0.01)
+    assert traffic["rtt_ms"]["p50"] > 9
+    assert {shake["flags"] for shake in traffic["handshakes"]} == {"S", "SA"}, "the first SYN is in the capture"
+    assert lesson["samples"] == 1169
+    assert lesson["bytes_per_sample"] == pytest.approx(20), "fp16 logits of ten classes"
+    assert lesson["payload_bytes"] < lesson["wire_bytes"]
+    assert set(lesson["students"]) == {"student"}
+    assert lesson["students"]["student"]["accuracy"] > 0.3
+    assert result["tls"] is True
+    assert not (tmp_path / "run" / "tls").exists(), "the run's keys are gone"
+    assert (tmp_path / "run" / "student.pcap").stat().st_size > 1000
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "two_host" in page
+    again = emulate(
+        TWO_HOST, *SMALL, "-o", "again", "--baseline", "run/result.json", "--max-regression", "100%", "--insecure", cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr + again.stdout
+    wrong = json.loads((tmp_path / "run" / "result.json").read_text())
+    wrong["distill"]["bytes_per_sample"] /= 2
+    (tmp_path / "better.json").write_text(json.dumps(wrong))
+    from edgecompress.cli.emulate import _regressions
+
+    assert any("bytes a sample" in text for text in _regressions(result, wrong, 0.1))
+
+
+def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:
+    faults = ["--fault", "kill-student@5s", "--fault", "link-down@12s:2s"]
+    options = [
+        "--teacher",
+        "lenet5",
+        "--student",
+        "lenet5",
+        "--epochs",
+        "12",
+        "--batch-size",
+        "16",
+        "--keep-every",
+        "10",
+        "--codec",
+        "soft",
+    ]
+    done = emulate(TWO_HOST, *options, *faults, "-o", "run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [fault["kind"] for fault in result["faults"]] == ["kill-student", "link-down"]
+    assert result["faults"][0]["at_s"] is not None
+    assert result["distill"]["samples"] == 12 * 1168, "every sample counts once in the history that survived"
+
+
+def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
+    """As under sudo from an ordinary user: the roles have that user's rights, and every file is that user's."""
+    nobody = 65534
+    reads = subprocess.run(
+        shell.as_user(nobody, nobody, sys.executable, "-c", "import edgecompress.lesson"), capture_output=True, check=False
+    )
+    if reads.returncode:
+        pytest.skip("another user cannot read this virtual environment: put it outside root's home")
+    folder = Path("/tmp") / f"edgecompress-test-{os.getpid()}"
+    folder.mkdir()
+    try:
+        os.chown(folder, nobody, nobody)
+        done = emulate(TWO_HOST, *SMALL, "-o", folder / "run", "--json", cwd=folder, env={"SUDO_UID": "65534", "SUDO_GID": "65534"})
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["user"] == {"uid": nobody, "name": "nobody", "invoked_by_sudo": True}
+        owners = {path.stat().st_uid for path in (folder / "run").rglob("*")}
+        assert owners == {nobody}
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_without_root_the_line_to_type_is_said(tmp_path: Path) -> None:
+    if not readable_by(65534):
+        pytest.skip("another user cannot read this virtual environment: put it outside root's home")
+    command = shell.as_user(65534, 65534, sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST))
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "run sudo /" in done.stderr
+    assert "emulate" in done.stderr
+
+
+@pytest.mark.parametrize(("link", "rtt"), [({"bw": 10, "delay": "20ms"}, 40), ({"bw": 1}, 0), ({"bw": 50, "delay": "2ms", "loss": 5}, 4)])
+def test_a_link_is_what_was_asked(link: dict[str, Any], rtt: float) -> None:
+    with network(graph(**link), "auto", lambda _: None) as net:
+        (row,) = [built.row() for built in net.built]
+        measured = row["measured"]
+        assert measured["rtt_ms"] == pytest.approx(rtt, abs=max(1.0, 0.1 * rtt))
+        assert measured["bw_mbps"] == pytest.approx(link["bw"], rel=0.1)
+        assert measured["loss_low_pct"] <= link.get("loss", 0) <= measured["loss_high_pct"]
+        assert net.addresses["a"].startswith("10.123.0.")
+        assert "10.123.0." not in shell.run("ip", "addr"), "addresses stay inside the namespaces"
+    assert left_behind(os.getpid()) == []
+
+
+def test_a_link_that_is_not_what_was_asked_is_refused(tmp_path: Path) -> None:
+    """No virtual switch in user space carries 9 Gbit/s here: the run does not start."""
+    (tmp_path / "fast.py").write_text(TWO_HOST.read_text().replace("bw=20, ", "bw=9000, "))
+    done = emulate(tmp_path / "fast.py", *SMALL, "-o", "run", cwd=tmp_path)
+    assert done.returncode == 4, done.stdout
+    assert "asked 9000" in done.stderr
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_the_netem_back_end() -> None:
+    name = f"{prefix(os.getpid())}t"
+    if not linking.kernel_has_netem(name):
+        pytest.skip("this kernel has no sch_netem: the netem path cannot be tested here")
+    with network(graph(bw=10, delay="10ms", loss=2), "netem", lambda _: None) as net:
+        assert net.built[0].backend == "netem"
+
+
+def test_a_share_of_the_processor() -> None:
+    values = {"name": "t", "hosts": {"a": {"role": "teacher", "cpu": 0.2}, "b": {"role": "student"}}, "switches": [],
+              "links": [["a", "b", {"bw": 100}]]}  # fmt: skip
+    work = "import time; t = time.process_time(); x = 0\nwhile time.process_time() - t < 0.2: x += 1"
+    with network(graph_from(values), "auto", lambda _: None) as net:
+        taken = {}
+        for host in ("a", "b"):
+            start = time.monotonic()
+            subprocess.run(net.command(host, sys.executable, "-I", "-S", "-c", work), check=True)
+            taken[host] = time.monotonic() - start
+        assert taken["a"] > 0.8, "0.2 s of work at a fifth of a core take a second"
+        assert taken["b"] < taken["a"]
+    assert left_behind(os.getpid()) == []
+
+
+def test_a_killed_emulation_leaves_nothing(tmp_path: Path) -> None:
+    """SIGKILL: namespaces, interfaces, switches and roles go with it; SIGINT: it cleans up itself and says so."""
+    for how in (signal.SIGKILL, signal.SIGINT):
+        command = [sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST), *SMALL, "-o", f"run-{how}"]
+        with open(tmp_path / "log", "w") as log:
+            child = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while "capturing" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        child.send_signal(how)
+        assert child.wait(30) == (-how if how == signal.SIGKILL else 130)
+        time.sleep(1.5)
+        assert left_behind(child.pid) == []

@@ -1,0 +1,85 @@
+"""What captures say, on captures whose content is known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.utils import PcapWriter
+
+START = 1_700_000_000.0
+STUDENT, TEACHER = ("10.123.0.2", 40000), ("10.123.0.1", 50051)
+
+
+def segment(way: str, seq: int, ack: int, size: int, flags: str, at: float, ident: int = 0) -> Any:
+    (source, sport), (target, dport) = (STUDENT, TEACHER) if way == "up" else (TEACHER, STUDENT)
+    packet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src=source, dst=target, id=ident)
+    packet = packet / TCP(sport=sport, dport=dport, seq=seq, ack=ack, flags=flags) / (b"x" * size)
+    packet.time = START + at
+    return packet
+
+
+def lesson(shift: float = 0.0) -> list[Any]:
+    """A handshake, 100 bytes up that are acknowledged after 20 ms, 1,000 down of which one segment is sent twice, a stray datagram."""
+    rows = [
+        segment("up", 999, 0, 0, "S", 0.0), segment("down", 4999, 1000, 0, "SA", 0.02), segment("up", 1000, 5000, 0, "A", 0.0201),
+        segment("up", 1000, 5000, 100, "PA", 0.1), segment("down", 5000, 1100, 500, "PA", 0.12),
+        segment("down", 5500, 1100, 500, "PA", 0.121),
+        segment("down", 5500, 1100, 500, "PA", 0.5), segment("up", 1100, 6000, 0, "A", 0.501),
+    ]  # fmt: skip
+    stray = Ether() / IP(src="10.123.0.2", dst="10.123.0.1") / UDP(sport=1, dport=2) / b"?"
+    stray.time = START + 0.6
+    rows.append(stray)
+    for row in rows:
+        row.time += shift * (1 if row[IP].src == STUDENT[0] else -1)
+    return rows
+
+
+def read(folder: Path, captures: dict[str, list[Any]], nano: bool) -> dict[str, Any]:
+    paths = {}
+    for host, packets in captures.items():
+        paths[host] = str(folder / f"{host}.pcap")
+        with PcapWriter(paths[host], linktype=1, nano=nano, snaplen=128) as writer:
+            for packet in packets:
+                data = bytes(packet)
+                writer.write_packet(data[:128], sec=int(packet.time), usec=round(float(packet.time % 1) * (1e9 if nano else 1e6)),
+                                    caplen=min(128, len(data)), wirelen=len(data))  # fmt: skip
+    asked = json.dumps({"captures": paths, "students": ["student"]})
+    command = [sys.executable, "-m", "edgecompress.emulate.traffic"]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("nano", [True, False])
+def test_bytes_round_trips_and_retransmissions(nano: bool, tmp_path: Path) -> None:
+    packets = lesson()
+    found = read(tmp_path, {"student": packets}, nano)
+    assert found["packets"] == 9
+    assert found["captured_bytes"] == sum(len(bytes(p)) for p in packets), "by the original length, though only 128 bytes were kept"
+    assert found["retransmissions"] == 1
+    assert found["payload_bytes"] == 1100, "what was sent twice counts once"
+    assert found["rtt_ms"]["p50"] == pytest.approx(20, abs=0.2)
+    assert max(found["rtt_samples_ms"]) < 400, "the acknowledgement of what was sent twice tells no round trip (Karn)"
+    assert [shake["flags"] for shake in found["handshakes"]] == ["S", "SA"]
+    assert sum(row["up"] + row["down"] for row in found["timeline"]) == found["captured_bytes"]
+    down = next(row for row in found["flows"] if row["from"] == "10.123.0.1:50051")
+    assert (down["payload"], down["retransmissions"]) == (1000, 1)
+
+
+def test_one_way_delays_need_both_ends(tmp_path: Path) -> None:
+    """The same packets 4 ms earlier at the sender and 4 ms later at the receiver, on one clock."""
+    found = read(tmp_path, {"student": lesson(0.0), "teacher": lesson(0.004)}, True)
+    assert found["one_way_ms"]["up"]["p50"] == pytest.approx(4, abs=0.01)
+    assert found["one_way_ms"]["down"]["p50"] == pytest.approx(4, abs=0.01)
+    assert found["packets"] == 9, "each frame counts once, where a student sees it"
+
+
+def test_an_empty_capture(tmp_path: Path) -> None:
+    assert read(tmp_path, {"student": []}, True)["packets"] == 0
