@@ -83,3 +83,15 @@ def test_every_public_function_is_documented() -> None:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize(("room", "foreign"), [
+    ("edgecompress.emulate.session, edgecompress.cli.emulate, edgecompress.online.codec", ("torch", "grpc", "scapy")),
+    ("edgecompress.emulate.traffic", ("torch", "grpc")),
+    ("edgecompress.online.teacher, edgecompress.online.student", ("scapy", "mininet")),
+])  # fmt: skip
+def test_what_must_not_meet_in_one_process(room: str, foreign: tuple[str, ...]) -> None:
+    """Root holds neither torch nor grpc; Scapy never shares a process with grpc."""
+    code = f"import {room}, sys; print([name for name in {foreign!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -39,6 +39,7 @@ def emulate(
     fault: Annotated[list[str] | None, typer.Option("--fault", help="link-down@10s:5s, kill-student@20s, loss=5%, ...")] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="result.json of an earlier run to hold this one against")] = None,
     max_regression: Annotated[str, typer.Option("--max-regression", help="how much slower, or larger, it may be")] = "10%",
+    sweep: Annotated[list[str] | None, typer.Option("--sweep", help="runs and one table: link=wifi,lte; codec=; exchange=")] = None,
     window: Annotated[int, typer.Option("--window", help="steps under way at once", min=1)] = 8,
     keep_every: Annotated[int, typer.Option("--keep-every", help="steps between kept states", min=1)] = 50,
     timeout: Annotated[str, typer.Option("--timeout", help="the longest a lesson may take")] = "30min",
@@ -62,21 +63,27 @@ def emulate(
     from edgecompress.emulate import session
     from edgecompress.emulate import topology as topologies
     from edgecompress.errors import UsageError
+    from edgecompress.online.codec import CODECS
     from edgecompress.rundir import check_root, default_root
     from edgecompress.units import parse_duration, parse_share
 
     if backend not in ("auto", "netem", "wirefilter", "none"):
         raise UsageError(f"--backend '{backend}' is not known: allowed are auto, netem, wirefilter, none")
-    if exchange not in ("logits", "inputs", "weights"):
-        raise UsageError(f"--exchange '{exchange}' is not known: allowed are logits, inputs, weights")
     tolerance = parse_share(max_regression)
     before = _baseline(baseline)
-    properties: dict[str, Any] = dict(topologies.profile(link)) if link else {}
-    faults = []
+    runs = _swept(sweep or [], {"link": link, "codec": codec, "exchange": exchange})
+    for run in runs:
+        for name, allowed in (("exchange", ("logits", "inputs", "weights")), ("codec", CODECS)):
+            if run[name] not in allowed:
+                raise UsageError(f"--{name} '{run[name]}' is not known: allowed are {', '.join(allowed)}")
+    if len(runs) > 1 and baseline is not None:
+        raise UsageError("--baseline beside --sweep: a baseline is of one run")
+    faults, more = [], dict[str, Any]()
     for text in fault or []:
-        found, more = session.parse_fault(text)
-        properties |= more
+        found, properties = session.parse_fault(text)
+        more |= properties
         faults += [found] if found is not None else []
+    links = {name: dict(topologies.profile(name)) for name in {run["link"] for run in runs} if name}
     session.need_root()
     root = output or default_root("emulate", topology.stem)
     check_root(root, resume=False, exist_ok=exist_ok)
@@ -85,21 +92,68 @@ def emulate(
     shared = ["--data", data, "--seed", str(seed)]
     for name, value in (("--epochs", epochs), ("--batch-size", batch_size), ("--learning-rate", learning_rate)):
         shared += [name, str(value)] if value is not None else []
-    settings = session.Settings(
-        topology, root.absolute(), exchange, codec, backend, _absolute(teacher), _absolute(student), not fixed_teacher, insecure, pcap,
-        parse_duration(timeout), properties, tuple(faults), tuple(shared), ("--window", str(window), "--keep-every", str(keep_every)),
-    )  # fmt: skip
+    students = ("--window", str(window), "--keep-every", str(keep_every))
     console = stderr()
-    result = session.emulate(settings, (lambda text: None) if quiet or as_json else (lambda text: console.print(text, markup=False)))
-    worse = _regressions(result, before, tolerance)
-    if worse:
-        result["regressions"] = worse
-    _report(result, root)
-    print_json(result) if as_json else _show(result, root)
-    if not result["valid"]:
+
+    def note(text: str) -> None:
+        if not (quiet or as_json):
+            console.print(text, markup=False)
+
+    results = []
+    for run in runs:
+        own = root.absolute() if len(runs) == 1 else root.absolute() / run["name"]
+        if len(runs) > 1:
+            note(f"run {run['name']}")
+        settings = session.Settings(
+            topology, own, run["exchange"], run["codec"], backend, _absolute(teacher), _absolute(student), not fixed_teacher, insecure,
+            pcap, parse_duration(timeout), {**links.get(run["link"], {}), **more}, tuple(faults), tuple(shared), students,
+        )  # fmt: skip
+        result = session.emulate(settings, note)
+        worse = _regressions(result, before, tolerance)
+        if worse:
+            result["regressions"] = worse
+        _report(result, own)
+        results.append((run["name"], result))
+    told: dict[str, Any] = results[0][1] if len(runs) == 1 else {"schema": 1, "command": "emulate", "sweep": dict(results)}
+    if as_json:
+        print_json(told)
+    elif len(runs) == 1:
+        _show(told, root)
+    else:
+        _show_sweep(results, root)
+    if not all(result["valid"] for _, result in results):
         raise typer.Exit(1)
-    if worse:
+    if any(result.get("regressions") for _, result in results):
         raise typer.Exit(3)
+
+
+def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a sweep, each with its name: all combinations of what `KEY=a,b,c` lists; one run without any."""
+    import itertools
+
+    from edgecompress.errors import UsageError
+
+    axes: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if key not in usual or not equals or not all(values.split(",")):
+            raise UsageError(f"--sweep '{text}' is not known: write {', '.join(f'{name}=A,B' for name in usual)}")
+        axes[key] = values.split(",")
+    chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [{**usual, **values, "name": "-".join(values.values()) or "run"} for values in chosen]
+
+
+def _show_sweep(results: list[tuple[str, dict[str, Any]]], root: Path) -> None:
+    rows = []
+    for name, result in results:
+        lesson, traffic = result["distill"], result["traffic"]
+        accuracy = max(row["accuracy"] for row in lesson["students"].values())
+        rows.append((name, f"{accuracy:.2%}", f"{lesson['step_ms']['p50']:.1f}", f"{lesson['wait_ms']['p50']:.1f}",
+                     f"{lesson['bytes_per_sample']:.2f}", f"{traffic['captured_bytes']}", str(traffic["retransmissions"]),
+                     f"{result['wall_s']:.1f}", "yes" if result["valid"] else "no"))  # fmt: skip
+    columns = ["run", "best student", "step, ms", "waiting", "bytes a sample", "bytes on the wire", "sent again", "seconds", "valid"]
+    stdout().print(table("sweep", columns, rows))
+    print_line(f"results: {root}/*/result.json")
 
 
 def _report(result: dict[str, Any], root: Path) -> None:

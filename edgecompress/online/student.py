@@ -91,20 +91,22 @@ class Line:
         return start
 
     def ask_up_to(self, step: int, data: DataSet) -> None:
-        """Send the requests of all steps up to `step` that were not sent yet."""
-        while self._asked < min(step, self.plan.steps):
-            self._asked += 1
-            payload = b""
-            if self.plan.exchange == "inputs":
+        """Send the requests of all steps up to `step` that were not sent yet: step by step where pixels go with them, else together.
+
+        Together means half a window at a time, since a request for each step would weigh as much as a small answer.
+        """
+        last = min(step, self.plan.steps)
+        if self.plan.exchange == "inputs":
+            while self._asked < last:
+                self._asked += 1
                 ids, pixels = self.plan.pixels(data, self._asked)
                 payload = pixels.numpy().tobytes()
-            else:
-                ids = self.plan.ids(self._asked)
-            self.tally_payload += len(payload)
-            epoch, _ = self.plan.place(self._asked)
-            self._put(
-                wire.WANT, run=self.plan.run, epoch=epoch, step=self._asked, digest=self.plan.digest(self._asked, ids), payload=payload
-            )
+                self.tally_payload += len(payload)
+                self._put(wire.WANT, run=self.plan.run, step=self._asked, digest=self.plan.digest(self._asked, ids), payload=payload)
+            return
+        if last - self._asked >= max(1, self.plan.window // 2) or (last == self.plan.steps and last > self._asked):
+            first, self._asked = self._asked + 1, last
+            self._put(wire.WANT, run=self.plan.run, first=first, step=last, digest=self.plan.digest(last, self.plan.ids(last)))
 
     def given(self, step: int) -> Tensor:
         """The teacher's logits (B, K) of `step`; waits. Raises `BrokenError` when the connection breaks or the deadline passes."""

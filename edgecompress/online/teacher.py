@@ -103,15 +103,20 @@ class Teacher:
                 continue
             if frame.kind != wire.WANT or frame.run != plan.run:
                 raise UsageError(f"message '{frame.kind}' of run '{frame.run}' in run '{plan.run}': start both ends again")
-            ids = plan.ids(frame.step)
-            if frame.digest != plan.digest(frame.step, ids):
+            if frame.digest != plan.digest(frame.step, plan.ids(frame.step)):
                 raise UsageError(f"step {frame.step} has other samples here than at the student: give both the same --data and --seed")
-            logits = self._of_step(pupil, frame.step, payload, meeting)
-            data = pupil.codec.encode(logits, ids.numpy())
-            if frame.step % plan.keep_every == 0:
-                pupil.codecs[frame.step] = pupil.codec.state()
-            self.payload_bytes += len(data)
-            yield from self._sent(wire.GIVE, run=plan.run, epoch=frame.epoch, step=frame.step, digest=frame.digest, payload=data)
+            for step in range(frame.first or frame.step, frame.step + 1):
+                yield from self._given(pupil, step, payload, meeting)
+
+    def _given(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> Iterator[Any]:
+        """The answer to one step."""
+        plan = pupil.plan
+        ids = plan.ids(step)
+        data = pupil.codec.encode(self._of_step(pupil, step, payload, meeting), ids.numpy())
+        if step % plan.keep_every == 0:
+            pupil.codecs[step] = pupil.codec.state()
+        self.payload_bytes += len(data)
+        yield from self._sent(wire.GIVE, step=step, digest=plan.digest(step, ids), payload=data)
 
     def _of_step(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> Any:
         """Logits (B, K) float32 of a step: asked of the model here, or published by the training."""

@@ -3,7 +3,7 @@
     service edgecompress.Lesson { rpc Attend(stream Frame) returns (stream Frame); }
 
 A frame says which step of which epoch of which run it is for, and the digest of the ordered sample ids of that step, which the other end
-checks. A payload above `PART` bytes travels in several frames.
+checks. One request may be for several steps, `first` to `step`. A payload above `PART` bytes travels in several frames.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HELLO, WANT, GIVE, CHECKPOINT, WEIGHTS, DONE, ERROR = "hello", "want", "give", "
 
 _FIELDS = (
     ("kind", "string"), ("run", "string"), ("epoch", "uint32"), ("step", "uint32"), ("digest", "bytes"), ("payload", "bytes"),
-    ("said", "string"), ("part", "uint32"), ("parts", "uint32"),
+    ("said", "string"), ("part", "uint32"), ("parts", "uint32"), ("first", "uint32"),
 )  # fmt: skip
 _TYPES = {"string": 9, "bytes": 12, "uint32": 13}
 
@@ -51,6 +51,7 @@ def frames(
     digest: bytes = b"",
     payload: bytes = b"",
     said: dict[str, Any] | None = None,
+    first: int = 0,
 ) -> Iterator[Any]:
     """One message as frames: several where its payload is large."""
     parts = max(1, -(-len(payload) // PART))
@@ -58,7 +59,7 @@ def frames(
     for part in range(parts):
         yield Frame(
             kind=kind, run=run, epoch=epoch, step=step, digest=digest, payload=payload[part * PART : (part + 1) * PART],
-            said=text if part == 0 else "", part=part, parts=parts,
+            said=text if part == 0 else "", part=part, parts=parts, first=first,
         )  # fmt: skip
 
 

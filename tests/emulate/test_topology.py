@@ -113,3 +113,16 @@ def test_binomial_interval() -> None:
     assert 0.004 < low < 0.01 < high < 0.02
     assert binomial_interval(0, 100)[0] == 0
     assert binomial_interval(100, 100)[1] == 1
+
+
+def test_a_sweep_is_all_combinations() -> None:
+    from edgecompress.cli.emulate import _swept
+
+    usual = {"link": None, "codec": "fp16", "exchange": "logits"}
+    assert _swept([], usual) == [{**usual, "name": "run"}]
+    runs = _swept(["link=wifi,lte", "codec=fp16,soft"], usual)
+    assert [run["name"] for run in runs] == ["wifi-fp16", "wifi-soft", "lte-fp16", "lte-soft"]
+    assert all(run["exchange"] == "logits" for run in runs)
+    for wrong in ("link", "colour=red", "link=wifi,"):
+        with pytest.raises(UsageError, match="link=A,B"):
+            _swept([wrong], usual)
