@@ -1,0 +1,175 @@
+"""Emulation and lessons between machines, measured. As root.
+
+    sudo python benchmarks/emulate.py --links       # delay and bandwidth of links, a capture at 100 Mbit/s; 3 minutes
+    sudo python benchmarks/emulate.py --hiding      # steps a second at 0 and at 100 ms of round trip; 3 minutes
+    sudo python benchmarks/emulate.py --lessons 3   # codecs, and the reference in one process, three seeds; 10 minutes
+
+Data: digits (demo); accuracies on its 359 test images, one image is 0.28 points. Results go to benchmarks/results/emulate.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from edgecompress.emulate import links as linking
+from edgecompress.emulate import shell
+from edgecompress.emulate.capture import capture
+from edgecompress.emulate.network import network
+from edgecompress.emulate.topology import graph_from
+from edgecompress.measure import machine
+
+RESULTS = Path(__file__).parent / "results" / "emulate.json"
+TWO_HOST = """
+from mininet.topo import Topo
+
+
+class TwoHost(Topo):
+    def build(self) -> None:
+        self.addHost("teacher", role="teacher")
+        self.addHost("student", role="student")
+        self.addSwitch("s1")
+        self.addLink("teacher", "s1", bw=100)
+        self.addLink("s1", "student", {link})
+
+
+topos = {{"two_host": TwoHost}}
+"""
+
+
+def store(**parts: Any) -> None:
+    """Put `parts` into the result file, whole."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    common = {"hardware": machine.hardware(), "versions": machine.versions()}
+    temporary = RESULTS.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**known, **parts, **common}, indent=1) + "\n")
+    temporary.replace(RESULTS)
+
+
+def pair(**link: Any) -> Any:
+    """Two hosts and one link."""
+    hosts = {"a": {"role": "teacher"}, "b": {"role": "student"}}
+    return graph_from({"name": "pair", "hosts": hosts, "switches": [], "links": [["a", "b", link]]})
+
+
+def links() -> None:
+    """What links do against what was asked, and a capture under load."""
+    rows: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = [{"delay": f"{ms}ms", "bw": 100} for ms in (1, 10, 100)] + [{"bw": mbit} for mbit in (1, 10, 100)]
+    for link in asked:
+        taken = []
+        for _ in range(3):
+            with network(pair(**link), "auto", lambda _: None) as net:
+                taken.append(net.built[0].row())
+        median = {key: statistics.median(row["measured"][key] for row in taken) for key in ("rtt_ms", "bw_mbps")}
+        delay = float(link.get("delay", "0ms").removesuffix("ms"))
+        rows.append({"asked": link, "backend": taken[0]["backend"], "measured": median, "repeats": len(taken),
+                     "rtt_off_ms": median["rtt_ms"] - 2 * delay, "bw_off": median["bw_mbps"] / link["bw"] - 1})  # fmt: skip
+        print(rows[-1], flush=True)
+        store(links={"command": "python benchmarks/emulate.py --links", "rows": rows})
+    with tempfile.TemporaryDirectory() as name, network(pair(bw=100), "auto", lambda _: None) as net:
+        captures = [capture(host, net.access(host)[1], net.pid(host), Path(name) / f"{host}.pcap") for host in ("a", "b")]
+        for built in net.built:
+            linking.measure(built, 9)
+        seconds, size = 6.0, 1400
+        packets = int(105e6 / 8 / (size + linking.HEADERS) * seconds)
+        found = linking._paced(net.built[0], 0, 1, net.addresses["b"], packets, seconds * 1e6 / packets, size)
+        for one in captures:
+            one.stop()
+        load = {"seconds": seconds, "mbps": 8 * packets * (size + linking.HEADERS) / seconds / 1e6, "received": found["received"],
+                "captured": [one.captured for one in captures], "kernel_dropped": [one.dropped for one in captures]}  # fmt: skip
+        print(load)
+        store(capture_under_load={"command": "python benchmarks/emulate.py --links", **load})
+
+
+def emulated(work: Path, name: str, link: str, *options: str) -> dict[str, Any]:
+    """One emulation of two hosts; its result."""
+    topology = work / f"{name}.py"
+    topology.write_text(TWO_HOST.format(link=link))
+    command = [sys.executable, "-m", "edgecompress", "emulate", str(topology), *options, "-o", str(work / name), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
+    return dict(json.loads(done.stdout))
+
+
+def hiding() -> None:
+    """A teacher that stands still, one way: steps a second without delay and with 100 ms of round trip; and bytes on the wire."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(3):
+            for name, link in (("0 ms", "bw=100"), ("100 ms", "bw=100, delay='50ms'")):
+                options = ("--teacher", "lenet5", "--student", "lenet5", "--fixed-teacher", "--epochs", "4", "--window", "16")
+                found = emulated(Path(folder), f"h{len(rows)}", link, *options)
+                rows.append(
+                    {"round_trip": name, "repeat": repeat, **{k: found["distill"][k] for k in ("steps_per_s", "step_ms", "wait_ms")}}
+                )
+                print(rows[-1], flush=True)
+        rates = {name: statistics.median(row["steps_per_s"] for row in rows if row["round_trip"] == name) for name in ("0 ms", "100 ms")}
+        wire = []
+        for exchange, size in (("logits", "64"), ("inputs", "64")):
+            options = ("--teacher", "lenet5", "--student", "lenet5", "--fixed-teacher", "--epochs", "4", "--exchange", exchange)
+            found = emulated(Path(folder), f"w{exchange}", "bw=100", *options, "--batch-size", size)["distill"]
+            wire.append({"exchange": exchange, "codec": "fp16", "batch": int(size), "payload_bytes": found["payload_bytes"],
+                         "wire_bytes": found["wire_bytes"], "ratio": found["wire_bytes"] / found["payload_bytes"]})  # fmt: skip
+            print(wire[-1], flush=True)
+    store(hiding={"command": "python benchmarks/emulate.py --hiding", "steps_per_s": rates, "ratio": rates["100 ms"] / rates["0 ms"],
+                  "rows": rows}, wire=wire)  # fmt: skip
+    print(rates, rates["100 ms"] / rates["0 ms"])
+
+
+def lessons(seeds: int) -> None:
+    """The same trained teacher, student LeNet-5, 12 epochs: fp32 and `soft` over two hosts, and distillation in one process."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        work, python = Path(folder), [sys.executable, "-m", "edgecompress"]
+        teacher = str(work / "teacher")
+        subprocess.run([*python, "train", "resnet20", "--epochs", "8", "-q", "-o", teacher], check=True, stdout=subprocess.DEVNULL)
+        for seed in range(seeds):
+            shared = ("--epochs", "12", "--seed", str(seed))
+            for codec in ("fp32", "soft"):
+                options = ("--teacher", teacher, "--student", "lenet5", "--fixed-teacher", "--codec", codec, *shared)
+                start = time.perf_counter()
+                found = emulated(work, f"{codec}{seed}", "bw=20, delay='5ms'", *options)["distill"]
+                student = found["students"]["student"]
+                rows.append({"how": codec, "seed": seed, "accuracy": student["accuracy"], "bytes_per_sample": found["bytes_per_sample"],
+                             "validation_accuracy": student["validation_accuracy"], "wall_s": time.perf_counter() - start})  # fmt: skip
+                print(rows[-1], flush=True)
+            out = str(work / f"one{seed}")
+            command = [*python, "distill", teacher, "lenet5", *shared, "-q", "-o", out, "--json"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            told = json.loads(done.stdout)
+            rows.append({"how": "one process", "seed": seed, "accuracy": told["student"]["accuracy"], "bytes_per_sample": 0.0})
+            print(rows[-1], flush=True)
+            kinds = ("fp32", "soft", "one process")
+            means = {how: statistics.fmean(row["accuracy"] for row in rows if row["how"] == how) for how in kinds}
+            store(lessons={"command": f"python benchmarks/emulate.py --lessons {seeds}", "means": means, "rows": rows,
+                           "teacher": "ResNet-20, 8 epochs on digits", "student": "LeNet-5, 12 epochs; 20 Mbit/s, 5 ms"})  # fmt: skip
+    print(means)
+
+
+def main() -> None:
+    """What was asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--links", action="store_true")
+    parser.add_argument("--hiding", action="store_true")
+    parser.add_argument("--lessons", type=int, default=0, metavar="SEEDS")
+    arguments = parser.parse_args()
+    shell.needed()
+    if arguments.links:
+        links()
+    if arguments.hiding:
+        hiding()
+    if arguments.lessons:
+        lessons(arguments.lessons)
+
+
+if __name__ == "__main__":
+    main()
