@@ -40,10 +40,12 @@ system:
 	fi
 
 # sudo's secure_path omits a virtual environment: afterwards `sudo edgecompress emulate ...` finds the command
+LINK := /usr/local/bin/edgecompress
 install: $(STAMP) system
-	ln -sf $(CURDIR)/$(BIN)/edgecompress /usr/local/bin/edgecompress
+	ln -sf $(CURDIR)/$(BIN)/edgecompress $(LINK)
 
 test: $(STAMP) system
+	@if [ "$$(id -u)" = 0 ] && [ ! -e $(LINK) ]; then ln -sf $(CURDIR)/$(BIN)/edgecompress $(LINK); fi
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(STAMP) system
