@@ -315,7 +315,7 @@ class MergeStage(Training):
     def _powers_of_two(self) -> MergeStage:
         count = self.train_parents or len(self.checkpoints)
         if bool(self.checkpoints) == (self.train_parents is not None) or count < 2:
-            raise ValueError("give checkpoints (two or more), or train_parents (a number of networks to train first)")
+            raise ValueError("give at least 2 checkpoints, or train_parents (a number of networks to train first)")
         if self.parent_epochs is not None and self.train_parents is None:
             raise ValueError("parent_epochs goes with train_parents: checkpoints are trained already")
         if self.heads == "separate" and self.train_parents is not None:

@@ -23,7 +23,6 @@ class FilePixels:
     def __init__(self, files: Sequence[Path], side: int, read: Callable[[Path], Tensor], places: Tensor | None = None) -> None:
         self.files, self.side, self.read = files, side, read
         self.places = torch.arange(len(files)) if places is None else places
-        self.pool = ThreadPoolExecutor(READERS, thread_name_prefix="images")
 
     @property
     def shape(self) -> torch.Size:
@@ -36,7 +35,8 @@ class FilePixels:
     def __getitem__(self, index: Any) -> Tensor:
         """The images at `index` (a slice or a tensor of numbers), decoded: (B, 3, side, side)."""
         chosen = self.places[index.cpu() if isinstance(index, Tensor) else index]
-        images = list(self.pool.map(self.read, [self.files[place] for place in chosen.reshape(-1).tolist()]))
+        with ThreadPoolExecutor(READERS) as pool:
+            images = list(pool.map(self.read, [self.files[place] for place in chosen.reshape(-1).tolist()]))
         return torch.stack(images) if images else torch.empty((0, 3, self.side, self.side), dtype=torch.uint8)
 
     def rows(self, index: Tensor) -> FilePixels:

@@ -287,7 +287,7 @@ def _lesson(settings: Settings, net: Network, user: User, root: Path, note: Call
                 one.stop()
             shutil.rmtree(root / "tls", ignore_errors=True)  # they were for this run
         note("reading the captures")
-        traffic = _traffic(captures, [s.host.name for s in students])
+        traffic = _traffic(captures, [s.host.name for s in students], net.addresses)
         if settings.keep_pcap:
             for host, one in captures.items():
                 shutil.copyfile(one.path, root / f"{host}.pcap")
@@ -349,9 +349,9 @@ def _strike(fault: Fault, net: Network, teachers: list[Role], students: list[Rol
     return role.start, f"{role.host.name} started again"
 
 
-def _traffic(captures: dict[str, Capture], students: list[str]) -> dict[str, Any]:
+def _traffic(captures: dict[str, Capture], students: list[str], addresses: dict[str, str]) -> dict[str, Any]:
     """The summary of all captures, made by Scapy in a process of its own."""
-    asked = {"captures": {host: str(one.path) for host, one in captures.items()}, "students": students}
+    asked = {"captures": {host: str(one.path) for host, one in captures.items()}, "students": students, "addresses": addresses}
     done = subprocess.run(
         [sys.executable, "-m", "edgecompress.emulate.traffic"], input=json.dumps(asked), capture_output=True, text=True, check=False
     )

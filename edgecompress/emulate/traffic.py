@@ -32,7 +32,8 @@ def _percentiles(values: list[float]) -> dict[str, float] | None:
 class Reading:
     """One capture, read to its end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, address: str | None = None) -> None:
+        self.address = address
         self.packets = self.bytes = self.other = 0
         self.first = self.last = 0.0
         self.flows: dict[Flow, dict[str, Any]] = defaultdict(lambda: {"packets": 0, "bytes": 0, "payload": 0, "retransmissions": 0})
@@ -97,7 +98,8 @@ class Reading:
             return
         row["payload"] += max(0, payload)
         self._end[flow] = end
-        self._waiting[flow][end] = now
+        if self.address in (None, flow[0]):  # what this host sends goes the whole way and back; what it receives it acknowledges at once
+            self._waiting[flow][end] = now
         self.seen.setdefault((flow, sequence, payload), now)
 
     def _dissect(self, syns: list[tuple[float, bytes]]) -> None:
@@ -115,9 +117,9 @@ class Reading:
                 })  # fmt: skip
 
 
-def summary(captures: dict[str, Path], students: list[str]) -> dict[str, Any]:
+def summary(captures: dict[str, Path], students: list[str], addresses: dict[str, str] | None = None) -> dict[str, Any]:
     """Traffic from captures by host; each frame counts once, where a student sees it. One-way delays match both ends' captures."""
-    readings = {host: Reading(path) for host, path in captures.items()}
+    readings = {host: Reading(path, (addresses or {}).get(host)) for host, path in captures.items()}
     counted = [readings[host] for host in students]
     begin = min((r.first for r in counted if r.packets), default=0.0)
     end = max((r.last for r in counted if r.packets), default=0.0)
@@ -178,9 +180,9 @@ def _thinned(values: list[float], most: int = 2000) -> list[float]:
 
 
 def main() -> None:
-    """Reads `{"captures": {host: path}, "students": [...]}` from stdin, prints the summary."""
+    """Reads `{"captures": {host: path}, "students": [...], "addresses": {host: address}}` from stdin, prints the summary."""
     asked = json.loads(sys.stdin.read())
-    answer = summary({host: Path(path) for host, path in asked["captures"].items()}, asked["students"])
+    answer = summary({host: Path(path) for host, path in asked["captures"].items()}, asked["students"], asked["addresses"])
     sys.stdout.write(json.dumps(answer))
 
 

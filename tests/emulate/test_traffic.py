@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
-from scapy.utils import PcapWriter
 
 START = 1_700_000_000.0
 STUDENT, TEACHER = ("10.123.0.2", 40000), ("10.123.0.1", 50051)
@@ -45,12 +45,13 @@ def read(folder: Path, captures: dict[str, list[Any]], nano: bool) -> dict[str, 
     paths = {}
     for host, packets in captures.items():
         paths[host] = str(folder / f"{host}.pcap")
-        with PcapWriter(paths[host], linktype=1, nano=nano, snaplen=128) as writer:
+        with open(paths[host], "wb") as file:  # the format of libpcap
+            file.write(struct.pack("<IHHiIII", 0xA1B23C4D if nano else 0xA1B2C3D4, 2, 4, 0, 0, 128, 1))
             for packet in packets:
                 data = bytes(packet)
-                writer.write_packet(data[:128], sec=int(packet.time), usec=round(float(packet.time % 1) * (1e9 if nano else 1e6)),
-                                    caplen=min(128, len(data)), wirelen=len(data))  # fmt: skip
-    asked = json.dumps({"captures": paths, "students": ["student"]})
+                part = round(float(packet.time % 1) * (1e9 if nano else 1e6))
+                file.write(struct.pack("<IIII", int(packet.time), part, min(128, len(data)), len(data)) + data[:128])
+    asked = json.dumps({"captures": paths, "students": ["student"], "addresses": {"student": STUDENT[0], "teacher": TEACHER[0]}})
     command = [sys.executable, "-m", "edgecompress.emulate.traffic"]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from edgecompress.errors import UnknownNameError
 from edgecompress.methods.features import FeatureLoss, attention, default_pairs
 from edgecompress.models import ModelSource, build
 from edgecompress.train.batches import batches
-from edgecompress.train.fit import Hooks, cross_entropy, fit, make_optimizer
+from edgecompress.train.fit import Hooks, fit, label_loss, make_optimizer
 from edgecompress.train.reshape import carry_picked
 from edgecompress.train.settings import FitSettings
 
@@ -70,7 +70,7 @@ def test_it_is_learned_and_nothing_of_it_stays(kind: str) -> None:
 
 def test_the_adapter_follows_a_cut_and_keeps_its_moments() -> None:
     data, teacher, student = load_data("digits"), network("resnet20", 1).eval(), network("student1")
-    loss = FeatureLoss("hint", {"features.6": "layers.5.conv2"}, student, teacher, data.preprocess, cross_entropy)
+    loss = FeatureLoss("hint", {"features.6": "layers.5.conv2"}, student, teacher, data.preprocess, label_loss)
     (adapter,) = loss.parameters()
     assert tuple(adapter.shape) == (32, 128, 1, 1)
     optimizer = make_optimizer(student, FitSettings(1), loss.parameters())
@@ -99,6 +99,4 @@ def test_the_adapter_follows_a_cut_and_keeps_its_moments() -> None:
 
 def test_an_unknown_layer_is_named_with_its_neighbours() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown student convolution 'features\.1'.*features\.0"):
-        FeatureLoss(
-            "hint", {"features.1": "conv1"}, network("student1"), network("resnet20"), load_data("digits").preprocess, cross_entropy
-        )
+        FeatureLoss("hint", {"features.1": "conv1"}, network("student1"), network("resnet20"), load_data("digits").preprocess, label_loss)

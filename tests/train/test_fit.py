@@ -11,7 +11,7 @@ from edgecompress.methods.distill import kl_divergence, learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.models import ModelSource, build
 from edgecompress.train.batches import batches, evaluate
-from edgecompress.train.fit import cross_entropy, fit
+from edgecompress.train.fit import fit, label_loss
 from edgecompress.train.init import has_norm, unit_variance_init
 from edgecompress.train.settings import FitSettings, default_settings
 from tests.networks import graph_of, narrow
@@ -25,7 +25,7 @@ def test_training_learns_restores_the_best_epoch_and_repeats_exactly() -> None:
     for _ in range(2):
         torch.manual_seed(0)
         model = build(ModelSource("lenet5", 10, (3, 32, 32)))
-        result = fit(model, data, cross_entropy, FitSettings(epochs=3, learning_rate=2e-3), seed=1, device=CPU)
+        result = fit(model, data, label_loss, FitSettings(epochs=3, learning_rate=2e-3), seed=1, device=CPU)
         results.append((result, model.state_dict()))
     (first, state), (second, again) = results
     assert first.best.validation_accuracy > 0.85
@@ -50,7 +50,7 @@ def test_dropout_is_set_for_the_training_and_put_back() -> None:
     seen = []
     settings = FitSettings(epochs=1, batch_size=600, dropout=0.0)
     dropout = next(m for m in model.modules() if isinstance(m, nn.Dropout))
-    fit(model, data, lambda logits, batch: (seen.append(dropout.p), cross_entropy(logits, batch))[1], settings, seed=0, device=CPU)
+    fit(model, data, lambda logits, batch: (seen.append(dropout.p), label_loss(logits, batch))[1], settings, seed=0, device=CPU)
     assert set(seen) == {0.0}
     assert dropout.p == 0.55
 
@@ -101,7 +101,7 @@ def test_taylor_scores_are_the_squared_derivative_of_a_gate() -> None:
     from edgecompress.train.batches import Batch
 
     batch = Batch(torch.arange(4), images, labels)
-    values = scores.taylor(model, graph, cross_entropy, [batch])
+    values = scores.taylor(model, graph, label_loss, [batch])
     group = graph.groups[0]
 
     def loss_at(gate: float) -> float:
@@ -114,7 +114,7 @@ def test_taylor_scores_are_the_squared_derivative_of_a_gate() -> None:
                 factor = torch.ones(layers.axis_size(layer, "in"), dtype=torch.float64)
                 factor[member.index[1]] = gate
                 layer.weight.copy_(layers.scale_inputs(layer, factor))
-            return float(cross_entropy(gated(images), batch))
+            return float(label_loss(gated(images), batch))
 
     step = 1e-5
     slope = (loss_at(1 + step) - loss_at(1 - step)) / (2 * step)

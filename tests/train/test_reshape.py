@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgecompress.core import shrink
 from edgecompress.data import load_data
-from edgecompress.train.fit import Hooks, cross_entropy, fit, make_optimizer
+from edgecompress.train.fit import Hooks, fit, label_loss, make_optimizer
 from edgecompress.train.reshape import carry_optimizer
 from edgecompress.train.settings import FitSettings
 from tests.networks import graph_of, narrow, random_keep
@@ -62,7 +62,7 @@ def test_training_goes_on_after_cuts_and_chooses_an_eligible_epoch() -> None:
         return {g: torch.arange(g.size) < max(2, g.size - 1) for g in groups} if epoch in (1, 2) else None
 
     result = fit(
-        model, data, cross_entropy, FitSettings(4, batch_size=128, learning_rate=1e-3), seed=0, device=CPU,
+        model, data, label_loss, FitSettings(4, batch_size=128, learning_rate=1e-3), seed=0, device=CPU,
         hooks=Hooks(cut=cut, eligible=lambda m: sum(p.numel() for p in m.parameters()) < 0.8 * full),
     )  # fmt: skip
     assert [row.cut > 0 for row in result.history] == [True, True, False, False]
@@ -77,7 +77,7 @@ def test_no_eligible_epoch_is_said_and_patience_stops() -> None:
     data, model = load_data("digits"), narrow("student1", 0).float()
     model.classifier[-1] = torch.nn.Linear(100, 10)
     settings_ = FitSettings(3, batch_size=256, learning_rate=1e-9)
-    result = fit(model, data, cross_entropy, settings_, seed=0, device=CPU, hooks=Hooks(eligible=lambda m: False))
+    result = fit(model, data, label_loss, settings_, seed=0, device=CPU, hooks=Hooks(eligible=lambda m: False))
     assert not result.eligible and result.best_epoch == 3
     idle = FitSettings(9, batch_size=512, learning_rate=1e-12)
-    assert len(fit(model, data, cross_entropy, idle, seed=0, device=CPU, hooks=Hooks(patience=1)).history) < 9
+    assert len(fit(model, data, label_loss, idle, seed=0, device=CPU, hooks=Hooks(patience=1)).history) < 9

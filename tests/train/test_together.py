@@ -13,7 +13,7 @@ from edgecompress.methods.distill import learning_from, mutual, peer
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.models import ModelSource, build
 from edgecompress.train.batches import Batch, order
-from edgecompress.train.fit import Hooks, Learner, cross_entropy, fit, fit_together
+from edgecompress.train.fit import Hooks, Learner, fit, fit_together, label_loss
 from edgecompress.train.freeze import before_last
 from edgecompress.train.schedule import factor
 from edgecompress.train.settings import FitSettings
@@ -29,8 +29,8 @@ def network(seed: int, name: str = "lenet5") -> torch.nn.Module:
 
 def test_networks_that_ignore_each_other_train_as_if_alone() -> None:
     data = load_data("digits")
-    alone = [fit(network(seed), data, cross_entropy, SETTINGS, seed=4, device=CPU) for seed in (0, 1)]
-    learners = {str(seed): Learner(network(seed), cross_entropy, SETTINGS) for seed in (0, 1)}
+    alone = [fit(network(seed), data, label_loss, SETTINGS, seed=4, device=CPU) for seed in (0, 1)]
+    learners = {str(seed): Learner(network(seed), label_loss, SETTINGS) for seed in (0, 1)}
     together = fit_together(learners, data, seed=4, device=CPU)
     for seed in (0, 1):
         assert [r.train_loss for r in together[str(seed)].history] == [r.train_loss for r in alone[seed].history]
@@ -45,7 +45,7 @@ def test_online_from_a_teacher_that_stands_still_is_offline() -> None:
     offline = fit(network(0), data, learning_from(FixedTeacher(copy.deepcopy(teacher), data, CPU)), SETTINGS, seed=4, device=CPU)
     learners = {
         "student": Learner(network(0), learning_from(peer("teacher")), SETTINGS),
-        "teacher": Learner(teacher, cross_entropy, still),
+        "teacher": Learner(teacher, label_loss, still),
     }
     online = fit_together(learners, data, seed=4, device=CPU)["student"]
     for one, other in zip(online.model.parameters(), offline.model.parameters(), strict=True):
@@ -57,9 +57,9 @@ def test_no_gradient_flows_from_a_student_into_its_teacher() -> None:
 
     def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         seen.append(batch.logits["teacher"].requires_grad)
-        return cross_entropy(logits, batch)
+        return label_loss(logits, batch)
 
-    learners = {"student": Learner(network(0), loss, SETTINGS), "teacher": Learner(network(1), cross_entropy, SETTINGS)}
+    learners = {"student": Learner(network(0), loss, SETTINGS), "teacher": Learner(network(1), label_loss, SETTINGS)}
     fit_together(learners, data, seed=0, device=CPU)
     assert not any(seen)
 
@@ -79,9 +79,9 @@ def test_training_ends_when_every_learner_has_run_out_of_patience() -> None:
     data = load_data("digits")
     still = FitSettings(epochs=6, batch_size=512, learning_rate=0.0, weight_decay=0.0)
     hooks = Hooks(patience=2)
-    results = fit_together({n: Learner(network(0), cross_entropy, still, hooks) for n in "ab"}, data, seed=0, device=CPU)
+    results = fit_together({n: Learner(network(0), label_loss, still, hooks) for n in "ab"}, data, seed=0, device=CPU)
     assert [len(r.history) for r in results.values()] == [3, 3]
-    one = {"a": Learner(network(0), cross_entropy, still, hooks), "b": Learner(network(1), cross_entropy, still)}
+    one = {"a": Learner(network(0), label_loss, still, hooks), "b": Learner(network(1), label_loss, still)}
     assert len(fit_together(one, data, seed=0, device=CPU)["a"].history) == 6
 
 
@@ -93,7 +93,7 @@ def test_what_is_frozen_stays_with_its_statistics_and_thaws_afterwards() -> None
     assert "fc" not in frozen
     before = copy.deepcopy(model.state_dict())
     settings = FitSettings(epochs=1, batch_size=128, learning_rate=1e-2, frozen=frozen)
-    fit(model, data, cross_entropy, settings, seed=0, device=CPU)
+    fit(model, data, label_loss, settings, seed=0, device=CPU)
     changed = {key.rpartition(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed.isdisjoint(frozen)
     assert {"fc", "layers.8.conv2", "layers.8.bn2"} <= changed
@@ -130,7 +130,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
 def test_half_precision_trains_too() -> None:
     data = load_data("digits")
     settings = FitSettings(epochs=3, batch_size=64, learning_rate=2e-3, precision="bf16")
-    result = fit(network(0), data, cross_entropy, settings, seed=0, device=CPU)
+    result = fit(network(0), data, label_loss, settings, seed=0, device=CPU)
     assert result.best.validation_accuracy > 0.8
     assert all(p.dtype == torch.float32 for p in result.model.parameters())
 
@@ -141,7 +141,7 @@ def test_convolutions_run_in_channels_last_and_are_left_as_they_were() -> None:
     def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         laid = [t.is_contiguous(memory_format=torch.channels_last) for t in (batch.images, model.get_submodule("conv1").weight)]
         seen.append(all(laid))
-        return cross_entropy(logits, batch)
+        return label_loss(logits, batch)
 
     fit(model, data, loss, FitSettings(epochs=1, batch_size=256), seed=0, device=CPU)
     assert all(seen)
