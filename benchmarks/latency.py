@@ -1,6 +1,7 @@
 """The latency check, measured: does it cry wolf, does it see a slow-down; and int8 against fp32.
 
-    python benchmarks/latency.py --int8 --data DIR     # int8 against fp32, ours and ONNX Runtime's own tool, 2 threads; 10 minutes
+    python benchmarks/latency.py --int8                # int8 against fp32, ours and ONNX Runtime's own tool, 2 threads; 3 minutes
+    python benchmarks/latency.py --int8 --data DIR     # their accuracies on trained networks; 10 minutes
     python benchmarks/latency.py --injected 20         # a slow-down of 1.05x at 3 % tolerance, and of 1.5x; 8 minutes
     python benchmarks/latency.py --same 200            # a file against itself at 5 %, half of them with one core kept busy; 40 minutes
 
@@ -28,7 +29,7 @@ from torch import nn
 
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
-from edgecompress.measure import latency, machine, regression, runtime
+from edgecompress.measure import machine, regression, runtime
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 VERDICTS = ("pass", "inconclusive", "regression")
@@ -132,13 +133,15 @@ def plain_tool(fp32: Path, target: Path, batches: list[np.ndarray[Any, Any]]) ->
 
 
 def int8(folder: Path | None, epochs: int) -> None:
-    """p50 of fp32, our int8, and the plain tool's, in turns; and on trained networks their accuracies."""
+    """fp32, our int8, and the plain tool's: without data their speeds, two at a time in fresh processes; with data their accuracies."""
     from edgecompress.models import ModelSource, build
 
-    rows = []
+    rows, speeds = [], folder is None
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         for model, side, bar in (("vgg16_bn", 32, 3.3), ("resnet20", 32, 1.5), ("vgg16", 224, 3.1)):
+            if folder is not None and side != 32:
+                continue
             row: dict[str, Any] = {"model": model, "side": side, "bar": bar}
             paths = {kind: work / f"{model}-{kind}.onnx" for kind in ("fp32", "int8", "plain")}
             data = None
@@ -154,12 +157,16 @@ def int8(folder: Path | None, epochs: int) -> None:
                 batches = [np.random.default_rng(n).standard_normal((4, *shape)).astype(np.float32) for n in range(8)]
             onnx_export.save(quantizer.to_int8(paths["fp32"], lambda batches=batches: batches), paths["int8"])  # type: ignore[misc]
             plain_tool(paths["fp32"], paths["plain"], batches)
-            loaded = [runtime.load(path, threads=2) for path in paths.values()]
-            taken = latency.measure(loaded, samples=400, limit_s=30.0)
-            p50 = {kind: found.percentile(50) for kind, found in zip(paths, taken, strict=True)}
-            row |= {"p50_ms": p50, "speedup": p50["fp32"] / p50["int8"], "speedup_plain": p50["fp32"] / p50["plain"],
-                    "bytes": {kind: path.stat().st_size for kind, path in paths.items()}}  # fmt: skip
+            row["bytes"] = {kind: path.stat().st_size for kind, path in paths.items()}
+            if speeds:
+                protocol = regression.Protocol(threads=2, looks=())
+                pairs = (("ours_to_fp32", "int8", "fp32"), ("plain_to_fp32", "plain", "fp32"), ("ours_to_plain", "int8", "plain"))
+                for what, new, old in pairs:
+                    found = regression.compare(paths[new], paths[old], 0.0, protocol)
+                    row[what] = {**found["ratio"], "p50_ms": [found["candidate"]["p50_ms"], found["baseline"]["p50_ms"]]}
+                row["speedup"] = 1 / row["ours_to_fp32"]["median"]
             if data is not None:
+                loaded = [runtime.load(path, threads=2) for path in paths.values()]
                 row["images"] = len(data.test)
                 row["accuracy"] = {
                     kind: runtime.accuracy(
@@ -169,8 +176,11 @@ def int8(folder: Path | None, epochs: int) -> None:
                 }
             rows.append(row)
             print(json.dumps(row), flush=True)
-            store(int8={"command": f"python benchmarks/latency.py --int8 --data DIR --epochs {epochs}", "threads": 2, "rows": rows,
-                        "hardware": machine.hardware(), "versions": machine.versions()})  # fmt: skip
+            told = {"threads": 2, "rows": rows, "hardware": machine.hardware(), "versions": machine.versions()}
+            if speeds:
+                store(int8={"command": "python benchmarks/latency.py --int8", **told})
+            else:
+                store(int8_accuracy={"command": f"python benchmarks/latency.py --int8 --data DIR --epochs {epochs}", **told})
 
 
 def trained(folder: Path, model: str, epochs: int, work: Path) -> Any:

@@ -9,6 +9,9 @@ import numpy as np
 
 from edgecompress.measure.runtime import Array, Runtime
 
+TURN, UNCOUNTED = 5, 2
+"""Runs of a model that are timed in a row, and those before them that are not."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -46,9 +49,10 @@ def warm_up(runtime: Runtime, batch: Array, limit_s: float = 3.0) -> int:
 
 
 def measure(runtimes: list[Runtime], *, batch_size: int = 1, samples: int = 200, limit_s: float = 5.0, seed: int = 0) -> list[Latency]:
-    """Latency of each model, taken in turns, so that a drift of the machine meets them alike.
+    """Latency of each model, taken in turns of `TURN` runs, so that a drift of the machine meets them alike.
 
-    At least 20 samples each; then up to `samples`, or until `limit_s` seconds a model are over. Inputs are standard normal.
+    The first runs of a turn are left out: another model has emptied the caches, and its threads may still spin. At least 20 samples each;
+    then up to `samples`, or until `limit_s` seconds a model are over. Inputs are standard normal.
     """
     generator = np.random.default_rng(seed)
     inputs = [r.random_batch(batch_size, generator) for r in runtimes]
@@ -59,5 +63,8 @@ def measure(runtimes: list[Runtime], *, batch_size: int = 1, samples: int = 200,
         if len(taken[0]) >= 20 and time.perf_counter() - start > limit_s * len(runtimes):
             break
         for place, (runtime, batch) in enumerate(zip(runtimes, inputs, strict=True)):
-            taken[place].append(_timed(runtime, batch))
+            if len(runtimes) > 1:
+                for _ in range(UNCOUNTED):
+                    runtime.run(batch)
+            taken[place] += [_timed(runtime, batch) for _ in range(TURN)]
     return [Latency(tuple(ms), batch_size, runtime.threads, runs) for ms, runtime, runs in zip(taken, runtimes, warm, strict=True)]
