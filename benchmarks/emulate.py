@@ -106,7 +106,7 @@ def hiding() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(3):
             for name, link in (("0 ms", "bw=100"), ("100 ms", "bw=100, delay='50ms'")):
-                options = ("--teacher", "lenet5", "--student", "lenet5", "--fixed-teacher", "--epochs", "4", "--window", "16")
+                options = ("--teacher", "lenet5", "--student", "lenet5", "--fixed-teacher", "--epochs", "12")
                 found = emulated(Path(folder), f"h{len(rows)}", link, *options)
                 rows.append(
                     {"round_trip": name, "repeat": repeat, **{k: found["distill"][k] for k in ("steps_per_s", "step_ms", "wait_ms")}}
@@ -115,7 +115,7 @@ def hiding() -> None:
         rates = {name: statistics.median(row["steps_per_s"] for row in rows if row["round_trip"] == name) for name in ("0 ms", "100 ms")}
         wire = []
         for exchange, size in (("logits", "64"), ("inputs", "64")):
-            options = ("--teacher", "lenet5", "--student", "lenet5", "--fixed-teacher", "--epochs", "4", "--exchange", exchange)
+            options = ("--teacher", "lenet5", "--student", "lenet5", "--fixed-teacher", "--epochs", "12", "--exchange", exchange)
             found = emulated(Path(folder), f"w{exchange}", "bw=100", *options, "--batch-size", size)["distill"]
             wire.append({"exchange": exchange, "codec": "fp16", "batch": int(size), "payload_bytes": found["payload_bytes"],
                          "wire_bytes": found["wire_bytes"], "ratio": found["wire_bytes"] / found["payload_bytes"]})  # fmt: skip

@@ -40,7 +40,7 @@ def emulate(
     baseline: Annotated[Path | None, typer.Option("--baseline", help="result.json of an earlier run to hold this one against")] = None,
     max_regression: Annotated[str, typer.Option("--max-regression", help="how much slower, or larger, it may be")] = "10%",
     sweep: Annotated[list[str] | None, typer.Option("--sweep", help="runs and one table: link=wifi,lte; codec=; exchange=")] = None,
-    window: Annotated[int, typer.Option("--window", help="steps under way at once", min=1)] = 8,
+    window: Annotated[int, typer.Option("--window", help="steps under way at once, to hide the way there and back", min=1)] = 64,
     keep_every: Annotated[int, typer.Option("--keep-every", help="steps between kept states", min=1)] = 50,
     timeout: Annotated[str, typer.Option("--timeout", help="the longest a lesson may take")] = "30min",
     pcap: Annotated[bool, typer.Option("--pcap", help="keep the captures")] = False,

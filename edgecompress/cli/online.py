@@ -102,7 +102,7 @@ def run(
     name: Annotated[str, typer.Option("--name", help="how the teacher knows this student")] = "student",
     run_id: Annotated[str | None, typer.Option("--run", help="a name of the lesson; a student that comes back gives it again")] = None,
     keep_every: Annotated[int, typer.Option("--keep-every", help="steps between kept states", min=1)] = 50,
-    window: Annotated[int, typer.Option("--window", help="steps under way at once", min=1)] = 8,
+    window: Annotated[int, typer.Option("--window", help="steps under way at once, to hide the way there and back", min=1)] = 64,
     patience: Annotated[str, typer.Option("--patience", help="how long to look for a teacher that is away")] = "60s",
     tls_ca: Ca = None,
     tls_cert: Cert = None,

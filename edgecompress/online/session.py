@@ -46,7 +46,7 @@ class Plan:
     augmentation: dict[str, Any]
     view_seed: int
     keep_every: int = 50
-    window: int = 8
+    window: int = 64
     top_k: int = 4
 
     def as_dict(self) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from edgecompress.train.fit import FitResult, Hooks, Kept, fit
 from edgecompress.train.history import EpochRow
 from edgecompress.train.settings import FitSettings
 
+PIXEL_WINDOW = 16
+"""Most steps whose pixels may be under way: they are large."""
 STEP_DEADLINE = 60.0
 """Seconds to wait for one step's answer."""
 
@@ -90,12 +92,13 @@ class Line:
         threading.Thread(target=self._read, args=(answers,), daemon=True).start()
         return start
 
-    def ask_up_to(self, step: int, data: DataSet) -> None:
-        """Send the requests of all steps up to `step` that were not sent yet: step by step where pixels go with them, else together.
+    def ask_beyond(self, step: int, data: DataSet) -> None:
+        """Send the requests of the window after `step` that were not sent yet: step by step where pixels go with them, else together.
 
         Together means half a window at a time, since a request for each step would weigh as much as a small answer.
         """
-        last = min(step, self.plan.steps)
+        ahead = min(self.plan.window, PIXEL_WINDOW) if self.plan.exchange == "inputs" else self.plan.window
+        last = min(step + ahead, self.plan.steps)
         if self.plan.exchange == "inputs":
             while self._asked < last:
                 self._asked += 1
@@ -286,7 +289,7 @@ class Student:
         return said
 
     def _from_line(self, line: Line) -> Tensor:
-        line.ask_up_to(self._step + self.plan.window, self.data)
+        line.ask_beyond(self._step, self.data)
         return line.given(self._step)
 
     @torch.no_grad()
