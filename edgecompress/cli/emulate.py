@@ -99,6 +99,9 @@ def emulate(
         if not (quiet or as_json):
             console.print(text, markup=False)
 
+    if len(runs) > 1:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / session.MARKER).touch()
     results = []
     for run in runs:
         own = root.absolute() if len(runs) == 1 else root.absolute() / run["name"]
@@ -171,9 +174,17 @@ def _absolute(name: str | None) -> str | None:
 
 
 def _forget(root: Path) -> None:
-    """Remove what an earlier emulation left in this folder: kept states would be taken for this one's."""
+    """Remove what an earlier emulation left in this folder: kept states would be taken for this one's.
+
+    Raises `UsageError` for a folder in use that no emulation of ours made: what is in it will be given to the user.
+    """
     import shutil
 
+    from edgecompress.emulate.session import MARKER
+    from edgecompress.errors import UsageError
+
+    if any(root.iterdir()) and not (root / MARKER).is_file():
+        raise UsageError(f"output folder '{root}' is not one of an emulation: give another -o")
     for path in root.iterdir():
         if path.is_dir() and ((path / "kept").is_dir() or (path / "result.json").is_file() or path.name == "tls"):
             shutil.rmtree(path)

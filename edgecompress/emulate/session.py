@@ -28,6 +28,8 @@ from edgecompress.measure import machine
 from edgecompress.units import parse_duration
 
 PORT = 50051
+MARKER = ".edgecompress-emulate"
+"""A file that says whose an output folder is: everything below it is given to the invoking user."""
 RECONCILED = 0.01
 """Share by which captured bytes and the kernel's counters may differ."""
 FAULT = re.compile(r"(link-down|kill-student|kill-teacher)@([^:]+)(?::(.+))?|loss=([\d.]+)%")
@@ -191,6 +193,7 @@ def emulate(settings: Settings, note: Callable[[str], None]) -> dict[str, Any]:
     graph = read_topology(settings.topology, user, settings.link)
     root = settings.output
     root.mkdir(parents=True, exist_ok=True)
+    (root / MARKER).touch()
     _own(root, user)
     with _interruptible(), network(graph, settings.backend, note) as net:
         check_network(net)
@@ -290,6 +293,7 @@ def _lesson(settings: Settings, net: Network, user: User, root: Path, note: Call
         traffic = _traffic(captures, [s.host.name for s in students], net.addresses)
         if settings.keep_pcap:
             for host, one in captures.items():
+                (root / f"{host}.pcap").unlink(missing_ok=True)  # never through a link that a role has put there
                 shutil.copyfile(one.path, root / f"{host}.pcap")
     return _result(settings, net, user, teachers, students, captures, traffic, happened, wall_s)
 

@@ -175,6 +175,15 @@ def test_a_link_that_is_not_what_was_asked_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "result.json").write_text("{}")
+    done = emulate(TWO_HOST, *SMALL, "--exist-ok", "-o", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not one of an emulation" in done.stderr
+    assert (tmp_path / "mine" / "result.json").read_text() == "{}"
+
+
 def test_the_netem_back_end() -> None:
     name = f"{prefix(os.getpid())}t"
     if not linking.kernel_has_netem(name):
