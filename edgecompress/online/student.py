@@ -217,19 +217,22 @@ class Student:
         Raises `EdgecompressError` when the teacher stays away, `UsageError` when it refuses.
         """
         pristine = {key: value.clone() for key, value in self.model.state_dict().items()}
-        last, wait = time.monotonic(), 0.2
+        alone_since, wait = time.monotonic(), 0.2
         while True:
-            line = self._line = Line(target, tls, self.plan, self.name)
+            line, met = Line(target, tls, self.plan, self.name), False
+            self._line = line
             try:
                 start = line.meet(self.shelf.steps(), self.shelf.get, min(5.0, patience))
-                last, wait = time.monotonic(), 0.2
+                met, wait = True, 0.2
                 result = self._learn(line, start, pristine)
                 line.end({"epochs": self.plan.epochs, "steps": self.tally.steps})
                 self._count(line)
                 return result
             except BrokenError as error:
                 self._count(line)
-                if time.monotonic() - last > patience:
+                if met:  # the teacher was there until now
+                    alone_since = time.monotonic()
+                if time.monotonic() - alone_since > patience:
                     raise EdgecompressError(
                         f"{error}; the teacher stayed away for {patience:g} s: is {target} right, and is it there?"
                     ) from error

@@ -181,6 +181,26 @@ def test_after_a_break_both_go_back_and_every_sample_counts_once(
     same(results[0].model, results[1].model)
 
 
+def test_patience_counts_from_the_break_not_from_the_beginning(data: lessons.DataSet, serving: list[Served]) -> None:
+    """A lesson that went well for longer than the student is patient survives a break too."""
+    served = Served(data)
+    serving.append(served)
+    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data))
+    original, seen = student._targets, [0]
+
+    def targets(batch: object) -> torch.Tensor:
+        seen[0] += 1
+        if seen[0] == 6 and student._line is not None:
+            time.sleep(1.5)
+            student._line.channel.close()
+        return original(batch)  # type: ignore[arg-type]
+
+    student._targets = targets  # type: ignore[method-assign, assignment]
+    student.attend(f"localhost:{served.port}", None, 1.0)
+    assert student.tally.breaks == 1
+    assert student.tally.samples == 400
+
+
 def test_tls_is_asked_of_both_ends(data: lessons.DataSet, serving: list[Served], tmp_path: Path) -> None:
     ends = make_certificates(tmp_path / "tls", {"teacher": ["127.0.0.1", "localhost"], "student": ["127.0.0.1"]})
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "tls").glob("*.key"))
