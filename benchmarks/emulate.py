@@ -56,7 +56,7 @@ def store(**parts: Any) -> None:
 def pair(**link: Any) -> Any:
     """Two hosts and one link."""
     hosts = {"a": {"role": "teacher"}, "b": {"role": "student"}}
-    return graph_from({"name": "pair", "hosts": hosts, "switches": [], "links": [["a", "b", link]]})
+    return graph_from({"name": "pair", "hosts": hosts, "switches": {}, "links": [["a", "b", link]]})
 
 
 def links() -> None:

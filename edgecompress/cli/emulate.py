@@ -30,10 +30,17 @@ from edgecompress.cli.console import (
 def emulate(
     topology: Annotated[Path, typer.Argument(help="a .py file with a mininet Topo, e.g. topologies/two_host.py")],
     link: Annotated[str | None, typer.Option("--link", help="every link like this: ethernet, wifi, lte, 3g or satellite")] = None,
-    exchange: Annotated[str, typer.Option("--exchange", help="logits (both hold the data), inputs (images up) or weights")] = "logits",
+    exchange: Annotated[str, typer.Option("--exchange", help="logits, features, weights, or inputs (images up)")] = "logits",
     codec: Annotated[str, typer.Option("--codec", help="how logits travel: fp32, fp16, int8, top-k, soft")] = "fp16",
     teacher: Annotated[str | None, typer.Option("--teacher", help="a checkpoint or a name; default: the topology's")] = None,
     student: Annotated[str | None, typer.Option("--student", help="a name or a checkpoint; default: the topology's")] = None,
+    features: Annotated[str, typer.Option("--features", help="with --exchange features: attention or hint")] = "attention",
+    mutual: Annotated[bool, typer.Option("--mutual", help="teacher and student learn from each other")] = False,
+    staleness: Annotated[int, typer.Option("--staleness", help="with --mutual: steps by which what is learned from may be old", min=0)] = 0,
+    prune_teacher: Annotated[str | None, typer.Option("--prune-teacher", help="cut it while it trains: 50%, 2Mparams, 4MB")] = None,
+    prune_student: Annotated[str | None, typer.Option("--prune-student", help="cut every student while it trains")] = None,
+    step: Annotated[str, typer.Option("--step", help="when pruning: share of channels that one cut removes")] = "10%",
+    schedule: Annotated[str, typer.Option("--schedule", help="when cuts are made: early, middle or late")] = "early",
     fixed_teacher: Annotated[bool, typer.Option("--fixed-teacher", help="it stands still; else it trains at the same time")] = False,
     backend: Annotated[str, typer.Option("--backend", help="of links with delay or loss: auto, netem, wirefilter")] = "auto",
     fault: Annotated[list[str] | None, typer.Option("--fault", help="link-down@10s:5s, kill-student@20s, loss=5%, ...")] = None,
@@ -63,9 +70,9 @@ def emulate(
     from edgecompress.emulate import session
     from edgecompress.emulate import topology as topologies
     from edgecompress.errors import UsageError
-    from edgecompress.online.codec import CODECS
+    from edgecompress.online.codec import CODECS, EXCHANGES
     from edgecompress.rundir import check_root, default_root
-    from edgecompress.units import parse_duration, parse_share
+    from edgecompress.units import parse_amount, parse_duration, parse_share
 
     if backend not in ("auto", "netem", "wirefilter", "none"):
         raise UsageError(f"--backend '{backend}' is not known: allowed are auto, netem, wirefilter, none")
@@ -73,9 +80,18 @@ def emulate(
     before = _baseline(baseline)
     runs = _swept(sweep or [], {"link": link, "codec": codec, "exchange": exchange})
     for run in runs:
-        for name, allowed in (("exchange", ("logits", "inputs", "weights")), ("codec", CODECS)):
+        for name, allowed in (("exchange", EXCHANGES), ("codec", CODECS)):
             if run[name] not in allowed:
                 raise UsageError(f"--{name} '{run[name]}' is not known: allowed are {', '.join(allowed)}")
+        _check_ways(run["exchange"], mutual, staleness, fixed_teacher, prune_teacher)
+    for amount in (prune_teacher, prune_student):
+        if amount is not None:
+            parse_amount(amount)
+    if schedule not in ("early", "middle", "late"):
+        raise UsageError(f"--schedule '{schedule}' is not known: allowed are early, middle, late")
+    if features not in ("attention", "hint"):
+        raise UsageError(f"--features '{features}' is not known: allowed are attention, hint")
+    parse_share(step)
     if len(runs) > 1 and baseline is not None:
         raise UsageError("--baseline beside --sweep: a baseline is of one run")
     faults, more = [], dict[str, Any]()
@@ -92,7 +108,11 @@ def emulate(
     shared = ["--data", data, "--seed", str(seed)]
     for name, value in (("--epochs", epochs), ("--batch-size", batch_size), ("--learning-rate", learning_rate)):
         shared += [name, str(value)] if value is not None else []
-    students = ("--window", str(window), "--keep-every", str(keep_every))
+    cuts: tuple[str, ...] = ("--step", step, "--schedule", schedule)
+    students: tuple[str, ...] = ("--window", str(window), "--keep-every", str(keep_every), "--features", features)
+    students += ("--mutual", "--staleness", str(staleness)) if mutual else ()
+    students += ("--prune", prune_student, *cuts) if prune_student is not None else ()
+    teachers = ("--prune", prune_teacher, *cuts) if prune_teacher is not None else ()
     console = stderr()
 
     def note(text: str) -> None:
@@ -109,7 +129,7 @@ def emulate(
             note(f"run {run['name']}")
         settings = session.Settings(
             topology, own, run["exchange"], run["codec"], backend, _absolute(teacher), _absolute(student), not fixed_teacher, insecure,
-            pcap, parse_duration(timeout), {**links.get(run["link"], {}), **more}, tuple(faults), tuple(shared), students,
+            pcap, parse_duration(timeout), {**links.get(run["link"], {}), **more}, tuple(faults), tuple(shared), students, teachers,
         )  # fmt: skip
         result = session.emulate(settings, note)
         worse = _regressions(result, before, tolerance)
@@ -126,8 +146,24 @@ def emulate(
         _show_sweep(results, root)
     if not all(result["valid"] for _, result in results):
         raise typer.Exit(1)
-    if any(result.get("regressions") for _, result in results):
+    roles = [row for _, result in results for kind in ("teachers", "students") for row in result["distill"][kind].values()]
+    if any(result.get("regressions") for _, result in results) or any("floors_reached" in row for row in roles):
         raise typer.Exit(3)
+
+
+def _check_ways(exchange: str, mutual: bool, staleness: int, fixed_teacher: bool, prune_teacher: str | None) -> None:
+    """Raises `UsageError` for ways of learning that exclude each other."""
+    from edgecompress.errors import UsageError
+    from edgecompress.online.codec import TRAINING
+
+    if mutual and (exchange != "logits" or fixed_teacher):
+        raise UsageError("--mutual exchanges logits with a teacher that trains: drop --fixed-teacher and any other --exchange")
+    if staleness and not mutual:
+        raise UsageError("--staleness belongs to mutual learning: give --mutual too")
+    if prune_teacher is not None and (fixed_teacher or exchange not in TRAINING):
+        raise UsageError("--prune-teacher cuts a teacher that trains: drop --fixed-teacher, and use --exchange logits")
+    if prune_teacher is not None and exchange == "weights":
+        raise UsageError("--prune-teacher beside --exchange weights changes their shapes on the way: use --exchange logits")
 
 
 def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
@@ -231,9 +267,11 @@ def _show(result: dict[str, Any], root: Path) -> None:
     print_line(f"{traffic['retransmissions']} retransmissions, {len(result['faults'])} faults")
     told = f"{lesson['samples']} samples in {lesson['steps']} steps, {lesson['bytes_per_sample']:.2f} bytes a sample ({result['codec']})"
     print_line(f"{told}; a step {lesson['step_ms']['p50']:.1f} ms (p50), of it waiting {lesson['wait_ms']['p50']:.1f}")
-    print_line(f"teacher: {lesson['teacher_accuracy']:.2%} on test")
-    for name, row in lesson["students"].items():
-        print_line(f"{name}: {row['accuracy']:.2%} on test ({row['model']})")
+    for name, row in {**lesson["teachers"], **lesson["students"]}.items():
+        cut = f", {row['params']} of {row['params_before']} parameters left" if "params_before" in row else ""
+        print_line(f"{name}: {row['accuracy']:.2%} on test ({row['model']}{cut})")
+        if "floors_reached" in row:
+            print_line(f"{name}: {row['floors_reached']}")
     for reason in result["reasons"]:
         print_line(f"invalid: {reason}")
     for line in result.get("regressions", []):

@@ -34,6 +34,38 @@ Key = Annotated[Path | None, typer.Option("--tls-key", help="own key (PEM)")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="no TLS: everyone on the way can read and change what travels")]
 
 
+Prune = Annotated[str | None, typer.Option("--prune", help="cut it while it trains: 50%, 2Mparams, 4MB")]
+Step = Annotated[str, typer.Option("--step", help="with --prune: share of channels that one cut removes")]
+Schedule = Annotated[str, typer.Option("--schedule", help="with --prune: when cuts are made: early, middle or late")]
+
+
+def _cutting(prune: str | None, step: str, schedule: str) -> Any:
+    """How a network is cut while it trains; None where it is not."""
+    from edgecompress import lesson as lessons
+    from edgecompress.errors import UsageError
+    from edgecompress.units import parse_amount, parse_share
+
+    share = parse_share(step)
+    if schedule not in ("early", "middle", "late"):
+        raise UsageError(f"--schedule '{schedule}' is not known: allowed are early, middle, late")
+    if prune is None:
+        return None
+    parse_amount(prune)
+    return lessons.Cutting(prune, share, schedule)
+
+
+def _end(result: dict[str, Any], root: Path, as_json: bool) -> None:
+    """Say where the result is, and what a pruning came to; exit code 3 where it missed its amount."""
+    if not as_json:
+        if "params_before" in result:
+            print_line(f"pruned:  {result['params']} of {result['params_before']} parameters left")
+        if "floors_reached" in result:
+            print_line(f"missed:  {result['floors_reached']}")
+        print_line(f"result:  {root / 'result.json'}")
+    if "floors_reached" in result:
+        raise typer.Exit(3)
+
+
 def _note(quiet: bool) -> Any:
     console = stderr()
     return (lambda text: None) if quiet else (lambda text: console.print(text, markup=False))
@@ -47,6 +79,9 @@ def serve(
     train: Annotated[bool, typer.Option("--train", help="the teacher trains on the labels at the same time")] = False,
     students: Annotated[int, typer.Option("--students", help="how many students the lesson has", min=1)] = 1,
     wait: Annotated[str, typer.Option("--wait", help="how long to wait for them")] = "10min",
+    prune: Prune = None,
+    step: Step = "10%",
+    schedule: Schedule = "early",
     tls_ca: Ca = None,
     tls_cert: Cert = None,
     tls_key: Key = None,
@@ -80,25 +115,32 @@ def serve(
     note = _note(quiet)
     result = lessons.serve_lesson(
         asked, model, f"{host}:{port}", tls, output=root, train=train, students=students, timeout=timeout,
-        ready=lambda bound: note(f"listening at {host}:{bound}"), note=note,
+        ready=lambda bound: note(f"listening at {host}:{bound}"), note=note, cutting=_cutting(prune, step, schedule),
     )  # fmt: skip
     if as_json:
         print_json(result)
-        return
-    print_line(f"teacher: accuracy {result['accuracy']:.2%} on the test split of {result['data_label']}")
-    print_line(f"result:  {root / 'result.json'}")
+    else:
+        print_line(f"teacher: accuracy {result['accuracy']:.2%} on the test split of {result['data_label']}")
+    _end(result, root, as_json)
 
 
 @student_app.command("run")
 def run(
     model: Annotated[str, typer.Argument(help="a name from edgecompress models, or a checkpoint")],
     connect: Annotated[str, typer.Option("--connect", help="HOST:PORT of the teacher")],
-    exchange: Annotated[str, typer.Option("--exchange", help="logits (both hold the data), inputs (images up) or weights")] = "logits",
+    exchange: Annotated[str, typer.Option("--exchange", help="logits, features, weights, or inputs (images up)")] = "logits",
     codec: Annotated[str, typer.Option("--codec", help="how logits travel: fp32, fp16, int8, top-k, soft")] = "fp16",
     loss: Annotated[str, typer.Option("--loss", help="kl, softmax-mse or dkd")] = "kl",
     temperature: Annotated[float | None, typer.Option("--temperature")] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="weight of the teacher beside the labels")] = None,
     teacher_model: Annotated[str | None, typer.Option("--teacher-model", help="the teacher's network, for --exchange weights")] = None,
+    features: Annotated[str, typer.Option("--features", help="what is learned from maps: attention or hint")] = "attention",
+    feature_weight: Annotated[float, typer.Option("--feature-weight", help="of the maps beside the logits", min=0)] = 1.0,
+    mutual: Annotated[bool, typer.Option("--mutual", help="the teacher, which trains, learns from this student too")] = False,
+    staleness: Annotated[int, typer.Option("--staleness", help="with --mutual: steps by which what is learned from may be old", min=0)] = 0,
+    prune: Prune = None,
+    step: Step = "10%",
+    schedule: Schedule = "early",
     name: Annotated[str, typer.Option("--name", help="how the teacher knows this student")] = "student",
     run_id: Annotated[str | None, typer.Option("--run", help="a name of the lesson; a student that comes back gives it again")] = None,
     keep_every: Annotated[int, typer.Option("--keep-every", help="steps between kept states", min=1)] = 50,
@@ -145,10 +187,12 @@ def run(
         asked, model, connect, tls, output=root, exchange=exchange, codec=codec, name=name, run=run_id, teacher_model=teacher_model,
         keep_every=keep_every, window=window, loss=loss, temperature=temperature, alpha=alpha, patience=longest,
         on_epoch=lambda row: note(f"epoch {row.epoch}: {row.validation_accuracy:.2%} on validation, {row.seconds:.1f} s"), note=note,
+        features=features, feature_weight=feature_weight, mutual=mutual, staleness=staleness, cutting=_cutting(prune, step, schedule),
+        resume=resume,
     )  # fmt: skip
     if as_json:
         print_json(result)
-        return
-    print_line(f"student: accuracy {result['accuracy']:.2%} on the test split of {result['data_label']}")
-    print_line(f"{result['samples']} samples, {result['payload_bytes']} bytes of payload, {result['bytes_per_sample']:.2f} a sample")
-    print_line(f"result:  {root / 'result.json'}")
+    else:
+        print_line(f"student: accuracy {result['accuracy']:.2%} on the test split of {result['data_label']}")
+        print_line(f"{result['samples']} samples, {result['payload_bytes']} bytes of payload, {result['bytes_per_sample']:.2f} a sample")
+    _end(result, root, as_json)

@@ -25,6 +25,7 @@ from edgecompress.emulate.network import Network, check_network, network
 from edgecompress.emulate.topology import Graph, Host, graph_from
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
+from edgecompress.online.codec import TRAINING
 from edgecompress.units import parse_duration
 
 PORT = 50051
@@ -46,7 +47,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an emulation is told. `options` go to both roles, `student_options` to the students alone."""
+    """What an emulation is told. `options` go to both roles, the others to students or teachers alone."""
 
     topology: Path
     output: Path
@@ -63,6 +64,7 @@ class Settings:
     faults: tuple[Fault, ...] = ()
     options: tuple[str, ...] = ()
     student_options: tuple[str, ...] = ()
+    teacher_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,11 +246,11 @@ def _roles(settings: Settings, net: Network, user: User, root: Path) -> tuple[li
     made_teachers = []
     for teacher in teachers:
         model = settings.teacher or teacher.model or "resnet20"
-        train = ["--train"] if settings.train_teacher and settings.exchange == "logits" else []
+        train = ["--train"] if settings.train_teacher and settings.exchange in TRAINING else []
         serve = ["teacher", "serve", model, "--host", net.addresses[teacher.name], "--port", str(PORT)]
         count = ["--students", str(len(pupils[teacher.name]))]
         place = ["-o", str(root / teacher.name), "--exist-ok"]
-        command = [*python, *serve, *train, *count, *settings.options, *secured[teacher.name], *place]
+        command = [*python, *serve, *train, *count, *settings.options, *settings.teacher_options, *secured[teacher.name], *place]
         made_teachers.append(Role(net, teacher, user, command, root))
     made_students = []
     for number, student in enumerate(students):
@@ -371,7 +373,7 @@ def _result(
 ) -> dict[str, Any]:  # fmt: skip
     reasons = []
     told = {role.host.name: role.result() for role in students}
-    taught = [role.result() for role in teachers]
+    taught = {role.host.name: role.result() for role in teachers}
     dropped = sum(one.dropped for one in captures.values())
     counted = sum(captures[role.host.name].counted() for role in students)
     if dropped:
@@ -390,7 +392,8 @@ def _result(
             "steps": sum(row["steps"] for row in told.values()), "samples": samples, "payload_bytes": payload,
             "wire_bytes": traffic["captured_bytes"], "bytes_per_sample": payload / max(1, samples),
             **{key: first[key] for key in ("step_ms", "wait_ms", "compute_ms", "steps_per_s")},
-            "teacher_accuracy": taught[0]["accuracy"], "students": told,
+            **{key: first[key] for key in ("mutual", "staleness", "features")},
+            "teacher_accuracy": next(iter(taught.values()))["accuracy"], "teachers": taught, "students": told,
         },
         "faults": faults, "wall_s": wall_s, "hardware": machine.hardware(), "versions": machine.versions(),
     }  # fmt: skip

@@ -23,6 +23,7 @@ from edgecompress.units import parse_duration
 
 ROLES = ("teacher", "student")
 HOST_KEYS = {"role", "model", "cpu"}
+SWITCH_KEYS = frozenset({"dpid"})
 LINK_KEYS = {"bw", "delay", "jitter", "loss"}
 PROFILES: dict[str, dict[str, Any]] = {
     "ethernet": {"bw": 100, "delay": "1ms"},
@@ -87,11 +88,15 @@ class Graph:
 
 
 def graph_from(values: Mapping[str, Any], link: Mapping[str, Any] | None = None) -> Graph:
-    """The checked graph of `{"name", "hosts": {name: params}, "switches": [...], "links": [[a, b, params], ...]}`.
+    """The checked graph of `{"name", "hosts": {name: params}, "switches": {name: params}, "links": [[a, b, params], ...]}`.
 
     `link` are properties for every link, over its own. Raises `UsageError` naming the first thing that is wrong.
     """
     hosts = tuple(_host(name, params) for name, params in values["hosts"].items())
+    for name, params in values["switches"].items():
+        unknown = set(params) - SWITCH_KEYS
+        if unknown:
+            raise UsageError(f"switch '{name}': unknown key '{min(unknown)}': allowed is {', '.join(SWITCH_KEYS)}, which mn wants")
     switches = tuple(str(name) for name in values["switches"])
     names = [host.name for host in hosts] + list(switches)
     for name in names:
@@ -203,7 +208,8 @@ def described(path: Path, name: str | None = None) -> dict[str, Any]:
     except Exception as error:  # the user's code raises anything
         raise UsageError(f"topology '{path}': {type(error).__name__}: {' '.join(str(error).split())}") from error
     links = [[a, b, _own(params)] for a, b, params in topo.links(withInfo=True)]
-    return {"name": chosen, "hosts": {h: _own(topo.nodeInfo(h)) for h in topo.hosts()}, "switches": list(topo.switches()), "links": links}
+    hosts, switches = ({node: _own(topo.nodeInfo(node)) for node in nodes} for nodes in (topo.hosts(), topo.switches()))
+    return {"name": chosen, "hosts": hosts, "switches": switches, "links": links}
 
 
 def _own(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,13 @@ import numpy as np
 
 from edgecompress.measure.runtime import Array, Runtime
 
-TURN, UNCOUNTED = 5, 2
-"""Runs of a model that are timed in a row, and those before them that are not."""
+TURN = 10
+"""Runs of a model that are timed in a row."""
+UNCOUNTED, SPIN_MS = 2, 50.0
+"""Runs of a model that are not counted after another has run: so many, and where they use several threads for so many milliseconds.
+
+Threads of ONNX Runtime spin for about 40 ms after a run, and take a core from whoever runs next: measured, one third of the speed of VGG16.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,19 @@ def warm_up(runtime: Runtime, batch: Array, limit_s: float = 3.0) -> int:
         last = median
 
 
+def settle(runtime: Runtime, batch: Array) -> None:
+    """Run uncounted until what ran before is not in the way any more."""
+    start, runs = time.perf_counter(), 0
+    while runs < UNCOUNTED or (runtime.threads > 1 and 1e3 * (time.perf_counter() - start) < SPIN_MS):
+        runtime.run(batch)
+        runs += 1
+
+
 def measure(runtimes: list[Runtime], *, batch_size: int = 1, samples: int = 200, limit_s: float = 5.0, seed: int = 0) -> list[Latency]:
     """Latency of each model, taken in turns of `TURN` runs, so that a drift of the machine meets them alike.
 
-    The first runs of a turn are left out: another model has emptied the caches, and its threads may still spin. At least 20 samples each;
-    then up to `samples`, or until `limit_s` seconds a model are over. Inputs are standard normal.
+    The first runs of a turn are left out (`settle`): another model has emptied the caches, and its threads still spin. At least 20 samples
+    each; then up to `samples`, or until `limit_s` seconds a model are over. Inputs are standard normal.
     """
     generator = np.random.default_rng(seed)
     inputs = [r.random_batch(batch_size, generator) for r in runtimes]
@@ -64,7 +77,6 @@ def measure(runtimes: list[Runtime], *, batch_size: int = 1, samples: int = 200,
             break
         for place, (runtime, batch) in enumerate(zip(runtimes, inputs, strict=True)):
             if len(runtimes) > 1:
-                for _ in range(UNCOUNTED):
-                    runtime.run(batch)
+                settle(runtime, batch)
             taken[place] += [_timed(runtime, batch) for _ in range(TURN)]
     return [Latency(tuple(ms), batch_size, runtime.threads, runs) for ms, runtime, runs in zip(taken, runtimes, warm, strict=True)]

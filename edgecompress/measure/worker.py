@@ -2,7 +2,8 @@
 
 Reads one JSON object from stdin (`models`, `threads`, `provider`, `batch_size`, `blocks`, `seed`, `swap`, `block_ms`) and prints one on
 stdout: for each model its single runs in milliseconds, and the blocks. A block of two models is A B B A (or B A A B in turns), so that a
-drift of the machine meets both alike; its numbers are the mean milliseconds of a run of each.
+drift of the machine meets both alike; its numbers are the mean milliseconds of a run of each. With several threads, the runs after a change
+of model are not counted until the other's threads rest (`latency.settle`).
 """
 
 from __future__ import annotations
@@ -69,13 +70,16 @@ def work(asked: dict[str, Any]) -> dict[str, Any]:
         checked(model, batch)
         latency.warm_up(model, batch)
         runs.append(max(1, round(asked["block_ms"] / max(1e-3, float(np.median(timed_runs(model, batch, 5)))))))
-    count, samples, blocks = min(runs), [list[float]() for _ in loaded], []
+    count, samples, blocks, last = min(runs), [list[float]() for _ in loaded], [], -1
     for number in range(asked["blocks"]):
         sides = list(range(len(loaded)))
         if (number + asked["swap"]) % 2:
             sides.reverse()
         sums = [0.0] * len(loaded)
         for side in (*sides, *reversed(sides)):
+            if side != last and loaded[side].threads > 1:
+                latency.settle(loaded[side], batch)
+            last = side
             taken = timed_runs(loaded[side], batch, count)
             samples[side] += taken
             sums[side] += sum(taken) / (2 * count)

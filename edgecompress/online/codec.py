@@ -24,6 +24,10 @@ from edgecompress.errors import EdgecompressError, UsageError
 
 Array = NDArray[Any]
 CODECS = ("fp32", "fp16", "int8", "top-k", "soft")
+EXCHANGES = ("logits", "inputs", "features", "weights")
+"""What travels: logits, features too, or weights, where both ends hold the data; or inputs, where the student alone does."""
+TRAINING = ("logits", "weights")
+"""Exchanges whose teacher may train at the same time."""
 SOFT_T = 4.0
 LEVELS = (255, 127, 63, 31, 15, 7, 3, 1)
 SOFT_BYTES = 2

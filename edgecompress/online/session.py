@@ -8,8 +8,10 @@ newest step that both hold, so a sample that was learned twice is counted once i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from torch import Tensor
 
 from edgecompress import files
 from edgecompress.data import DataSet
-from edgecompress.data.images import Augmentation
+from edgecompress.data.images import Augmentation, View
 from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.online.codec import CODECS, EXCHANGES, TRAINING
 from edgecompress.train.batches import order
+from edgecompress.train.settings import FitSettings
 
-EXCHANGES = ("logits", "inputs", "weights")
+MOST_UNDER_WAY = 4096
+"""Steps that a plan may let be under way."""
 
 
 class BrokenError(EdgecompressError):
@@ -31,7 +36,11 @@ class BrokenError(EdgecompressError):
 
 @dataclass(frozen=True)
 class Plan:
-    """A lesson: samples, their order, what travels. `keep_every` steps both ends keep their state; `window` steps may be under way."""
+    """A lesson: samples, their order, what travels. `keep_every` steps both ends keep their state; `window` steps may be under way.
+
+    `features` (hint or attention) and the sizes [H, W] of the student's `maps` are those of exchange features. With `mutual` each end also
+    learns from the other, from logits that were said `staleness` steps before they are used.
+    """
 
     run: str
     exchange: str
@@ -48,6 +57,10 @@ class Plan:
     keep_every: int = 50
     window: int = 64
     top_k: int = 4
+    features: str = ""
+    maps: list[list[int]] = field(default_factory=list)
+    mutual: bool = False
+    staleness: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values; `Plan(**values)` takes them back."""
@@ -75,11 +88,7 @@ class Plan:
         return self._order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def _order(self, epoch: int) -> Tensor:
-        key = (self.samples, self.seed, epoch)
-        if key not in _ORDERS:
-            _ORDERS.clear()
-            _ORDERS[key] = order(*key)
-        return _ORDERS[key]
+        return _order(self.samples, self.seed, epoch)
 
     def digest(self, step: int, ids: Tensor) -> bytes:
         """What a message of `step` must carry: 8 bytes that name run, step and the ordered samples."""
@@ -90,42 +99,102 @@ class Plan:
         """(samples (B,), their pixels (B, C, H, W) uint8 as this epoch shows them) of `step`."""
         epoch, _ = self.place(step)
         ids = self.ids(step)
-        view = Augmentation(**self.augmentation).view(self.samples, data.native_shape[1:], self.view_seed, epoch - 1)
+        view = _view(Augmentation(**self.augmentation), self.samples, data.native_shape[1:], self.view_seed, epoch - 1)
         fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])
         return ids, view(data.train.pixels[ids], ids, fill)
 
 
-_ORDERS: dict[tuple[int, int, int], Tensor] = {}
+@lru_cache(8)
+def _order(samples: int, seed: int, epoch: int) -> Tensor:
+    """`order`, kept for the epochs that are under way: several threads ask at once."""
+    return order(samples, seed, epoch)
 
 
-def check_plan(plan: Plan, data: DataSet | None, classes: int) -> None:
-    """Raises `UsageError` when this end cannot follow `plan`: other data, other classes, an exchange that it does not know."""
+@lru_cache(8)
+def _view(augmentation: Augmentation, samples: int, side: tuple[int, int], seed: int, number: int) -> View:
+    """How an epoch shows its samples."""
+    return augmentation.view(samples, side, seed, number)
+
+
+def check_plan(plan: Plan, data: DataSet, train: FitSettings | None) -> None:
+    """Raises `UsageError` when a teacher with these `data`, trained as `train` says (None: it stands still), cannot follow `plan`."""
     if plan.exchange not in EXCHANGES:
         raise UsageError(f"exchange '{plan.exchange}' is not known: allowed are {', '.join(EXCHANGES)}")
-    if plan.classes != classes:
-        raise UsageError(f"the student has {plan.classes} classes, the teacher {classes}: give both the same --data")
-    if plan.exchange == "logits" and (data is None or data.digest() != plan.data_digest):
+    counts = {"epochs": plan.epochs, "batch_size": plan.batch_size, "samples": plan.samples, "keep_every": plan.keep_every}
+    for name, value in {**counts, "window": plan.window}.items():
+        if value < 1 or (name == "window" and value > MOST_UNDER_WAY) or not isinstance(value, int):
+            raise UsageError(f"{name} {value} is not allowed: 1 or more, a window at most {MOST_UNDER_WAY}")
+    if plan.classes != len(data.classes):
+        raise UsageError(f"the student has {plan.classes} classes, the teacher {len(data.classes)}: give both the same --data")
+    if plan.exchange != "inputs" and data.digest() != plan.data_digest:
         raise UsageError(f"the student's data '{plan.data}' are not the teacher's: give both the same --data, or --exchange inputs")
+    if train is None:
+        if plan.mutual:
+            raise UsageError("mutual learning needs a teacher that trains: serve it with --train")
+        return
+    if plan.exchange not in TRAINING:
+        raise UsageError(f"--exchange {plan.exchange} asks a teacher that stands still: use --exchange logits, or serve it without --train")
+    mine = (train.epochs, train.batch_size, train.view_seed, asdict(train.augmentation or data.augmentation))
+    if mine != (plan.epochs, plan.batch_size, plan.view_seed, plan.augmentation):
+        said = f"{plan.epochs} epochs, batches of {plan.batch_size}, seed {plan.view_seed}"
+        raise UsageError(f"the student trains for {said}, the teacher for {mine[0]}, {mine[1]}, {mine[2]}: give both the same")
+
+
+def check_student(plan: Plan) -> None:
+    """Raises `UsageError` for a plan that contradicts itself."""
+    if plan.exchange not in EXCHANGES or plan.codec not in CODECS:
+        raise UsageError(f"--exchange {plan.exchange} --codec {plan.codec}: allowed are {', '.join(EXCHANGES)}, and {', '.join(CODECS)}")
+    if plan.mutual and plan.exchange != "logits":
+        raise UsageError(f"--mutual exchanges logits both ways: drop --exchange {plan.exchange}")
+    if plan.staleness and not plan.mutual:
+        raise UsageError("--staleness belongs to mutual learning: give --mutual too")
+    if plan.staleness < 0 or plan.staleness > MOST_UNDER_WAY:
+        raise UsageError(f"--staleness {plan.staleness} is not allowed: 0 to {MOST_UNDER_WAY}")
 
 
 class Shelf:
-    """Kept states by step, the newest two on disk (in `folder`), the beginning always."""
+    """Kept states by step, the newest `most` (in `folder`, so that they outlive the process), and the beginning."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, most: int = 3) -> None:
+        self.folder, self.most = folder, most
         self._kept: dict[int, Any] = {}
 
+    @classmethod
+    def for_plan(cls, plan: Plan, folder: Path | None) -> Shelf:
+        """One that holds as many as the ends may be apart."""
+        return cls(folder, 3 + -(-2 * plan.window // plan.keep_every))
+
+    def claim(self, plan: Plan) -> bool:
+        """These states are of `plan`; those of any other go. Returns whether there were others."""
+        if self.folder is None:
+            return False
+        label, text = self.folder / "lesson.json", plan.as_dict()
+        foreign = self.plan() not in (None, text) or (not label.is_file() and self.steps() != [0])
+        if foreign:
+            self._drop(lambda _: True)
+        files.write_json(label, text)
+        return foreign
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._drop(lambda _: True)
+        if self.folder is not None:
+            (self.folder / "lesson.json").unlink(missing_ok=True)
+
+    def plan(self) -> dict[str, Any] | None:
+        """The plan that these states are of."""
+        label = self.folder / "lesson.json" if self.folder is not None else None
+        return dict(json.loads(label.read_text())) if label is not None and label.is_file() else None
+
     def put(self, step: int, state: Any) -> None:
-        """Keep `state` of `step`; older ones than the last three go."""
+        """Keep `state` of `step`; the oldest go."""
         self._kept[step] = state
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with files.whole(self.folder / f"{step:09d}.pt") as temporary:
                 torch.save(state, temporary)
-        for old in sorted(self.steps())[1:-3]:
-            self._kept.pop(old, None)
-            if self.folder is not None:
-                (self.folder / f"{old:09d}.pt").unlink(missing_ok=True)
+        old = set(self.steps()[1 : -self.most])
+        self._drop(old.__contains__)
 
     def steps(self) -> list[int]:
         """Steps of which a state is here; 0, the beginning, always."""
@@ -142,32 +211,25 @@ class Shelf:
 
     def back_to(self, step: int) -> None:
         """Forget what is newer than `step`."""
-        for newer in [known for known in self.steps() if known > step]:
-            self._kept.pop(newer, None)
+        self._drop(lambda known: known > step)
+
+    def _drop(self, which: Callable[[int], bool]) -> None:
+        for step in [known for known in self.steps() if known and which(known)]:
+            self._kept.pop(step, None)
             if self.folder is not None:
-                (self.folder / f"{newer:09d}.pt").unlink(missing_ok=True)
+                (self.folder / f"{step:09d}.pt").unlink(missing_ok=True)
 
 
-def newest_common(mine: list[int], theirs: list[int]) -> int:
-    """The newest step that both ends hold."""
-    return max({0, *mine} & {0, *theirs})
+def newest_common(*held: Iterable[int]) -> int:
+    """The newest step that all hold; 0, the beginning, everyone does."""
+    return max(set.intersection(*({0, *steps} for steps in held)))
 
 
-def parts(plan: Plan, start: int) -> Iterator[int]:
-    """The steps after `start`, to the end."""
-    return iter(range(start + 1, plan.steps + 1))
+def codec_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The state of a codec as tensors, which a shelf keeps."""
+    return {name: torch.from_numpy(value.copy()) for name, value in state.items()}
 
 
-def with_codec(state: Any, codec: dict[str, Any]) -> Any:
-    """A kept training with the state of its codec, as tensors."""
-    return {**state, "codec": {name: torch.from_numpy(value.copy()) for name, value in codec.items()}}
-
-
-def codec_of(state: Any) -> dict[str, Any]:
-    """The codec's state in a kept training, as arrays."""
-    return {name: value.numpy() for name, value in state["codec"].items()}
-
-
-def rebound(plan: Plan, **values: Any) -> Plan:
-    """`plan` with other values."""
-    return replace(plan, **values)
+def codec_arrays(state: dict[str, Tensor]) -> dict[str, Any]:
+    """`codec_tensors`, back."""
+    return {name: value.numpy() for name, value in state.items()}

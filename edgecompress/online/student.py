@@ -10,10 +10,10 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import torch
@@ -22,18 +22,21 @@ from torch import Tensor, nn
 from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.methods.distill import learning_from
+from edgecompress.methods.features import FeatureLoss, map_ends
 from edgecompress.online import wire
 from edgecompress.online.codec import Codec
+from edgecompress.online.mutual import Mutual
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan, Shelf, codec_of, with_codec
+from edgecompress.online.session import BrokenError, Plan, Shelf, codec_arrays, codec_tensors
 from edgecompress.online.teacher import CHANNEL
 from edgecompress.train.batches import Batch
-from edgecompress.train.fit import FitResult, Hooks, Kept, fit
+from edgecompress.train.fit import Companion, FitResult, Hooks, Kept, Loss, fit
 from edgecompress.train.history import EpochRow
 from edgecompress.train.settings import FitSettings
 
-PIXEL_WINDOW = 16
-"""Most steps whose pixels may be under way: they are large."""
+T = TypeVar("T")
+LARGE_WINDOW = 16
+"""Most steps whose pixels or maps may be under way: they are large."""
 STEP_DEADLINE = 60.0
 """Seconds to wait for one step's answer."""
 
@@ -60,13 +63,15 @@ class Line:
         options = [*CHANNEL, ("grpc.max_reconnect_backoff_ms", 2000)]
         self.channel = grpc.insecure_channel(target, options) if tls is None else grpc.secure_channel(target, tls.channel(), options)
         self._out: queue.Queue[Any] = queue.Queue()
-        self._given: dict[int, Tensor] = {}
+        self._given: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._arrived = threading.Condition()
         self._error: EdgecompressError | None = None
         self.ended: dict[str, Any] | None = None
         self.weights: dict[int, bytes] = {}
-        self.codec = Codec(plan.codec, plan.samples, plan.classes, plan.top_k)
-        self.codecs: dict[int, dict[str, Any]] = {}
+        self.ear, self.mouth = (Codec(plan.codec, plan.samples, plan.classes, plan.top_k) for _ in range(2))
+        self.listened: dict[int, dict[str, Any]] = {}
+        self.spoken: dict[int, dict[str, Any]] = {}
+        self.maps: list[list[int]] = []
         self._asked = 0
 
     def meet(self, have: list[int], state: Callable[[int], Kept | None], timeout: float) -> int:
@@ -84,10 +89,11 @@ class Line:
             raise BrokenError(f"the teacher hung up: {_reason(error)}") from error
         if "error" in said:
             raise (BrokenError if said.get("broken") else UsageError)(said["error"])
-        start = int(said["start"])
+        start, self.maps = int(said["start"]), said["maps"]
         kept = state(start)
         if kept is not None:
-            self.codec.restore(codec_of(kept))
+            self.ear.restore(codec_arrays(kept["ear"]))
+            self.mouth.restore(codec_arrays(kept["mouth"]))
         self._asked = start
         threading.Thread(target=self._read, args=(answers,), daemon=True).start()
         return start
@@ -97,7 +103,7 @@ class Line:
 
         Together means half a window at a time, since a request for each step would weigh as much as a small answer.
         """
-        ahead = min(self.plan.window, PIXEL_WINDOW) if self.plan.exchange == "inputs" else self.plan.window
+        ahead = min(self.plan.window, LARGE_WINDOW) if self.plan.exchange in ("inputs", "features") else self.plan.window
         last = min(step + ahead, self.plan.steps)
         if self.plan.exchange == "inputs":
             while self._asked < last:
@@ -107,12 +113,24 @@ class Line:
                 self.tally_payload += len(payload)
                 self._put(wire.WANT, run=self.plan.run, step=self._asked, digest=self.plan.digest(self._asked, ids), payload=payload)
             return
-        if last - self._asked >= max(1, self.plan.window // 2) or (last == self.plan.steps and last > self._asked):
+        if last - self._asked >= max(1, ahead // 2) or (last == self.plan.steps and last > self._asked):
             first, self._asked = self._asked + 1, last
             self._put(wire.WANT, run=self.plan.run, first=first, step=last, digest=self.plan.digest(last, self.plan.ids(last)))
 
-    def given(self, step: int) -> Tensor:
-        """The teacher's logits (B, K) of `step`; waits. Raises `BrokenError` when the connection breaks or the deadline passes."""
+    def say(self, step: int, logits: Tensor) -> None:
+        """Send what the student makes of `step`, logits (B, K) float32: mutual learning."""
+        ids = self.plan.ids(step)
+        payload = self.mouth.encode(logits.numpy(), ids.numpy())
+        if step % self.plan.keep_every == 0:
+            self.spoken[step] = self.mouth.state()
+        self.tally_payload += len(payload)
+        self._put(wire.SAY, step=step, digest=self.plan.digest(step, ids), payload=payload)
+
+    def given(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's logits (B, K) of `step`, and its maps (B, C, H, W) where they travel; waits.
+
+        Raises `BrokenError` when the connection breaks or the deadline passes.
+        """
         deadline = time.monotonic() + STEP_DEADLINE
         with self._arrived:
             while step not in self._given:
@@ -170,10 +188,9 @@ class Line:
                         ids = self.plan.ids(frame.step)
                         if frame.digest != self.plan.digest(frame.step, ids):
                             raise UsageError(f"the teacher answered step {frame.step} for other samples: give both the same --data")
-                        self.tally_payload += len(payload)
-                        self._given[frame.step] = torch.from_numpy(self.codec.decode(payload, ids.numpy()))
-                        if frame.step % self.plan.keep_every == 0:
-                            self.codecs[frame.step] = self.codec.state()
+                        parts = wire.parted(payload) if frame.first else [payload]
+                        for step, answer in enumerate(parts, start=frame.first or frame.step):
+                            self._take(step, answer)
                     elif frame.kind == wire.WEIGHTS:
                         self.tally_payload += len(payload)
                         self.weights[frame.epoch] = payload
@@ -189,6 +206,16 @@ class Line:
                 self._error = error if known else BrokenError(f"the connection broke: {_reason(error)}")  # type: ignore[assignment]
                 self._arrived.notify_all()
 
+    def _take(self, step: int, answer: bytes) -> None:
+        """Decode the answer to one step, and keep the codec's state where both ends do."""
+        self.tally_payload += len(answer)
+        ids, maps = self.plan.ids(step), list[Any]()
+        if self.plan.exchange == "features":
+            answer, maps = wire.without_maps(answer, self.maps, len(ids), self.plan.codec)
+        self._given[step] = torch.from_numpy(self.ear.decode(answer, ids.numpy())), [torch.from_numpy(one) for one in maps]
+        if step % self.plan.keep_every == 0:
+            self.listened[step] = self.ear.state()
+
 
 def _reason(error: Any) -> str:
     details = error.details() if hasattr(error, "details") else str(error)
@@ -196,20 +223,24 @@ def _reason(error: Any) -> str:
 
 
 class Student:
-    """Trains `model` in the lesson that `plan` describes."""
+    """Trains `model` in the lesson that `plan` describes. `cut` are the hooks of a training in which it is pruned, `mentor` the teacher's
+    network where its weights travel."""
 
     def __init__(
         self, model: nn.Module, data: DataSet, settings: FitSettings, plan: Plan, *, name: str = "student", shelf: Path | None = None,
-        loss: str = "kl", temperature: float | None = None, alpha: float | None = None, on_epoch: Callable[[EpochRow], None] | None = None,
+        loss: str = "kl", temperature: float | None = None, alpha: float | None = None, feature_weight: float = 1.0,
+        mentor: nn.Module | None = None, cut: Hooks | None = None, on_epoch: Callable[[EpochRow], None] | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.model, self.data, self.settings, self.plan, self.name, self.note = model, data, settings, plan, name, note
-        self.loss, self.temperature, self.alpha, self.on_epoch = loss, temperature, alpha, on_epoch
-        self.shelf, self.tally = Shelf(shelf), Tally()
-        self.mentor: nn.Module | None = None
-        self.mentor_epoch = 0
+        self.loss, self.temperature, self.alpha, self.feature_weight = loss, temperature, alpha, feature_weight
+        self.cut, self.on_epoch = cut or Hooks(), on_epoch
+        self.shelf, self.tally = Shelf.for_plan(plan, shelf), Tally()
+        self.mentor, self.mentor_epoch = mentor, 0
         self._line: Line | None = None
-        self._step, self._began, self._last = 0, time.monotonic(), time.monotonic()
+        self._batch: Batch | None = None
+        self._said: tuple[Tensor, list[Tensor]] = torch.zeros(0), []
+        self._step, self._began, self._last, self._waiting = 0, time.monotonic(), time.monotonic(), 0.0
 
     def attend(self, target: str, tls: Tls | None, patience: float = 60.0) -> FitResult:
         """Learn to the end, meeting the teacher at `target` (host:port) again after every break for up to `patience` seconds.
@@ -250,8 +281,7 @@ class Student:
     def _learn(self, line: Line, start: int, pristine: dict[str, Tensor]) -> FitResult:
         self.shelf.back_to(start)
         self.model.load_state_dict(pristine)
-        self._step, self._last = start, time.monotonic()
-        kept = self.shelf.get(start)
+        self._step, self._batch, self._last, self._waiting, self.mentor_epoch = start, None, time.monotonic(), 0.0, 0
         for name in ("step_ms", "wait_ms"):
             setattr(self.tally, name, getattr(self.tally, name)[:start])
         self.tally.timeline = [row for row in self.tally.timeline if row["step"] <= start]
@@ -260,7 +290,8 @@ class Student:
 
         def keep(state: Kept) -> None:
             step = state["step"]
-            self.shelf.put(step, with_codec(state, line.codecs.pop(step, line.codec.state())))
+            codecs = {"ear": line.listened.pop(step, line.ear.state()), "mouth": line.spoken.pop(step, line.mouth.state())}
+            self.shelf.put(step, {**state, **{name: codec_tensors(codec) for name, codec in codecs.items()}})
 
         def on_epoch(row: EpochRow) -> None:
             self.tally.timeline.append({
@@ -271,31 +302,74 @@ class Student:
             if self.on_epoch is not None:
                 self.on_epoch(row)
 
-        hooks = Hooks(on_epoch=on_epoch, keep=keep, keep_every=self.plan.keep_every, begin=kept)
-        loss = learning_from(self._targets, self.loss, self.temperature, self.alpha)
+        loss, companion = self._taught(line, start)
+        hooks = replace(
+            self.cut, on_epoch=on_epoch, keep=keep, keep_every=self.plan.keep_every, begin=self.shelf.get(start), companion=companion
+        )
         return fit(self.model, self.data, loss, self.settings, seed=self.plan.seed, device=torch.device("cpu"), hooks=hooks)
+
+    def _taught(self, line: Line, start: int) -> tuple[Loss, Companion | None]:
+        """The loss of this lesson, and what trains beside the student."""
+        if self.plan.mutual:
+            mutual = Mutual(self.plan, self.data, line.say, lambda step: [self._said_of(line, step)], start)
+
+            def exchanged(logits: Tensor, batch: Batch) -> Tensor:
+                self._advance(batch)
+                return mutual(logits, batch)
+
+            return exchanged, mutual
+        loss = learning_from(self._targets, self.loss, self.temperature, self.alpha)
+        if self.plan.exchange != "features":
+            return loss, None
+        torch.manual_seed(self.plan.seed)  # for the adapters, which are the same at every try
+        ends = list(map_ends(self.model, torch.zeros(1, *self.data.image_shape)))[-len(line.maps) :]
+        channels = [shape[0] for shape in line.maps]
+        told = FeatureLoss(self.plan.features, ends, self.model, channels, self._maps, loss, self.feature_weight)
+        return told, told
 
     def _targets(self, batch: Batch) -> Tensor:
         """What the teacher says of `batch`, which is the next step."""
-        line = self._line
-        assert line is not None
+        return self._heard(batch)[0]
+
+    def _maps(self, batch: Batch, sizes: object) -> Sequence[Tensor]:
+        """What the teacher's layers say of it."""
+        return self._heard(batch)[1]
+
+    def _heard(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Logits and maps of a batch; each is waited for once."""
+        if batch is not self._batch:
+            line = self._line
+            assert line is not None
+            self._advance(batch)
+            if self.plan.exchange == "weights":
+                self._said = self._from_weights(line, batch), []
+            else:
+                line.ask_beyond(self._step, self.data)
+                self._said = self._waited(lambda: line.given(self._step))
+            self._batch = batch
+        return self._said
+
+    def _said_of(self, line: Line, step: int) -> Tensor:
+        return self._waited(lambda: line.given(step))[0]
+
+    def _advance(self, batch: Batch) -> None:
+        """The training is at the next step."""
         self._step += 1
         if not torch.equal(batch.ids, self.plan.ids(self._step)):
             raise EdgecompressError(f"step {self._step} trains on other samples than planned: a bug of edgecompress, please report it")
-        began = time.monotonic()
-        said = self._from_weights(line, batch) if self.plan.exchange == "weights" else self._from_line(line)
         now = time.monotonic()
-        self.tally.wait_ms.append(1e3 * (now - began))
         self.tally.step_ms.append(1e3 * (now - self._last))
-        self._last = now
+        self.tally.wait_ms.append(self._waiting)
+        self._last, self._waiting = now, 0.0
         self.tally.steps, self.tally.samples = self._step, self.tally.samples + len(batch.ids)
-        return said
 
-    def _from_line(self, line: Line) -> Tensor:
-        line.ask_beyond(self._step, self.data)
-        return line.given(self._step)
+    def _waited(self, given: Callable[[], T]) -> T:
+        """What `given` brings; the time until it came counts as waiting, in the step that it delays."""
+        began = time.monotonic()
+        found = given()
+        self._waiting += 1e3 * (time.monotonic() - began)
+        return found
 
-    @torch.no_grad()
     def _from_weights(self, line: Line, batch: Batch) -> Tensor:
         """Logits of the teacher's own weights, which come once an epoch (García González 2022, figure 2.16)."""
         from safetensors.torch import load
@@ -304,7 +378,13 @@ class Student:
         if self.mentor is None:
             raise UsageError("exchange weights needs the teacher's network by name: give --teacher-model")
         if self.mentor_epoch != epoch:
-            self.mentor.load_state_dict(load(line.weights_of(epoch)))
+            state = load(self._waited(lambda: line.weights_of(epoch)))
+            shapes = {name: tuple(value.shape) for name, value in self.mentor.state_dict().items()}
+            other = sorted(name for name in {*shapes, *state} if name not in state or shapes.get(name) != tuple(state[name].shape))
+            if other:
+                raise UsageError(f"the teacher's weights do not fit --teacher-model: {len(other)} tensors differ, first '{other[0]}'")
+            self.mentor.load_state_dict(state)
             self.mentor_epoch = epoch
-        logits: Tensor = self.mentor.eval()(batch.images)
+        with torch.no_grad():
+            logits: Tensor = self.mentor.eval()(batch.images)
         return logits.float()

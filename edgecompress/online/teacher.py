@@ -1,18 +1,20 @@
 """The teacher's end: serves what it says of each step's samples to the students that connect; may train at the same time.
 
-A teacher that stands still answers each student by itself. One that trains goes through the steps once for all its students, `publish`es
-its logits at each step before it learns from it, and waits for the slowest.
+A teacher that stands still answers each student by itself. One that trains goes through the steps once for all its students, and waits for
+the slowest: it `publish`es its logits at each step before it learns from it, or its weights before each epoch. In mutual learning it also
+hears the students' logits before each step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +23,94 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgecompress.core.shrink import Keep
 from edgecompress.data import DataSet, Preprocess
 from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.methods.features import Taps, map_ends, reduced
 from edgecompress.online import wire
 from edgecompress.online.codec import Codec
+from edgecompress.online.mutual import Mutual
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan, Shelf, check_plan, newest_common
+from edgecompress.online.session import BrokenError, Plan, Shelf, check_plan, codec_arrays, codec_tensors, newest_common
 from edgecompress.train.batches import Batch, compact
-from edgecompress.train.fit import Hooks, Kept, Loss, fit, label_loss
+from edgecompress.train.fit import FitResult, Hooks, Kept, Loss, Moved, fit, label_loss
 from edgecompress.train.settings import FitSettings
 
 CHANNEL = (
     ("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 10_000), ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000), ("grpc.enable_http_proxy", 0), ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000), ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.max_ping_strikes", 0), ("grpc.enable_http_proxy", 0),
 )  # fmt: skip
 PATIENCE = 120.0
 """Seconds that a training teacher waits for a student before the lesson has failed."""
+GROUP_BYTES, GROUP_SECONDS = 16_000, 0.05
+"""A message of several answers goes when it is so large, or so old."""
+EPOCHS_AHEAD = 1
+"""Epochs that a teacher whose weights travel may be ahead of a student."""
 
 
 @dataclass
 class Pupil:
-    """A student in a lesson: what waits for it, and how it ended."""
+    """A student in a lesson: what it will be told, what it said, and how it ended."""
 
     plan: Plan
+    shelf: Shelf
     codec: Codec
-    waiting: queue.Queue[tuple[int, Any]] = field(default_factory=lambda: queue.Queue(16))
-    codecs: dict[int, dict[str, Any]] = field(default_factory=dict)
-    start: int = 0
+    ear: Codec
+    waiting: queue.Queue[tuple[int, Any]] = field(default_factory=queue.Queue)
+    heard: dict[int, Tensor] = field(default_factory=dict)
+    spoken: dict[int, dict[str, Any]] = field(default_factory=dict)
+    listened: dict[int, dict[str, Any]] = field(default_factory=dict)
+    taps: Taps | None = None
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    epoch: int = 0
+    answered: int = 0
+    have: list[int] = field(default_factory=list)
+    present: bool = False
     connected: bool = False
     done: dict[str, Any] | None = None
     meetings: int = 0
+    wrong: EdgecompressError | None = None
+
+    def keep_codecs(self, step: int) -> None:
+        """Keep the codecs' states after the messages of `step`, once all of them have travelled."""
+        ears = self.listened if self.plan.mutual else self.spoken
+        if self.plan.codec == "soft" and step in self.spoken and step in ears:
+            self.shelf.put(step, {"mouth": codec_tensors(self.spoken.pop(step)), "ear": codec_tensors(ears.pop(step, {}))})
+
+    def go_back(self, start: int) -> None:
+        """Be as after the messages of `start`; what was said since is said again."""
+        plan = self.plan
+        self.answered, self.epoch = start, 0
+        self.shelf.back_to(start)
+        self.codec, self.ear = (Codec(plan.codec, plan.samples, plan.classes, plan.top_k) for _ in range(2))
+        if start and plan.codec == "soft":
+            kept = self.shelf.get(start)
+            self.codec.restore(codec_arrays(kept["mouth"]))
+            if plan.mutual:
+                self.ear.restore(codec_arrays(kept["ear"]))
+        self.waiting = queue.Queue(max(plan.window, plan.staleness) + 2)
+        self.heard, self.spoken, self.listened = {}, {}, {}
 
 
 class Teacher:
-    """Serves one lesson to `students` students. `train` are the settings of its own training, None for a teacher that stands still."""
+    """Serves one lesson to `students` students. `train` are the settings of its own training, None for a teacher that stands still.
+
+    `cut` are the hooks `cut`, `mend` and `eligible` of a training in which it is pruned. States are kept below `shelf`.
+    """
 
     def __init__(
         self, model: nn.Module, data: DataSet, *, preprocess: Preprocess | None = None, train: FitSettings | None = None, students: int = 1,
-        shelf: Path | None = None, note: Callable[[str], None] = lambda _: None,
+        shelf: Path | None = None, cut: Hooks | None = None, note: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.model, self.data, self.preprocess = model.eval(), data, preprocess or data.preprocess
-        self.train, self.students, self.note = train, students, note
-        self.shelf = Shelf(shelf)
+        self.train, self.students, self.cut, self.note = train, students, cut or Hooks(), note
+        self.folder, self.shelf = shelf, Shelf(shelf)
         self.pupils: dict[str, Pupil] = {}
-        self.failed: str | None = None
+        self.result: FitResult | None = None
         self._lock, self._changed = threading.Lock(), threading.Condition()
         self._generation = 0
+        self._weights: dict[int, bytes] = {}
         self.steps, self.payload_bytes, self.wire_bytes = 0, 0, 0
 
     # the stream of one student
@@ -74,107 +118,255 @@ class Teacher:
     def attend(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         """One student's stream. Errors of ours are told to it in words."""
         messages = wire.whole(requests, self._count)
-        name = ""
+        pupil, meeting = None, 0
         try:
             _, _, said = next(messages)
-            name, plan = said["name"], Plan(**said["plan"])
-            pupil = self._meet(name, plan, said["have"])
-            yield from self._sent(wire.HELLO, run=plan.run, said={"start": pupil.start, "training": self.train is not None})
-            yield from self._answers(pupil, messages)
+            plan = Plan(**said["plan"])
+            pupil = self._meet(str(said["name"]), plan, [int(step) for step in said["have"]])
+            meeting = pupil.meetings
+            if not context.add_callback(lambda: self._leave(pupil, meeting)):
+                return
+            self._begin(pupil, meeting)
+            told = {"start": pupil.answered, "training": self.train is not None, "maps": self._maps_of(pupil)}
+            yield from self._sent(wire.HELLO, run=plan.run, said=told)
+            yield from self._exchanged(pupil, messages) if plan.mutual else self._answers(pupil, messages)
         except (EdgecompressError, TypeError, KeyError, ValueError, StopIteration) as error:
             text = str(error) if isinstance(error, EdgecompressError) else f"not a student's message: {error!r}"
             yield from self._sent(wire.ERROR, said={"error": text, "broken": isinstance(error, BrokenError)})
         finally:
-            self._leave(name)
+            self._leave(pupil, meeting)
 
     def _answers(self, pupil: Pupil, messages: Iterator[Any]) -> Iterator[Any]:
+        """The stream of a student that asks."""
         plan, meeting = pupil.plan, pupil.meetings
         for frame, payload, said in messages:
             if pupil.meetings != meeting:
                 return  # it has connected again elsewhere
             if frame.kind == wire.DONE:
-                with self._changed:
-                    pupil.done = said
-                    self._changed.notify_all()
-                yield from self._sent(wire.DONE, run=plan.run, said={"steps": self.steps})
+                yield from self._goodbye(pupil, said)
                 return
+            self._check_run(pupil, frame)
             if frame.kind == wire.WEIGHTS:
-                yield from self._sent(wire.WEIGHTS, run=plan.run, epoch=frame.epoch, payload=self._weights())
+                weights = self._weights_of(pupil, frame.epoch, meeting)
+                self.payload_bytes += len(weights)
+                yield from self._sent(wire.WEIGHTS, run=plan.run, epoch=frame.epoch, payload=weights)
                 continue
-            if frame.kind != wire.WANT or frame.run != plan.run:
-                raise UsageError(f"message '{frame.kind}' of run '{frame.run}' in run '{plan.run}': start both ends again")
-            if frame.digest != plan.digest(frame.step, plan.ids(frame.step)):
-                raise UsageError(f"step {frame.step} has other samples here than at the student: give both the same --data and --seed")
-            for step in range(frame.first or frame.step, frame.step + 1):
-                yield from self._given(pupil, step, payload, meeting)
+            if frame.kind != wire.WANT:
+                raise UsageError(f"message '{frame.kind}' is not one of exchange {plan.exchange}: start both ends again")
+            self._check_step(pupil, frame)
+            yield from self._given(pupil, range(frame.first or frame.step, frame.step + 1), payload, meeting)
 
-    def _given(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> Iterator[Any]:
-        """The answer to one step."""
+    def _exchanged(self, pupil: Pupil, messages: Iterator[Any]) -> Iterator[Any]:
+        """The stream of mutual learning: each step is said as soon as it is known, and what the student says is heard beside it."""
+        meeting = pupil.meetings
+        threading.Thread(target=self._listen, args=(pupil, messages, meeting), daemon=True).start()
+        yield from self._given(pupil, range(pupil.answered + 1, pupil.plan.steps + 1), b"", meeting)
+        with self._changed:
+            while not self._all_done() and self._there(pupil, meeting):  # nobody leaves whom another may still need
+                self._changed.wait(0.2)
+        if pupil.wrong is not None:
+            raise pupil.wrong
+        if pupil.done is not None:
+            yield from self._goodbye(pupil, pupil.done)
+
+    def _listen(self, pupil: Pupil, messages: Iterator[Any], meeting: int) -> None:
+        """Collect what a student says, in a thread of its own, until its stream ends."""
+        try:
+            for frame, payload, said in messages:
+                if pupil.meetings != meeting:
+                    return
+                if frame.kind == wire.SAY:
+                    ids = self._check_step(pupil, frame)
+                    logits = torch.from_numpy(pupil.ear.decode(payload, ids.numpy()))
+                    self.payload_bytes += len(payload)
+                with self._changed:
+                    if frame.kind == wire.DONE:
+                        pupil.done = said
+                    elif frame.kind == wire.SAY:
+                        pupil.heard[frame.step] = logits
+                        if frame.step % pupil.plan.keep_every == 0:
+                            pupil.listened[frame.step] = pupil.ear.state()
+                            pupil.keep_codecs(frame.step)
+                    self._changed.notify_all()
+        except (grpc.RpcError, EdgecompressError, ValueError) as error:
+            if isinstance(error, EdgecompressError):
+                pupil.wrong = error
+        finally:
+            self._leave(pupil, meeting)
+
+    def _goodbye(self, pupil: Pupil, said: dict[str, Any]) -> Iterator[Any]:
+        with self._changed:
+            pupil.done = said
+            self._changed.notify_all()
+        yield from self._sent(wire.DONE, run=pupil.plan.run, said={"steps": self.steps})
+
+    def _check_run(self, pupil: Pupil, frame: Any) -> None:
+        if frame.run != pupil.plan.run:
+            raise UsageError(f"message '{frame.kind}' of run '{frame.run}' in run '{pupil.plan.run}': start both ends again")
+
+    def _check_step(self, pupil: Pupil, frame: Any) -> Tensor:
+        """The samples of a message's step, which must be those that its digest names."""
         plan = pupil.plan
-        ids = plan.ids(step)
-        data = pupil.codec.encode(self._of_step(pupil, step, payload, meeting), ids.numpy())
-        if step % plan.keep_every == 0:
-            pupil.codecs[step] = pupil.codec.state()
-        self.payload_bytes += len(data)
-        yield from self._sent(wire.GIVE, step=step, digest=plan.digest(step, ids), payload=data)
+        first = frame.first or frame.step
+        ids = plan.ids(frame.step) if 0 < first <= frame.step <= plan.steps else torch.zeros(0, dtype=torch.int64)
+        if frame.digest != plan.digest(frame.step, ids):
+            raise UsageError(f"step {frame.step} has other samples here than at the student: give both the same --data and --seed")
+        return ids
 
-    def _of_step(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> Any:
-        """Logits (B, K) float32 of a step: asked of the model here, or published by the training."""
+    def _given(self, pupil: Pupil, steps: range, payload: bytes, meeting: int) -> Iterator[Any]:
+        """The answers to some steps. A teacher that stands still puts several into one message, as far as nobody waits for it."""
+        plan = pupil.plan
+        ready, begun = list[bytes](), time.monotonic()
+        for step in steps:
+            ready.append(self._answer(pupil, step, payload, meeting))
+            self.payload_bytes += len(ready[-1])
+            late = time.monotonic() - begun > GROUP_SECONDS
+            if self.train is None and step != steps[-1] and sum(map(len, ready)) < GROUP_BYTES and not late:
+                continue
+            last = {"step": step, "digest": plan.digest(step, plan.ids(step))}
+            if len(ready) == 1:
+                yield from self._sent(wire.GIVE, **last, payload=ready[0])
+            else:
+                yield from self._sent(wire.GIVE, **last, first=step - len(ready) + 1, payload=wire.joined(ready))
+            pupil.answered = step
+            ready, begun = [], time.monotonic()
+
+    def _answer(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> bytes:
+        """What travels for one step."""
+        plan = pupil.plan
+        logits, maps = self._of_step(pupil, step, payload, meeting)
+        data = pupil.codec.encode(logits, plan.ids(step).numpy())
+        if step % plan.keep_every == 0:
+            with self._changed:
+                pupil.spoken[step] = pupil.codec.state()
+                pupil.keep_codecs(step)
+        return wire.with_maps(data, maps, plan.codec) if plan.exchange == "features" else data
+
+    def _of_step(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> tuple[Any, list[Any]]:
+        """Logits (B, K) float32 of a step, and the maps that go with them: asked of the model here, or published by the training."""
         if self.train is not None:
             deadline = time.monotonic() + PATIENCE
-            while time.monotonic() < deadline and pupil.meetings == meeting:
+            while time.monotonic() < deadline and self._there(pupil, meeting):
                 with contextlib.suppress(queue.Empty):
                     at, logits = pupil.waiting.get(timeout=0.2)
                     if at == step:
-                        return logits
+                        return logits, []
+            if pupil.wrong is not None:
+                raise pupil.wrong
             raise BrokenError(f"the teacher's training did not reach step {step} in {PATIENCE:g} s")
         plan = pupil.plan
         if plan.exchange == "inputs":
             pixels = torch.frombuffer(bytearray(payload), dtype=torch.uint8).reshape(-1, *self.data.native_shape)
         else:
             _, pixels = plan.pixels(self.data, step)
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), contextlib.ExitStack() as stack:
+            if pupil.taps is not None:
+                pupil.taps.attach(self.model)
+                stack.callback(pupil.taps.detach)
             self.steps += 1
-            return self.model(compact(self.preprocess(pixels))).float().numpy()
+            logits = self.model(compact(self.preprocess(pixels))).float().numpy()
+            heard = pupil.taps.heard() if pupil.taps is not None else []
+            return logits, [reduced(plan.features, maps, size).numpy() for maps, size in zip(heard, pupil.sizes, strict=True)]
+
+    def _maps_of(self, pupil: Pupil) -> list[list[int]]:
+        """[channels, height, width] of the maps that travel with each step, in the order of the student's layers."""
+        plan = pupil.plan
+        if plan.exchange != "features":
+            return []
+        example = torch.zeros(1, *self.preprocess.shape(self.data.native_shape))
+        ends = map_ends(self.model, example)
+        count = min(len(ends), len(plan.maps))
+        names, pupil.sizes = list(ends)[-count:], [(size[0], size[1]) for size in plan.maps[-count:]]
+        pupil.taps = Taps(names, "teacher")
+        with self._lock, torch.no_grad():
+            pupil.taps.attach(self.model)
+            try:
+                self.model(example)
+                found = [reduced(plan.features, maps, size) for maps, size in zip(pupil.taps.heard(), pupil.sizes, strict=True)]
+            finally:
+                pupil.taps.detach()
+        return [list(maps.shape[1:]) for maps in found]
+
+    def _weights_of(self, pupil: Pupil, epoch: int, meeting: int) -> bytes:
+        """The state dict, as safetensors: as it is, or as it was before `epoch` of the teacher's own training."""
+        if self.train is None:
+            return packed_weights(self.model)
+        with self._changed:
+            pupil.epoch = epoch
+            self._changed.notify_all()
+            deadline = time.monotonic() + PATIENCE
+            while epoch not in self._weights:
+                if not self._there(pupil, meeting) or time.monotonic() > deadline:
+                    raise BrokenError(f"the teacher's training did not reach epoch {epoch} in {PATIENCE:g} s")
+                self._changed.wait(0.2)
+            return self._weights[epoch]
 
     def _meet(self, name: str, plan: Plan, have: list[int]) -> Pupil:
-        """A student says hello, for the first time or again. It starts at the newest step that all ends hold."""
-        check_plan(plan, self.data, len(self.data.classes))
-        if plan.exchange == "weights" and self.train is not None:
-            raise UsageError("exchange weights sends the teacher as it is: serve one that stands still (without --train)")
-        if plan.exchange == "inputs" and self.train is not None:
-            raise UsageError("a teacher that trains needs the data itself: use --exchange logits, or serve one that stands still")
+        """A student says hello, for the first time or again, and which steps it holds."""
+        check_plan(plan, self.data, self.train)
+        if self.cut.cut is not None and plan.exchange == "weights":
+            raise UsageError("a teacher that is pruned cannot send its weights, whose shapes change: use --exchange logits")
         with self._changed:
             pupil = self.pupils.get(name)
             if pupil is None:
                 if len(self.pupils) >= self.students:
                     raise UsageError(f"this lesson is for {self.students} student(s), and all are here: start the teacher with --students")
-                pupil = self.pupils[name] = Pupil(plan, Codec(plan.codec, plan.samples, plan.classes, plan.top_k))
+                pupil = self._enrolled(name, plan)
             if pupil.plan != plan:
                 raise UsageError(f"student '{name}' came back with another plan: start both ends again")
-            mine = self.shelf.steps() if self.train is not None else [step for step in have if plan.codec != "soft" or step in pupil.codecs]
-            pupil.start = newest_common(mine, have)
-            pupil.codec = Codec(plan.codec, plan.samples, plan.classes, plan.top_k)
-            if pupil.start and plan.codec == "soft":
-                pupil.codec.restore(pupil.codecs[pupil.start])
-            pupil.waiting = queue.Queue(plan.window + 2)
-            pupil.connected, pupil.meetings = True, pupil.meetings + 1
-            self._generation += 1
+            held = {0, *have}
+            held &= {0, *self.shelf.steps()} if self.train is not None else held
+            held &= {0, *pupil.shelf.steps()} if plan.codec == "soft" else held
+            pupil.have, pupil.wrong, pupil.meetings = sorted(held), None, pupil.meetings + 1
+            pupil.present, pupil.connected = True, False
             self._changed.notify_all()
-        self.note(f"student {name} is here, from step {pupil.start}")
         return pupil
 
-    def _leave(self, name: str) -> None:
+    def _begin(self, pupil: Pupil, meeting: int) -> None:
+        """Go back to the newest step that all ends hold: student and teacher; in mutual learning all students, once they are here."""
         with self._changed:
-            pupil = self.pupils.get(name)
-            if pupil is not None:
-                pupil.connected = False
+            together = [pupil]
+            while pupil.plan.mutual:
+                if pupil.wrong is not None or pupil.meetings != meeting or not pupil.present:
+                    raise pupil.wrong or BrokenError("the student has gone")
+                together = list(self.pupils.values())
+                if len(together) == self.students and all(one.present and one.wrong is None for one in together):
+                    break
+                self._changed.wait(0.2)
+            pupil.go_back(newest_common(*(one.have for one in together)))
+            pupil.connected = True
+            self._generation += 1
             self._changed.notify_all()
+        self.note(f"a student is here, from step {pupil.answered}")
 
-    def _weights(self) -> bytes:
-        from safetensors.torch import save
+    def _enrolled(self, name: str, plan: Plan) -> Pupil:
+        """A student of this lesson that was not here before; its name may be anything, and names no path."""
+        others = list(self.pupils.values())
+        if self.train is not None and others and _shared(others[0].plan) != _shared(plan):
+            raise UsageError(f"student '{name}' has another plan than the others of a teacher that trains: give all the same options")
+        if not others and self.train is not None:
+            self.shelf = Shelf.for_plan(plan, self.folder)
+            self.shelf.claim(plan)
+        folder = self.folder / hashlib.sha256(name.encode()).hexdigest()[:16] if self.folder is not None else None
+        shelf = Shelf.for_plan(plan, folder if plan.codec == "soft" else None)
+        shelf.claim(plan)
+        blank = Codec(plan.codec, plan.samples, plan.classes, plan.top_k)
+        self.pupils[name] = Pupil(plan, shelf, blank, blank)
+        return self.pupils[name]
 
-        return bytes(save({key: value.contiguous() for key, value in self.model.state_dict().items()}))
+    def _there(self, pupil: Pupil, meeting: int) -> bool:
+        return pupil.connected and pupil.meetings == meeting and pupil.wrong is None
+
+    def _leave(self, pupil: Pupil | None, meeting: int) -> None:
+        """The stream of a student's `meeting` is over. In mutual learning all others then go back with it."""
+        with self._changed:
+            if pupil is not None and pupil.meetings == meeting and pupil.present:
+                pupil.present = pupil.connected = False
+                if pupil.plan.mutual and pupil.done is None and pupil.wrong is None:
+                    for other in self.pupils.values():
+                        if other is not pupil and other.present:
+                            other.wrong, other.done = BrokenError("another student broke off"), None
+            self._changed.notify_all()
 
     def _sent(self, kind: str, **values: Any) -> Iterator[Any]:
         for frame in wire.frames(kind, **values):
@@ -189,75 +381,180 @@ class Teacher:
     def lesson(self, timeout: float | None = None) -> None:
         """Wait for all students, teach them to the end, and return when all are done. Raises `EdgecompressError` when one stays away."""
         self._until(lambda: len(self.pupils) == self.students, timeout, "no student has connected")
-        if self.train is not None:
-            self._train()
         patience = None if timeout is None else max(timeout, PATIENCE)
-        self._until(lambda: all(p.done is not None for p in self.pupils.values()), patience, "a student did not end its lesson", True)
+        if self.train is not None:
+            self._train(patience)
+        self._until(self._all_done, patience, "a student did not end its lesson", True)
 
     def _until(self, happened: Callable[[], bool], timeout: float | None, text: str, away: bool = False) -> None:
         """Wait. With `away` the time counts only while a student that is not done is not connected."""
         left = time.monotonic() + timeout if timeout is not None else None
         with self._changed:
             while not happened():
-                if away and all(p.connected or p.done is not None for p in self.pupils.values()) and timeout is not None:
+                if away and self._all_here() and timeout is not None:
                     left = time.monotonic() + timeout
                 if left is not None and time.monotonic() > left:
                     raise EdgecompressError(f"{text} within {timeout:g} s: look at the student's own messages")
                 self._changed.wait(0.2)
 
-    def _train(self) -> None:
-        """The teacher's own training, which publishes every step; after a break it goes back to where its students start again."""
+    def _train(self, patience: float | None) -> None:
+        """The teacher's own training, which publishes what it says; after a break it goes back to where its students start again."""
         assert self.train is not None
-        plan = next(iter(self.pupils.values())).plan
-        pristine = {key: value.clone() for key, value in self.model.state_dict().items()}
+        plan, first = next(iter(self.pupils.values())).plan, self.model
+        pristine = {key: value.clone() for key, value in first.state_dict().items()}
         while True:
+            self._until(self._all_here, PATIENCE, "the student did not come back")
             with self._changed:
                 generation = self._generation
-                starts = {pupil.start for pupil in self.pupils.values()}
-            start = min(starts)
+                needed = min(pupil.answered for pupil in self._active())
+                start = max(step for step in self.shelf.steps() if step <= needed)
+                self._weights.clear()
             self.shelf.back_to(start)
-            self.model.load_state_dict(pristine)
-            place = [start]
-
-            def keep(kept: Kept) -> None:
-                self.shelf.put(kept["step"], kept)
-
-            loss = self._publishing(plan, place, generation)
-            hooks = Hooks(keep=keep, keep_every=plan.keep_every, begin=self.shelf.get(start))
+            first.load_state_dict(pristine)
             try:
-                result = fit(self.model, self.data, loss, self.train, seed=plan.seed, device=torch.device("cpu"), hooks=hooks)
+                self.result = self._trained(first, plan, start, generation)
             except BrokenError as error:
                 self.note(f"{error}; waiting for the student to come back")
-                self._until(lambda old=generation: self._generation != old and self._all_here(), PATIENCE, "the student did not come back")  # type: ignore[misc]
+                self._until(self._came_back(generation), PATIENCE, "the student did not come back")
                 continue
-            self.model = result.model
-            return
+            self.model = self.result.model
+            back = self._came_back(generation)
+            self._until(lambda back=back: self._all_done() or back(), patience, "a student did not end its lesson", True)  # type: ignore[misc]
+            if self._all_done():
+                return
+
+    def _trained(self, model: nn.Module, plan: Plan, start: int, generation: int) -> FitResult:
+        """One try of the training, from `start`. Raises `BrokenError` when a student breaks off."""
+        assert self.train is not None
+        companion: Mutual | EpochWeights | None = None
+        if plan.mutual:
+            loss: Loss = lambda logits, batch: mutual(logits, batch)  # noqa: E731
+            mutual = companion = Mutual(
+                plan,
+                self.data,
+                lambda step, logits: self._publish(step, logits, generation),
+                lambda step: [self._hear(pupil, step, generation) for pupil in self._active()],
+                start,
+            )
+        elif plan.exchange == "weights":
+            companion = EpochWeights(lambda epoch, weights: self._offer(epoch, weights, generation))
+            loss = label_loss
+        else:
+            loss = label_loss
+        place = [start]
+
+        def watched(logits: Tensor, batch: Batch) -> Tensor:
+            place[0] += 1
+            self._check_whole(place[0], generation)
+            if companion is None:
+                self._publish(place[0], logits.detach(), generation)
+            self.steps += 1
+            return loss(logits, batch)
+
+        hooks = replace(
+            self.cut, keep=lambda kept: self.shelf.put(kept["step"], kept), keep_every=plan.keep_every, begin=self.shelf.get(start),
+            companion=companion,
+        )  # fmt: skip
+        return fit(model, self.data, watched, self.train, seed=plan.seed, device=torch.device("cpu"), hooks=hooks)
+
+    def _active(self) -> list[Pupil]:
+        """The students that have not ended their lesson; all of them in mutual learning, where each is needed to the end."""
+        return [pupil for pupil in list(self.pupils.values()) if pupil.done is None or pupil.plan.mutual]
 
     def _all_here(self) -> bool:
         return all(pupil.connected or pupil.done is not None for pupil in self.pupils.values())
 
-    def _publishing(self, plan: Plan, place: list[int], generation: int) -> Loss:
-        def loss(logits: Tensor, batch: Batch) -> Tensor:
-            place[0] += 1
-            said = logits.detach().cpu().numpy().astype(np.float32)
-            for pupil in list(self.pupils.values()):
-                self._hand(pupil, place[0], said, generation)
-            self.steps += 1
-            return label_loss(logits, batch)
+    def _all_done(self) -> bool:
+        return all(pupil.done is not None for pupil in self.pupils.values())
 
-        return loss
+    def _came_back(self, generation: int) -> Callable[[], bool]:
+        return lambda: self._generation != generation
 
-    def _hand(self, pupil: Pupil, step: int, logits: Any, generation: int) -> None:
+    def _check_whole(self, step: int, generation: int) -> None:
+        """Raises `BrokenError` when somebody has left since this try of the training began."""
+        if self._generation != generation or not self._all_here():
+            raise BrokenError(f"a student broke off before step {step}")
+
+    def _publish(self, step: int, logits: Tensor, generation: int) -> None:
+        """Hand the logits of a step to every student's stream; waits where one is behind."""
+        said = logits.cpu().numpy().astype(np.float32)
+        for pupil in self._active():
+            deadline = time.monotonic() + PATIENCE
+            while pupil.done is None:
+                self._check_whole(step, generation)
+                try:
+                    pupil.waiting.put((step, said), timeout=0.2)
+                    break
+                except queue.Full:
+                    if time.monotonic() > deadline:
+                        raise EdgecompressError(f"a student took nothing for {PATIENCE:g} s at step {step}: the lesson ends") from None
+
+    def _hear(self, pupil: Pupil, step: int, generation: int) -> Tensor:
+        """What a student says of a step; waits for it."""
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            if self._generation != generation or not pupil.connected:
-                raise BrokenError(f"a student broke off before step {step}")
-            try:
-                pupil.waiting.put((step, logits), timeout=0.2)
-                return
-            except queue.Full:
-                continue
-        raise EdgecompressError(f"a student took nothing for {PATIENCE:g} s at step {step}: the lesson ends")
+        with self._changed:
+            while step not in pupil.heard:
+                self._check_whole(step, generation)
+                if time.monotonic() > deadline:
+                    raise EdgecompressError(f"a student said nothing for {PATIENCE:g} s at step {step}: the lesson ends")
+                self._changed.wait(0.2)
+            return pupil.heard.pop(step)
+
+    def _offer(self, epoch: int, weights: bytes, generation: int) -> None:
+        """Lay out the weights before `epoch`; waits until no student is more than `EPOCHS_AHEAD` behind."""
+        with self._changed:
+            self._weights[epoch] = weights
+            self._weights.pop(epoch - EPOCHS_AHEAD - 2, None)
+            self._changed.notify_all()
+            while any(pupil.epoch < epoch - EPOCHS_AHEAD for pupil in self._active()):
+                if self._generation != generation or not self._all_here():
+                    raise BrokenError(f"a student broke off before epoch {epoch}")
+                self._changed.wait(0.2)
+
+
+def _shared(plan: Plan) -> Plan:
+    """What all students of a teacher that trains have in common; how their answers are packed is their own."""
+    return replace(plan, codec="fp32", top_k=0)
+
+
+def packed_weights(model: nn.Module) -> bytes:
+    """The state dict as safetensors."""
+    from safetensors.torch import save
+
+    return bytes(save({key: value.contiguous() for key, value in model.state_dict().items()}))
+
+
+class EpochWeights:
+    """A `Companion` that offers the network's weights as they are before each epoch."""
+
+    def __init__(self, offer: Callable[[int, bytes], None]) -> None:
+        self.offer, self.epoch, self.weights, self._taken = offer, 0, b"", False
+
+    def attach(self, model: nn.Module) -> None:
+        """An epoch begins, or goes on: then its weights are those that were offered for it."""
+        if not self._taken:
+            self.epoch, self.weights = self.epoch + 1, packed_weights(model)
+        self._taken = False
+        self.offer(self.epoch, self.weights)
+
+    def detach(self) -> None:
+        """Nothing is held."""
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """None."""
+        return []
+
+    def follow(self, model: nn.Module, small: nn.Module, keep: Keep) -> Sequence[Moved]:
+        """Nothing to follow with."""
+        return []
+
+    def kept(self) -> Kept:
+        """The weights of the epoch that is under way."""
+        return {"epoch": self.epoch, "weights": torch.frombuffer(bytearray(self.weights), dtype=torch.uint8)}
+
+    def take(self, kept: Kept) -> None:
+        """Offer them again."""
+        self.epoch, self.weights, self._taken = kept["epoch"], kept["weights"].numpy().tobytes(), True
 
 
 def serve(teacher: Teacher, address: str, tls: Tls | None) -> tuple[grpc.Server, int]:

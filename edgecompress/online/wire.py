@@ -3,22 +3,24 @@
     service edgecompress.Lesson { rpc Attend(stream Frame) returns (stream Frame); }
 
 A frame says which step of which epoch of which run it is for, and the digest of the ordered sample ids of that step, which the other end
-checks. One request may be for several steps, `first` to `step`. A payload above `PART` bytes travels in several frames.
+checks. One message may be for several steps, `first` to `step`. A payload above `PART` bytes travels in several frames.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 SERVICE, METHOD = "edgecompress.Lesson", "Attend"
 PATH = f"/{SERVICE}/{METHOD}"
 PART = 1_000_000
 """Bytes of payload in one frame: well below the 4 MiB that gRPC takes."""
-HELLO, WANT, GIVE, CHECKPOINT, WEIGHTS, DONE, ERROR = "hello", "want", "give", "checkpoint", "weights", "done", "error"
+HELLO, WANT, GIVE, SAY, WEIGHTS, DONE, ERROR = "hello", "want", "give", "say", "weights", "done", "error"
 
 _FIELDS = (
     ("kind", "string"), ("run", "string"), ("epoch", "uint32"), ("step", "uint32"), ("digest", "bytes"), ("payload", "bytes"),
@@ -77,3 +79,40 @@ def whole(received: Iterator[Any], seen: Callable[[int], None] | None = None) ->
         if frame.part + 1 == frame.parts:
             yield first, payload, json.loads(first.said) if first.said else {}
             first = None
+
+
+def joined(answers: Sequence[bytes]) -> bytes:
+    """Answers to several steps as one payload."""
+    return b"".join(struct.pack("<I", len(one)) + one for one in answers)
+
+
+def parted(payload: bytes) -> list[bytes]:
+    """`joined`, back. Raises `ValueError` for bytes that are none."""
+    found, place = list[bytes](), 0
+    while place < len(payload):
+        (size,) = struct.unpack_from("<I", payload.ljust(place + 4, b"\xff"), place)
+        if place + 4 + size > len(payload):
+            raise ValueError(f"{len(payload)} bytes of answers end in the middle of one")
+        found.append(payload[place + 4 : place + 4 + size])
+        place += 4 + size
+    return found
+
+
+def with_maps(logits: bytes, maps: Sequence[Any], codec: str) -> bytes:
+    """The payload of exchange features: logits as a codec wrote them, then maps (B, C, H, W), fp32 beside codec fp32, else fp16."""
+    kind = "<f4" if codec == "fp32" else "<f2"
+    return struct.pack("<I", len(logits)) + logits + b"".join(np.ascontiguousarray(one, kind).tobytes() for one in maps)
+
+
+def without_maps(payload: bytes, shapes: Sequence[Sequence[int]], count: int, codec: str) -> tuple[bytes, list[Any]]:
+    """(the logits' bytes, maps (count, C, H, W) float32 of the `shapes` (C, H, W)). Raises `ValueError` for a payload of another size."""
+    kind = np.dtype("<f4" if codec == "fp32" else "<f2")
+    (size,) = struct.unpack_from("<I", payload) if len(payload) >= 4 else (0,)
+    place, maps = 4 + size, []
+    for shape in shapes:
+        number = count * int(np.prod(shape))
+        maps.append(np.frombuffer(payload, kind, number, place).reshape(count, *shape).astype(np.float32))
+        place += number * kind.itemsize
+    if place != len(payload):
+        raise ValueError(f"{len(payload)} bytes of logits and maps, expected {place}")
+    return payload[4 : 4 + size], maps

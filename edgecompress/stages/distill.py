@@ -83,7 +83,7 @@ def _offline(context: Context, settings: DistillStage, state: State, model: nn.M
     facts: dict[str, Any] = {}
     if settings.features is not None:
         pairs = _pairs(context, settings, state, model, teacher)
-        companion = FeatureLoss(settings.features, pairs, model, teacher.model, teacher.preprocess, loss, settings.feature_weight)
+        companion = FeatureLoss.of_pairs(settings.features, pairs, model, teacher.model, teacher.preprocess, loss, settings.feature_weight)
         loss, hooks = companion, replace(hooks, companion=companion)
         facts = {"features": settings.features, "feature_layers": pairs, "feature_weight": settings.feature_weight}
     result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from edgecompress.core import trace
 from edgecompress.core.shrink import Keep, shrink
 from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError
@@ -45,6 +46,9 @@ class FitResult:
         return self.history[self.best_epoch - 1]
 
 
+Kept = dict[str, Any]
+"""A training as it stood after one of its steps: tensors, numbers and texts, nested, as `torch.save` writes and safely reads them."""
+
 Moved = tuple[nn.Parameter, nn.Parameter, Callable[[Tensor], Tensor]]
 """A parameter before a cut, the one in its place, and how a moment of the first becomes one of the second."""
 
@@ -64,9 +68,11 @@ class Companion(Protocol):
     def detach(self) -> None:
         """It is over: let go of the network, which will be copied, cut and exported."""
 
+    def kept(self) -> Kept:
+        """What decides how it goes on from here."""
 
-Kept = dict[str, Any]
-"""A training as it stood after one of its steps: tensors, numbers and texts, nested, as `torch.save` writes and safely reads them."""
+    def take(self, kept: Kept) -> None:
+        """Go on from what `kept` gave; cuts that the network had until then were followed before."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ def fit_together(learners: Mapping[str, Learner], data: DataSet, *, seed: int, d
     total = math.ceil(len(data.train) / shared.batch_size) * shared.epochs
     with contextlib.ExitStack() as stack:
         runs = {name: stack.enter_context(_Run(name, learner, total, device)) for name, learner in learners.items()}
-        first, done = next(iter(runs.values())).begin()
+        begun = [run.begin(data) for run in runs.values()]
+        first, done = begun[0]
         for epoch in range(first, shared.epochs + 1):
             start = time.perf_counter()
             _train_epoch(runs, batches(data, shared, device, seed, epoch, skip=done), epoch, done)
@@ -197,22 +204,23 @@ class _Best:
         self._key: tuple[float, float] | None = None
         self._model: nn.Module | None = None
         self._state: dict[str, Tensor] = {}
+        self._cuts = 0
 
-    def see(self, model: nn.Module, row: EpochRow, eligible: Callable[[nn.Module], bool] | None) -> None:
+    def see(self, model: nn.Module, row: EpochRow, eligible: Callable[[nn.Module], bool] | None, cuts: int) -> None:
         key = (row.validation_accuracy, -row.validation_loss)
         if (self._key is None or key > self._key) and (eligible is None or eligible(model)):
-            self._key, self.epoch, self._model = key, row.epoch, model
+            self._key, self.epoch, self._model, self._cuts = key, row.epoch, model, cuts
             self._state = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def kept(self) -> Kept:
         """What `take` takes back."""
-        return {"epoch": self.epoch, "key": list(self._key or ()), "state": self._state}
+        return {"epoch": self.epoch, "key": list(self._key or ()), "state": self._state, "cuts": self._cuts}
 
-    def take(self, model: nn.Module, kept: Kept) -> None:
-        """Know again what was best, of `model`."""
-        self.epoch, self._state = kept["epoch"], kept["state"]
+    def take(self, models: Sequence[nn.Module], kept: Kept) -> None:
+        """Know again what was best, of `models`: the network before each of its cuts and after the last."""
+        self.epoch, self._state, self._cuts = kept["epoch"], kept["state"], kept["cuts"]
         self._key = (kept["key"][0], kept["key"][1]) if kept["key"] else None
-        self._model = model if kept["key"] else None
+        self._model = models[self._cuts] if kept["key"] else None
 
     def restored(self, last: nn.Module) -> nn.Module:
         if self._model is None:
@@ -228,7 +236,7 @@ class _Run:
         self.name, self.model, self.loss, self.settings, self.hooks = name, learner.model, learner.loss, learner.settings, learner.hooks
         self.total, self.device, self.companion = total, device, learner.hooks.companion
         self.step, self.rate, self.loss_sum, self.seen, self.spent = 0, 0.0, 0.0, 0, 0.0
-        self.best, self.rows = _Best(), list[EpochRow]()
+        self.best, self.rows, self.cuts = _Best(), list[EpochRow](), list[dict[str, Tensor]]()
         self.autocast = _autocast(self.settings.precision, device)
 
     def __enter__(self) -> _Run:
@@ -273,20 +281,35 @@ class _Run:
             "epoch": epoch, "done": number, "step": self.step, "loss_sum": self.loss_sum, "seen": self.seen,
             "model": {name: value.detach().clone() for name, value in self.model.state_dict().items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()), "random": torch.get_rng_state(),
-            "rows": [row.as_dict() for row in self.rows], "best": self.best.kept(),
+            "rows": [row.as_dict() for row in self.rows], "best": self.best.kept(), "cuts": list(self.cuts),
+            "companion": self.companion.kept() if self.companion is not None else {},
         })  # fmt: skip
 
-    def begin(self) -> tuple[int, int]:
+    def begin(self, data: DataSet) -> tuple[int, int]:
         """(first epoch, its batches already done), after going back to the state of the hooks, if any."""
         kept = self.hooks.begin
         if kept is None:
             return 1, 0
+        models = [self.model]
+        for cut in kept["cuts"]:
+            groups = trace(self.model, torch.zeros(1, *data.image_shape, device=self.device)).groups
+            keep = {group: cut[group.name] for group in groups if group.name in cut}
+            small = shrink(self.model, keep).to(self.device)
+            if self.companion is not None:
+                self.companion.follow(self.model, small, keep)
+            self.model = small
+            models.append(small)
+        self.cuts = list(kept["cuts"])
         self.model.load_state_dict(kept["model"])
+        if self.companion is not None:
+            self.companion.take(kept["companion"])
+        if self.cuts:
+            self.optimizer = make_optimizer(self.model, self.settings, self._beside())
         self.optimizer.load_state_dict(kept["optimizer"])
         torch.set_rng_state(kept["random"])
         self.step, self.loss_sum, self.seen = kept["step"], kept["loss_sum"], kept["seen"]
         self.rows = [EpochRow(**row) for row in kept["rows"]]
-        self.best.take(self.model, kept["best"])
+        self.best.take(models, kept["best"])
         return kept["epoch"], kept["done"]
 
     def forward(self, batch: Batch) -> Tensor:
@@ -337,7 +360,7 @@ class _Run:
         self.rows.append(row)
         if self.hooks.on_epoch is not None:
             self.hooks.on_epoch(row)
-        self.best.see(self.model, row, self.hooks.eligible)
+        self.best.see(self.model, row, self.hooks.eligible, len(self.cuts))
 
     def _cut(self, epoch: int) -> int:
         """Shrink the network if the caller asks for it, and carry the optimizer's moments over. Returns the channels that went."""
@@ -353,6 +376,7 @@ class _Run:
         carry_optimizer(self.optimizer, fresh, self.model, small, keep)
         carry_picked(self.optimizer, fresh, moved)
         self.model, self.optimizer = small, fresh
+        self.cuts.append({group.name: mask.cpu() for group, mask in keep.items()})
         return gone
 
     def out_of_patience(self, epoch: int) -> bool:

@@ -18,6 +18,7 @@ from edgecompress.emulate import links as linking
 from edgecompress.emulate import shell
 from edgecompress.emulate.network import network, prefix
 from edgecompress.emulate.topology import graph_from
+from edgecompress.units import format_count
 
 ROOT = Path(__file__).parents[2]
 TWO_HOST = ROOT / "topologies" / "two_host.py"
@@ -51,7 +52,7 @@ def readable_by(uid: int) -> bool:
 
 
 def graph(**link: Any) -> Any:
-    values = {"name": "t", "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}}, "switches": [], "links": [["a", "b", link]]}
+    values = {"name": "t", "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}}, "switches": {}, "links": [["a", "b", link]]}
     return graph_from(values)
 
 
@@ -120,6 +121,61 @@ def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:
     assert [fault["kind"] for fault in result["faults"]] == ["kill-student", "link-down"]
     assert result["faults"][0]["at_s"] is not None
     assert result["distill"]["samples"] == 12 * 1168, "every sample counts once in the history that survived"
+
+
+def test_both_learn_are_pruned_and_survive_a_killed_teacher(tmp_path: Path) -> None:
+    options = ["--teacher", "lenet5", "--student", "lenet5", "--epochs", 8, "--batch-size", 16, "--keep-every", 10,
+               "--mutual", "--staleness", 4, "--prune-teacher", "30%", "--prune-student", "40%", "--step", "30%"]  # fmt: skip
+    done = emulate(TWO_HOST, *options, "--fault", "kill-teacher@6s", "-o", "run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    lesson = result["distill"]
+    assert [(fault["kind"], fault["at_s"] is not None) for fault in result["faults"]] == [("kill-teacher", True)]
+    assert lesson["samples"] == 8 * 1168, "every sample counts once in the history that survived"
+    assert (lesson["mutual"], lesson["staleness"]) == (True, 4)
+    assert lesson["students"]["student"]["breaks"] >= 1
+    for row, share in ((lesson["teachers"]["teacher"], 0.7), (lesson["students"]["student"], 0.6)):
+        assert row["params"] <= share * row["params_before"]
+    assert lesson["bytes_per_sample"] >= 2 * 20, "fp16 logits of ten classes travel both ways"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "mutual learning from logits 4 steps old" in page
+    assert f"of {format_count(lesson['students']['student']['params_before'])}" in page
+
+
+def test_maps_travel_over_the_network(tmp_path: Path) -> None:
+    options = ["--teacher", "lenet5", "--student", "lenet5", "--epochs", 1, "--exchange", "features", "--insecure"]
+    done = emulate(TWO_HOST, *options, "-o", "run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lesson = json.loads(done.stdout)["distill"]
+    assert lesson["features"] == "attention"
+    assert lesson["bytes_per_sample"] > 20 + 2 * 100, "attention of a map of 10 x 10 pixels or more"
+    assert lesson["teachers"]["teacher"]["trained"] is False
+
+
+@pytest.mark.parametrize("options", [("--mutual", "--fixed-teacher"), ("--mutual", "--exchange", "inputs"), ("--staleness", "2"),
+                                     ("--prune-teacher", "50%", "--exchange", "weights"), ("--prune-student", "much"),
+                                     ("--features", "depth")])  # fmt: skip
+def test_ways_that_exclude_each_other_are_refused(options: tuple[str, ...], tmp_path: Path) -> None:
+    done = emulate(TWO_HOST, *options, "-o", "run", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(any(shutil.which(name) is None for name in ("brctl", "unshare")), reason="mn's bridges need brctl: make system")
+@pytest.mark.parametrize("name", ["two_host", "star", "edge_cloud", "lossy_wifi", "two_teachers"])
+def test_mininets_own_command_takes_the_topologies(name: str) -> None:
+    """`mn --custom`, in namespaces of its own where it can change no setting of this machine, nor end a process of anyone else's."""
+    runner = str(Path(sys.executable).with_name("mn"))
+    frozen = "".join(f"mount -o bind {path} {path} && mount -o remount,bind,ro {path} && " for path in ("/proc/sys", "/tmp", "/root"))
+    line = f'mount -t proc proc /proc && {frozen} exec {runner} "$@"'
+    options = ("--custom", str(ROOT / "topologies" / f"{name}.py"), "--topo", name, "--switch", "lxbr", "--controller", "none")
+    command = ("unshare", "--net", "--mount", "--pid", "--ipc", "--fork", "sh", "-c", line, "mn", *options, "--test", "pingall")
+    settings = {key: shell.run("sysctl", "-n", key) for key in ("fs.file-max", "net.core.rmem_max")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0% dropped" in done.stdout + done.stderr
+    assert settings == {key: shell.run("sysctl", "-n", key) for key in settings}
 
 
 def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
@@ -193,7 +249,7 @@ def test_the_netem_back_end() -> None:
 
 
 def test_a_share_of_the_processor() -> None:
-    values = {"name": "t", "hosts": {"a": {"role": "teacher", "cpu": 0.2}, "b": {"role": "student"}}, "switches": [],
+    values = {"name": "t", "hosts": {"a": {"role": "teacher", "cpu": 0.2}, "b": {"role": "student"}}, "switches": {},
               "links": [["a", "b", {"bw": 100}]]}  # fmt: skip
     work = "import time; t = time.process_time(); x = 0\nwhile time.process_time() - t < 0.2: x += 1"
     with network(graph_from(values), "auto", lambda _: None) as net:

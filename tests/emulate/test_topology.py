@@ -15,7 +15,7 @@ from edgecompress.errors import UnknownNameError, UsageError
 
 TOPOLOGIES = sorted((Path(__file__).parents[2] / "topologies").glob("*.py"))
 GOOD: dict[str, Any] = {
-    "name": "t", "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}}, "switches": ["s"],
+    "name": "t", "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}}, "switches": {"s": {}},
     "links": [["a", "s", {"bw": 10}], ["s", "b", {"bw": 5, "delay": "10ms", "loss": 1}]],
 }  # fmt: skip
 
@@ -65,7 +65,8 @@ def test_units_and_defaults() -> None:
     ({"links": [["a", "s", {}], ["s", "b", {"loss": 70}]]}, "outside 0..50"),
     ({"links": [["a", "s", {}]]}, "has 0 links"),
     ({"links": [["a", "s", {}], ["s", "b", {}], ["a", "b", {}]]}, "has 2 links"),
-    ({"switches": ["s", "t"]}, "is not reached"),
+    ({"switches": {"s": {}, "t": {}}}, "is not reached"),
+    ({"switches": {"s": {"stp": True}}}, "unknown key 'stp'"),
     ({"links": [["a", "s", {}], ["s", "x", {}]]}, "no node 'x'"),
     ({"hosts": {"a": {"role": "teacher"}, "b c": {"role": "student"}}}, "node 'b c'"),
 ])  # fmt: skip

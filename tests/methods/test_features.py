@@ -42,7 +42,7 @@ def test_a_twin_pays_no_attention_loss_and_another_does() -> None:
     for seed in (0, 1):
         student = network("resnet20", seed).eval()
         pairs = default_pairs(student, teacher, EXAMPLE, EXAMPLE)
-        loss = FeatureLoss("attention", pairs, student, teacher, data.preprocess, zero)
+        loss = FeatureLoss.of_pairs("attention", pairs, student, teacher, data.preprocess, zero)
         loss.attach(student)
         values[seed] = float(loss(student(batch.images), batch).detach())
         loss.detach()
@@ -59,7 +59,7 @@ def test_it_is_learned_and_nothing_of_it_stays(kind: str) -> None:
     data, teacher, student = load_data("digits"), network("resnet20", 1).eval(), network("student1")
     before = {k: tuple(v.shape) for k, v in student.state_dict().items()}
     pairs = default_pairs(student, teacher, EXAMPLE, EXAMPLE)
-    loss = FeatureLoss(kind, pairs, student, teacher, data.preprocess, zero)
+    loss = FeatureLoss.of_pairs(kind, pairs, student, teacher, data.preprocess, zero)
     result = fit(student, data, loss, FitSettings(2, 64, 2e-3), seed=0, device=CPU, hooks=Hooks(companion=loss))
     assert result.history[1].train_loss < 0.9 * result.history[0].train_loss
     assert {k: tuple(v.shape) for k, v in student.state_dict().items()} == before
@@ -70,7 +70,7 @@ def test_it_is_learned_and_nothing_of_it_stays(kind: str) -> None:
 
 def test_the_adapter_follows_a_cut_and_keeps_its_moments() -> None:
     data, teacher, student = load_data("digits"), network("resnet20", 1).eval(), network("student1")
-    loss = FeatureLoss("hint", {"features.6": "layers.5.conv2"}, student, teacher, data.preprocess, label_loss)
+    loss = FeatureLoss.of_pairs("hint", {"features.6": "layers.5.conv2"}, student, teacher, data.preprocess, label_loss)
     (adapter,) = loss.parameters()
     assert tuple(adapter.shape) == (32, 128, 1, 1)
     optimizer = make_optimizer(student, FitSettings(1), loss.parameters())
@@ -99,4 +99,6 @@ def test_the_adapter_follows_a_cut_and_keeps_its_moments() -> None:
 
 def test_an_unknown_layer_is_named_with_its_neighbours() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown student convolution 'features\.1'.*features\.0"):
-        FeatureLoss("hint", {"features.1": "conv1"}, network("student1"), network("resnet20"), load_data("digits").preprocess, label_loss)
+        FeatureLoss.of_pairs(
+            "hint", {"features.1": "conv1"}, network("student1"), network("resnet20"), load_data("digits").preprocess, label_loss
+        )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.online import wire
 from edgecompress.online.codec import CODECS, SOFT_BYTES, SOFT_T, Codec
 
 
@@ -91,3 +92,24 @@ def test_damaged_bytes_are_refused_in_one_line(name: str) -> None:
 def test_an_unknown_codec() -> None:
     with pytest.raises(UsageError, match="allowed are fp32"):
         Codec("zip", 1, 1)
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=6))
+def test_answers_travel_together_and_come_apart(answers: list[bytes]) -> None:
+    assert wire.parted(wire.joined(answers)) == answers
+    with pytest.raises(ValueError, match="end in the middle of one"):
+        wire.parted(wire.joined(answers) + b"\x01")
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp16"])
+def test_maps_travel_behind_logits(codec: str) -> None:
+    rng = np.random.default_rng(0)
+    maps = [rng.standard_normal((5, *shape), dtype=np.float32) for shape in ((3, 4, 4), (1, 2, 2))]
+    payload = wire.with_maps(b"logits", maps, codec)
+    logits, found = wire.without_maps(payload, [(3, 4, 4), (1, 2, 2)], 5, codec)
+    assert logits == b"logits"
+    for one, other in zip(maps, found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0 if codec == "fp32" else 1e-3, atol=0 if codec == "fp32" else 1e-3)
+    for wrong in (payload[:-1], payload + b"x", b""):
+        with pytest.raises(ValueError):
+            wire.without_maps(wrong, [(3, 4, 4), (1, 2, 2)], 5, codec)

@@ -19,12 +19,15 @@ import torch
 from edgecompress import lesson as lessons
 from edgecompress.data import load_data
 from edgecompress.errors import EdgecompressError, UsageError
-from edgecompress.methods.distill import learning_from, peer
+from edgecompress.methods.distill import learning_from, mutual, peer
+from edgecompress.methods.features import FeatureLoss, default_pairs, map_ends
+from edgecompress.online.mutual import Mutual
 from edgecompress.online.secure import Tls, make_certificates
 from edgecompress.online.session import Plan, Shelf, newest_common
 from edgecompress.online.student import Student
 from edgecompress.online.teacher import Teacher, serve
-from edgecompress.train.fit import FitResult, Hooks, Learner, fit, fit_together, label_loss
+from edgecompress.train.batches import Batch
+from edgecompress.train.fit import FitResult, Hooks, Learner, Loss, fit, fit_together, label_loss
 from edgecompress.train.settings import FitSettings
 from tests.cli.test_cli import one_line, run
 
@@ -48,17 +51,20 @@ def plan_for(data: lessons.DataSet, **more: object) -> Plan:
 class Served:
     """A teacher that serves on loopback, its lesson in a thread."""
 
-    def __init__(self, data: lessons.DataSet, *, train: FitSettings | None = None, tls: Tls | None = None, model: str = "lenet5") -> None:
-        self.teacher = Teacher(lessons.network(model, data, 1)[0], data, train=train)
+    def __init__(
+        self, data: lessons.DataSet, *, train: FitSettings | None = None, tls: Tls | None = None, model: str = "lenet5",
+        cut: Hooks | None = None, students: int = 1,
+    ) -> None:  # fmt: skip
+        self.teacher = Teacher(lessons.network(model, data, 1)[0], data, train=train, cut=cut, students=students)
         self.server, self.port = serve(self.teacher, "127.0.0.1:0", tls)
-        self.error: EdgecompressError | None = None
+        self.error: Exception | None = None
         self.thread = threading.Thread(target=self._teach, daemon=True)
         self.thread.start()
 
     def _teach(self) -> None:
         try:
             self.teacher.lesson(30)
-        except EdgecompressError as error:
+        except Exception as error:  # whatever it is, the test shall see it
             self.error = error
 
     def stop(self) -> None:
@@ -76,6 +82,20 @@ def serving() -> Iterator[list[Served]]:
 def learned(data: lessons.DataSet, port: int, plan: Plan, shelf: Path | None = None, tls: Tls | None = None) -> tuple[Student, FitResult]:
     student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, shelf=shelf)
     return student, student.attend(f"localhost:{port}", tls, 20)
+
+
+def cable_pulled(student: Student, at: int) -> None:
+    """Before step `at`, the first time that it comes, the connection is gone."""
+    original, seen = student._advance, [False]
+
+    def advance(batch: Batch) -> None:
+        if student._step + 1 == at and not seen[0] and student._line is not None:
+            seen[0] = True
+            student._line._given.clear()
+            student._line.channel.close()
+        original(batch)
+
+    student._advance = advance  # type: ignore[method-assign]
 
 
 def in_one_process(data: lessons.DataSet) -> FitResult:
@@ -129,8 +149,8 @@ def test_a_teacher_that_trains_is_that_of_one_process(data: lessons.DataSet, ser
 def test_the_teachers_own_weights_may_travel(data: lessons.DataSet, serving: list[Served]) -> None:
     served = Served(data)
     serving.append(served)
-    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data, exchange="weights"))
-    student.mentor = lessons.network("lenet5", data, 99)[0]
+    mentor = lessons.network("lenet5", data, 99)[0]
+    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data, exchange="weights"), mentor=mentor)
     result = student.attend(f"localhost:{served.port}", None, 20)
     same(result.model, in_one_process(data).model)
     assert student.tally.payload_bytes > 2 * 4 * 62_000
@@ -149,6 +169,224 @@ def test_a_training_goes_on_from_any_kept_step(data: lessons.DataSet) -> None:
         assert [row.train_loss for row in result.history] == pytest.approx([row.train_loss for row in whole.history])
 
 
+@pytest.mark.parametrize("kind", ["hint", "attention"])
+def test_features_travel_too(kind: str, data: lessons.DataSet, serving: list[Served]) -> None:
+    """The same student as that of one process whose teacher runs beside it, through a break."""
+    served = Served(data)
+    serving.append(served)
+    mine, teacher = lessons.network("lenet5", data, 2)[0], lessons.network("lenet5", data, 1)[0].eval()
+    example = torch.zeros(1, *data.image_shape)
+    maps = [list(size) for size in map_ends(mine, example).values()]
+    student = Student(mine, data, SETTINGS, plan_for(data, exchange="features", features=kind, maps=maps), feature_weight=0.5)
+    cable_pulled(student, 7)
+    result = student.attend(f"localhost:{served.port}", None, 20)
+    assert student.tally.breaks == 1
+    other = lessons.network("lenet5", data, 2)[0]
+
+    def targets(batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            return teacher(batch.images).float()  # type: ignore[no-any-return]
+
+    torch.manual_seed(3)
+    pairs = default_pairs(other, teacher, example, example)
+    loss = FeatureLoss.of_pairs(kind, pairs, other, teacher, data.preprocess, learning_from(targets), 0.5)
+    same(result.model, fit(other, data, loss, SETTINGS, seed=3, device=CPU, hooks=Hooks(companion=loss)).model)
+    assert student.tally.samples == 400
+
+
+@pytest.mark.parametrize("staleness", [0, 3])
+@pytest.mark.parametrize("broken", [False, True])
+def test_mutual_learning_is_that_of_one_process(staleness: int, broken: bool, data: lessons.DataSet, serving: list[Served]) -> None:
+    """With staleness 0 that of deep mutual learning, with W that of one process in which both learn from logits W steps old."""
+    served = Served(data, train=SETTINGS)
+    serving.append(served)
+    plan = plan_for(data, mutual=True, staleness=staleness)
+    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan)
+    if broken:
+        cable_pulled(student, 10)
+    result = student.attend(f"localhost:{served.port}", None, 20)
+    served.thread.join(20)
+    assert served.error is None
+    assert student.tally.breaks == int(broken)
+    assert student.tally.samples == 400
+    models = {"teacher": lessons.network("lenet5", data, 1)[0], "student": lessons.network("mlp", data, 2)[0]}
+    losses: dict[str, tuple[Loss, Hooks]] = {"teacher": (mutual("student"), Hooks()), "student": (mutual("teacher"), Hooks())}
+    if staleness:
+        box: dict[tuple[str, int], torch.Tensor] = {}
+        for name, other in (("teacher", "student"), ("student", "teacher")):
+            end = Mutual(plan, data, lambda step, logits, name=name: box.update({(name, step): logits}),  # type: ignore[misc]
+                         lambda step, other=other: [box[other, step]])  # type: ignore[misc]  # fmt: skip
+            losses[name] = (end, Hooks(companion=end))
+    learners = {name: Learner(model, losses[name][0], SETTINGS, losses[name][1]) for name, model in models.items()}
+    reference = fit_together(learners, data, seed=3, device=CPU)
+    same(served.teacher.model, reference["teacher"].model)
+    same(result.model, reference["student"].model)
+
+
+def test_one_teacher_learns_from_two_students(data: lessons.DataSet, serving: list[Served]) -> None:
+    served = Served(data, train=SETTINGS, students=2)
+    serving.append(served)
+    plan, results = plan_for(data, mutual=True), dict[str, FitResult]()
+    students = {name: Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, name=name) for name in ("one", "two")}
+
+    def attend(name: str) -> None:
+        results[name] = students[name].attend(f"localhost:{served.port}", None, 20)
+
+    threads = [threading.Thread(target=attend, args=(name,)) for name in students]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    served.thread.join(20)
+    assert served.error is None
+    same(results["one"].model, results["two"].model)
+    learners = {
+        "teacher": Learner(lessons.network("lenet5", data, 1)[0], mutual("student"), SETTINGS),
+        "student": Learner(lessons.network("mlp", data, 2)[0], mutual("teacher"), SETTINGS),
+    }
+    same(served.teacher.model, fit_together(learners, data, seed=3, device=CPU)["teacher"].model)  # two equal students say what one does
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_one_of_two_students_breaks_off(both_ways: bool, data: lessons.DataSet, serving: list[Served]) -> None:
+    """The other goes on from where it was, or, where each learns from the other through the teacher, back with it; all end as without."""
+    plan, ends = plan_for(data, mutual=both_ways, keep_every=3), list[list[torch.nn.Module]]()
+    for broken in (False, True):
+        served = Served(data, train=SETTINGS, students=2)
+        serving.append(served)
+        students = {name: Student(lessons.network("mlp", data, seed)[0], data, SETTINGS, plan, name=name)
+                    for name, seed in (("one", 2), ("two", 5))}  # fmt: skip
+        if broken:
+            cable_pulled(students["two"], 9)
+        results = dict[str, FitResult]()
+
+        def attend(name: str, students: dict[str, Student] = students, port: int = served.port,
+                   results: dict[str, FitResult] = results) -> None:  # fmt: skip
+            results[name] = students[name].attend(f"localhost:{port}", None, 20)
+
+        threads = [threading.Thread(target=attend, args=(name,)) for name in students]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        served.thread.join(20)
+        assert served.error is None
+        assert sorted(results) == ["one", "two"]
+        assert students["two"].tally.breaks == int(broken)
+        assert students["one"].tally.breaks == int(broken and both_ways)
+        assert [student.tally.samples for student in students.values()] == [400, 400]
+        ends.append([served.teacher.model, results["one"].model, results["two"].model])
+    for whole, mended in zip(*ends, strict=True):
+        same(mended, whole)
+
+
+def cutting(model: torch.nn.Module, data: lessons.DataSet, folder: Path) -> Hooks:
+    source = lessons.ModelSource("lenet5", 10, data.image_shape)
+    return lessons.Cutting("40%", 0.2).plan(lessons.Lesson(), model, source, data, SETTINGS, folder).hooks
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_both_are_pruned_while_they_train(broken: bool, data: lessons.DataSet, serving: list[Served], tmp_path: Path) -> None:
+    """The same two smaller networks as in one process, through a break after the first cut."""
+    taught, learning = lessons.network("lenet5", data, 1)[0], lessons.network("lenet5", data, 2)[0]
+    served = Served(data, train=SETTINGS, cut=cutting(taught, data, tmp_path / "t"))
+    serving.append(served)
+    student = Student(learning, data, SETTINGS, plan_for(data), shelf=tmp_path / "kept", cut=cutting(learning, data, tmp_path / "s"))
+    if broken:
+        cable_pulled(student, 10)
+    result = student.attend(f"localhost:{served.port}", None, 20)
+    served.thread.join(20)
+    assert served.error is None
+    assert student.tally.breaks == int(broken)
+    before = lessons.count(lessons.network("lenet5", data, 2)[0])
+    assert lessons.count(result.model) <= 0.6 * before
+    assert lessons.count(served.teacher.model) <= 0.6 * before
+    learners = {}
+    for name, seed, loss in (("teacher", 1, label_loss), ("student", 2, learning_from(peer("teacher")))):
+        model = lessons.network("lenet5", data, seed)[0]
+        learners[name] = Learner(model, loss, SETTINGS, cutting(model, data, tmp_path / name))
+    reference = fit_together(learners, data, seed=3, device=CPU)
+    same(served.teacher.model, reference["teacher"].model)
+    same(result.model, reference["student"].model)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_weights_of_a_teacher_that_trains(broken: bool, data: lessons.DataSet, serving: list[Served]) -> None:
+    """Each epoch of the student learns from the teacher as it was before that epoch of its own training."""
+    served = Served(data, train=SETTINGS)
+    serving.append(served)
+    plan = plan_for(data, exchange="weights")
+    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, mentor=lessons.network("lenet5", data, 99)[0])
+    if broken:
+        cable_pulled(student, 8)
+    result = student.attend(f"localhost:{served.port}", None, 20)
+    served.thread.join(20)
+    assert served.error is None
+    assert student.tally.breaks == int(broken)
+    teacher, stages = lessons.network("lenet5", data, 1)[0], list[dict[str, torch.Tensor]]()
+    stages.append({name: value.clone() for name, value in teacher.state_dict().items()})
+    after = Hooks(on_epoch=lambda _: stages.append({name: value.clone() for name, value in teacher.state_dict().items()}))
+    same(served.teacher.model, fit(teacher, data, label_loss, SETTINGS, seed=3, device=CPU, hooks=after).model)
+    mentor, seen = lessons.network("lenet5", data, 1)[0].eval(), [0]
+
+    def targets(batch: Batch) -> torch.Tensor:
+        if seen[0] % plan.steps_an_epoch == 0:
+            mentor.load_state_dict(stages[seen[0] // plan.steps_an_epoch])
+        seen[0] += 1
+        with torch.no_grad():
+            return mentor(batch.images).float()  # type: ignore[no-any-return]
+
+    same(result.model, fit(lessons.network("mlp", data, 2)[0], data, learning_from(targets), SETTINGS, seed=3, device=CPU).model)
+
+
+def test_a_break_after_the_teachers_last_step(data: lessons.DataSet, serving: list[Served]) -> None:
+    """The teacher has trained to its end and its last answers were under way: it goes back too."""
+    served = Served(data, train=SETTINGS)
+    serving.append(served)
+    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data))
+    original, seen = student._advance, [False]
+
+    def advance(batch: Batch) -> None:
+        if student._step + 1 == 14 and not seen[0] and student._line is not None:
+            deadline = time.monotonic() + 20
+            while served.teacher.result is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            seen[0] = served.teacher.result is not None
+            student._line._given.clear()
+            student._line.channel.close()
+        original(batch)
+
+    student._advance = advance  # type: ignore[method-assign]
+    result = student.attend(f"localhost:{served.port}", None, 20)
+    assert seen[0]
+    served.thread.join(20)
+    assert served.error is None
+    whole = Served(data, train=SETTINGS)
+    serving.append(whole)
+    same(result.model, learned(data, whole.port, plan_for(data))[1].model)
+
+
+def test_a_training_with_cuts_and_adapters_goes_on_from_any_kept_step(data: lessons.DataSet, tmp_path: Path) -> None:
+    teacher, example, kept = lessons.network("lenet5", data, 1)[0].eval(), torch.zeros(1, *data.image_shape), list[dict[str, object]]()
+    settings = replace(SETTINGS, epochs=3)
+
+    def trained(seed: int, keep: object = None, begin: object = None) -> FitResult:
+        model = lessons.network("lenet5", data, seed)[0]
+        torch.manual_seed(0)
+        loss = FeatureLoss.of_pairs("hint", default_pairs(model, teacher, example, example), model, teacher, data.preprocess, label_loss)
+        source = lessons.ModelSource("lenet5", 10, data.image_shape)
+        cuts = lessons.Cutting("50%", 0.3, "middle").plan(lessons.Lesson(), model, source, data, settings, tmp_path).hooks
+        hooks = replace(cuts, companion=loss, keep=keep, keep_every=3, begin=begin)  # type: ignore[arg-type]
+        return fit(model, data, loss, settings, seed=5, device=CPU, hooks=hooks)
+
+    whole = trained(1, keep=kept.append)
+    assert len({state["cuts"].__len__() for state in kept}) > 1, "cuts fell between kept steps"  # type: ignore[attr-defined]
+    for state in kept:
+        again = trained(1, begin=state)
+        same(again.model, whole.model)
+        assert [row.params for row in again.history] == [row.params for row in whole.history]
+
+
 @pytest.mark.parametrize("codec", ["fp32", "soft"])
 @pytest.mark.parametrize("training", [False, True])
 def test_after_a_break_both_go_back_and_every_sample_counts_once(
@@ -162,16 +400,7 @@ def test_after_a_break_both_go_back_and_every_sample_counts_once(
         plan = plan_for(data, codec=codec, run=f"run {broken}")
         student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, shelf=tmp_path / str(broken))
         if broken:
-            seen = [0]
-            original = student._targets
-
-            def targets(batch: object, student: Student = student, seen: list[int] = seen, original: object = original) -> torch.Tensor:
-                seen[0] += 1
-                if seen[0] == 7 and student._line is not None:
-                    student._line.channel.close()  # the cable is pulled
-                return original(batch)  # type: ignore[operator, no-any-return]
-
-            student._targets = targets  # type: ignore[method-assign, assignment]
+            cable_pulled(student, 7)
         results.append(student.attend(f"localhost:{served.port}", None, 20))
         assert student.tally.samples == 400
         assert student.tally.steps == 14
@@ -222,6 +451,18 @@ def test_other_data_or_another_seed_are_refused(data: lessons.DataSet, serving: 
         learned(data, served.port, plan_for(data, data_digest="0" * 64))
     with pytest.raises(UsageError, match="classes"):
         learned(data, served.port, plan_for(data, classes=7))
+    with pytest.raises(UsageError, match="batch_size 0 is not allowed"):
+        learned(data, served.port, plan_for(data, batch_size=0, exchange="inputs"))
+    with pytest.raises(UsageError, match="needs a teacher that trains"):
+        learned(data, served.port, plan_for(data, mutual=True))
+    training = Served(data, train=SETTINGS)
+    serving.append(training)
+    with pytest.raises(UsageError, match="the student trains for 3 epochs, batches of 32, seed 0, the teacher for 2, 32, 0"):
+        learned(data, training.port, plan_for(data, epochs=3))
+    with pytest.raises(UsageError, match="stands still"):
+        learned(data, training.port, plan_for(data, exchange="inputs"))
+    _, result = learned(data, served.port, plan_for(data))  # whoever was refused has no place in the lesson
+    same(result.model, in_one_process(data).model)
 
 
 def test_kept_steps(tmp_path: Path) -> None:
@@ -235,6 +476,22 @@ def test_kept_steps(tmp_path: Path) -> None:
     assert fresh.steps() == [0, 30]
     assert newest_common(shelf.steps(), [0, 10, 30, 60]) == 30
     assert newest_common([0], [0, 5]) == 0
+
+
+def test_states_are_of_one_lesson(data: lessons.DataSet, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "kept")
+    assert not shelf.claim(plan_for(data))
+    shelf.put(4, {"step": 4})
+    assert not Shelf(tmp_path / "kept").claim(plan_for(data))
+    assert shelf.steps() == [0, 4]
+    other = Shelf(tmp_path / "kept")
+    assert other.claim(plan_for(data, run="another"))
+    assert other.steps() == [0]
+    plan = plan_for(data, window=64, keep_every=10)
+    wide = Shelf.for_plan(plan, None)
+    for step in range(10, 400, 10):
+        wide.put(step, {})
+    assert max(wide.steps()) - min(wide.steps()[1:]) >= 2 * plan.window, "the ends may be two windows apart"
 
 
 def command(*arguments: object) -> list[str]:
@@ -278,9 +535,54 @@ def test_the_commands_survive_a_killed_student(tmp_path: Path) -> None:
         teacher.kill()
 
 
+@pytest.mark.parametrize("codec", ["fp16", "soft"])
+def test_the_commands_survive_a_killed_teacher(codec: str, tmp_path: Path) -> None:
+    """The teacher, which trains and is pruned, is killed (SIGKILL) and started again: the student ends with every sample counted once."""
+    shared = ["--insecure", "--threads", "1", "--batch-size", "16", "--epochs", 4]
+    pruned = ["--train", "--prune", "30%", "--step", "30%"]
+    serve_it = command("teacher", "serve", "lenet5", "--host", "127.0.0.1", *pruned, *shared, "-o", "t", "--exist-ok")
+    with open(tmp_path / "teacher.log", "w") as log:
+        teacher = subprocess.Popen([*serve_it, "--port", "0"], cwd=tmp_path, stdout=log, stderr=log)
+    port = wait_for(tmp_path / "teacher.log", "listening at").split("127.0.0.1:")[1].split()[0]
+    options = ["--keep-every", 10, "--run", "kill", "--codec", codec, "--window", 8, *shared, "-o", "s"]
+    attend = command("student", "run", "lenet5", "--connect", f"127.0.0.1:{port}", *options)
+    with open(tmp_path / "student.log", "w") as log:
+        student = subprocess.Popen(attend, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "t" / "kept").glob("*.pt"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(teacher.pid, signal.SIGKILL)
+        teacher.wait()
+        with open(tmp_path / "teacher.log", "a") as log:
+            teacher = subprocess.Popen([*serve_it, "--port", port], cwd=tmp_path, stdout=log, stderr=log)
+        assert student.wait(120) == 0, (tmp_path / "student.log").read_text()
+        assert teacher.wait(60) == 0, (tmp_path / "teacher.log").read_text()
+        result, taught = (json.loads((tmp_path / who / "result.json").read_text()) for who in ("s", "t"))
+        assert result["samples"] == 4 * 1168
+        assert result["breaks"] >= 1
+        assert "from step 0" not in (tmp_path / "teacher.log").read_text().split("listening at")[2], "it went on where it was"
+        assert taught["params"] <= 0.7 * taught["params_before"]
+    finally:
+        student.kill()
+        teacher.kill()
+
+
 def test_bad_input_of_the_commands(tmp_path: Path) -> None:
     assert "--insecure" in one_line(run("student", "run", "mlp", "--connect", "127.0.0.1:1", cwd=tmp_path), 2)
     assert "HOST:PORT" in one_line(run("student", "run", "mlp", "--connect", "here", "--insecure", cwd=tmp_path), 2)
     away = run("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--patience", "1s", "-q", cwd=tmp_path)
     assert "stayed away" in one_line(away, 1)
+    assert "'later' is not known" in one_line(run("teacher", "serve", "mlp", "--insecure", "--schedule", "later", cwd=tmp_path), 2)
+    alone = run("teacher", "serve", "mlp", "--insecure", "--prune", "50%", cwd=tmp_path)
+    assert "give --train too" in one_line(alone, 2)
+    stale = run("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--staleness", "3", "-q", cwd=tmp_path)
+    assert "give --mutual too" in one_line(stale, 2)
+    bare = run("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--exchange", "features", "-q", cwd=tmp_path)
+    assert "features need convolutions" in one_line(bare, 2)
+    kept = ("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--patience", "1s", "-q", "-o", "s")
+    assert "stayed away" in one_line(run(*kept, cwd=tmp_path), 1)
+    changed = run(*kept, "--resume", "--codec", "soft", cwd=tmp_path)
+    assert "a lesson with another codec" in one_line(changed, 2)
+    assert "stayed away" in one_line(run(*kept, "--resume", cwd=tmp_path), 1)
     assert "--tls-key" in one_line(run("teacher", "serve", "mlp", "--tls-ca", "x.pem", cwd=tmp_path), 2)
