@@ -3,6 +3,7 @@
     sudo python benchmarks/emulate.py --links       # delay and bandwidth of links, a capture at 100 Mbit/s; 3 minutes
     sudo python benchmarks/emulate.py --hiding      # steps a second at 0 and at 100 ms of round trip; 3 minutes
     sudo python benchmarks/emulate.py --lessons 3   # codecs, and the reference in one process, three seeds; 10 minutes
+    sudo python benchmarks/emulate.py --mutual      # mutual learning at 100 ms of round trip, staleness 0 and 16; 4 minutes
 
 Data: digits (demo); accuracies on its 359 test images, one image is 0.28 points. Results go to benchmarks/results/emulate.json.
 """
@@ -155,18 +156,69 @@ def lessons(seeds: int) -> None:
     print(means)
 
 
+def mutual() -> None:
+    """Mutual learning of two LeNet-5 over 100 ms of round trip, and in one process with the same staleness: accuracies, steps a second."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for staleness in (0, 16):
+            options = ("--teacher", "lenet5", "--student", "lenet5", "--mutual", "--staleness", str(staleness), "--epochs", "12",
+                       "--codec", "fp32")  # fmt: skip
+            found = emulated(Path(folder), f"m{staleness}", "bw=100, delay='50ms'", *options)["distill"]
+            rows.append({
+                "staleness": staleness, "steps_per_s": found["steps_per_s"], "wait_ms": found["wait_ms"],
+                "over_the_network": {"teacher": found["teacher_accuracy"], "student": found["students"]["student"]["accuracy"]},
+                "in_one_process": in_one_process(staleness),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+            store(mutual={"command": "python benchmarks/emulate.py --mutual", "networks": "LeNet-5 and LeNet-5, 12 epochs on digits, seed 0",
+                          "round_trip_ms": 100, "rows": rows})  # fmt: skip
+
+
+def in_one_process(staleness: int) -> dict[str, float]:
+    """Test accuracies of the same two networks that learn from each other here, from logits of the same age."""
+    from dataclasses import asdict
+
+    import torch
+
+    from edgecompress import lesson as lessons
+    from edgecompress.methods.distill import mutual as exact
+    from edgecompress.online.mutual import Mutual
+    from edgecompress.online.session import Plan
+    from edgecompress.train.batches import evaluate
+    from edgecompress.train.fit import Hooks, Learner, fit_together
+
+    lesson = lessons.Lesson(epochs=12, threads=1)
+    data = lesson.load()
+    models = {name: lessons.network("lenet5", data, lesson.seed)[0] for name in ("teacher", "student")}
+    settings = lesson.settings(models["student"], data)
+    plan = Plan("one", "logits", "fp32", lesson.seed, settings.epochs, settings.batch_size, len(data.train), len(data.classes), "digits",
+                data.digest(), asdict(data.augmentation), settings.view_seed, mutual=True, staleness=staleness)  # fmt: skip
+    box: dict[tuple[str, int], torch.Tensor] = {}
+    learners = {}
+    for name, other in (("teacher", "student"), ("student", "teacher")):
+        end = Mutual(plan, data, lambda step, logits, name=name: box.update({(name, step): logits}),  # type: ignore[misc]
+                     lambda step, other=other: [box.pop((other, step))])  # type: ignore[misc]  # fmt: skip
+        loss, hooks = (end, Hooks(companion=end)) if staleness else (exact(other), Hooks())
+        learners[name] = Learner(models[name], loss, settings, hooks)
+    done = fit_together(learners, data, seed=lesson.seed, device=torch.device("cpu"))
+    return {name: evaluate(result.model, data, data.test, torch.device("cpu"))[1] for name, result in done.items()}
+
+
 def main() -> None:
     """What was asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--links", action="store_true")
     parser.add_argument("--hiding", action="store_true")
     parser.add_argument("--lessons", type=int, default=0, metavar="SEEDS")
+    parser.add_argument("--mutual", action="store_true")
     arguments = parser.parse_args()
     shell.needed()
     if arguments.links:
         links()
     if arguments.hiding:
         hiding()
+    if arguments.mutual:
+        mutual()
     if arguments.lessons:
         lessons(arguments.lessons)
 
