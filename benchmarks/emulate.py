@@ -170,7 +170,7 @@ def mutual() -> None:
                 "in_one_process": in_one_process(staleness),
             })  # fmt: skip
             print(rows[-1], flush=True)
-            store(mutual={"command": "python benchmarks/emulate.py --mutual", "networks": "LeNet-5 and LeNet-5, 12 epochs on digits, seed 0",
+            store(mutual={"command": "python benchmarks/emulate.py --mutual", "networks": "two LeNet-5, 12 epochs on digits, seed 0",
                           "round_trip_ms": 100, "rows": rows})  # fmt: skip
 
 
