@@ -189,7 +189,8 @@ def in_one_process(staleness: int) -> dict[str, float]:
 
     lesson = lessons.Lesson(epochs=12, threads=1)
     data = lesson.load()
-    models = {name: lessons.network("lenet5", data, lesson.seed)[0] for name in ("teacher", "student")}
+    names = {"teacher": "teacher", "student": "student student"}
+    models = {role: lessons.network("lenet5", data, lesson.begins_with(name))[0] for role, name in names.items()}
     settings = lesson.settings(models["student"], data)
     plan = Plan("one", "logits", "fp32", lesson.seed, settings.epochs, settings.batch_size, len(data.train), len(data.classes), "digits",
                 data.digest(), asdict(data.augmentation), settings.view_seed, mutual=True, staleness=staleness)  # fmt: skip

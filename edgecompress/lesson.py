@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import signal
 import time
@@ -55,6 +56,10 @@ class Lesson:
         """The data; sets torch's threads too."""
         torch.set_num_threads(self.threads or machine.cores())
         return load_data(self.data, image_size=self.image_size)
+
+    def begins_with(self, who: str) -> int:
+        """The seed of the first weights of `who`: two students of one network shall not be the same."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {who}".encode()).digest()[:4], "little")
 
     def settings(self, model: nn.Module, data: DataSet) -> FitSettings:
         """How to train."""
@@ -115,7 +120,7 @@ def serve_lesson(
     if cutting is not None and not train:
         raise UsageError(f"--prune {cutting.amount} cuts a teacher that trains: give --train too")
     data = lesson.load()
-    made, source = network(model, data, lesson.seed)
+    made, source = network(model, data, lesson.begins_with("teacher"))
     settings, before = lesson.settings(made, data), count(made)
     cuts = cutting.plan(lesson, made, source, data, settings, output) if cutting is not None else None
     teacher = Teacher(
@@ -159,7 +164,7 @@ def attend_lesson(
     shelf = Shelf(output / "kept")
     known = shelf.plan() if resume else None
     data = lesson.load()
-    made, source = network(model, data, lesson.seed)
+    made, source = network(model, data, lesson.begins_with(f"student {name}"))
     settings, before = lesson.settings(made, data), count(made)
     by_maps = exchange == "features"
     plan = Plan(

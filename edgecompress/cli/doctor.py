@@ -77,6 +77,8 @@ def _cgroup() -> Check:
 def checks() -> list[Check]:
     """All checks, in the order shown."""
     packages = [("torch", "train"), ("torchvision", "train"), ("onnxscript", "train"), ("onnx", ""), ("onnxruntime", "")]
+    from edgecompress.emulate.shell import PACKAGES
+
     root = os.geteuid() == 0
     return [
         *[_package(name, extra) for name, extra in packages],
@@ -84,8 +86,7 @@ def checks() -> list[Check]:
         _gpu(),
         Check("root", root, "yes" if root else "no", "run with sudo (only emulate needs it)"),
         _netem(),
-        _program("wirefilter", "vde2"),
-        _program("mnexec", "mininet"),
+        *[_program(name, package) for name, package in {**PACKAGES, "wirefilter": "vde2", "openssl": "openssl"}.items()],
         _cgroup(),
     ]
 

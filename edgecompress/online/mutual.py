@@ -8,21 +8,20 @@ The first W batches are said by the networks as they begin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgecompress.core.shrink import Keep
 from edgecompress.data import DataSet
 from edgecompress.methods.distill import kl_divergence
 from edgecompress.online.session import Plan
 from edgecompress.train.batches import Batch, compact
-from edgecompress.train.fit import Kept, Moved
+from edgecompress.train.fit import Kept, Onlooker
 
 
-class Mutual:
+class Mutual(Onlooker):
     """One end: the loss of its training, and a `Companion` of it.
 
     `say(step, logits)` brings logits (B, K) float32 to the others, `hear(step)` waits for theirs. The loss is cross-entropy + the mean over
@@ -71,17 +70,6 @@ class Mutual:
         for module, mode in modes:
             module.training = mode
         return logits
-
-    def detach(self) -> None:
-        """The network may be cut now; `attach` brings the next one."""
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """None."""
-        return []
-
-    def follow(self, model: nn.Module, small: nn.Module, keep: Keep) -> Sequence[Moved]:
-        """Nothing to follow with."""
-        return []
 
     def kept(self) -> Kept:
         """What was said of steps to come."""

@@ -12,7 +12,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgecompress.core.shrink import Keep
 from edgecompress.data import DataSet, Preprocess
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.methods.features import Taps, map_ends, reduced
@@ -33,7 +32,7 @@ from edgecompress.online.mutual import Mutual
 from edgecompress.online.secure import Tls
 from edgecompress.online.session import BrokenError, Plan, Shelf, check_plan, codec_arrays, codec_tensors, newest_common
 from edgecompress.train.batches import Batch, compact
-from edgecompress.train.fit import FitResult, Hooks, Kept, Loss, Moved, fit, label_loss
+from edgecompress.train.fit import FitResult, Hooks, Kept, Loss, Onlooker, fit, label_loss
 from edgecompress.train.settings import FitSettings
 
 CHANNEL = (
@@ -524,7 +523,7 @@ def packed_weights(model: nn.Module) -> bytes:
     return bytes(save({key: value.contiguous() for key, value in model.state_dict().items()}))
 
 
-class EpochWeights:
+class EpochWeights(Onlooker):
     """A `Companion` that offers the network's weights as they are before each epoch."""
 
     def __init__(self, offer: Callable[[int, bytes], None]) -> None:
@@ -536,17 +535,6 @@ class EpochWeights:
             self.epoch, self.weights = self.epoch + 1, packed_weights(model)
         self._taken = False
         self.offer(self.epoch, self.weights)
-
-    def detach(self) -> None:
-        """Nothing is held."""
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """None."""
-        return []
-
-    def follow(self, model: nn.Module, small: nn.Module, keep: Keep) -> Sequence[Moved]:
-        """Nothing to follow with."""
-        return []
 
     def kept(self) -> Kept:
         """The weights of the epoch that is under way."""

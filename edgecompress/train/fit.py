@@ -75,6 +75,21 @@ class Companion(Protocol):
         """Go on from what `kept` gave; cuts that the network had until then were followed before."""
 
 
+class Onlooker:
+    """A `Companion` that trains nothing, and needs no change when the network is cut."""
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """None."""
+        return ()
+
+    def follow(self, model: nn.Module, small: nn.Module, keep: Keep) -> Sequence[Moved]:
+        """Nothing to follow with."""
+        return ()
+
+    def detach(self) -> None:
+        """The network may be cut now; `attach` brings the next one."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What a caller may hang into the loop.

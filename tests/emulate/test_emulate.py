@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from edgecompress.cli.emulate import _regressions
 from edgecompress.emulate import links as linking
 from edgecompress.emulate import shell
 from edgecompress.emulate.network import network, prefix
@@ -87,16 +88,14 @@ def test_the_two_hosts_for_real(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "student.pcap").stat().st_size > 1000
     page = (tmp_path / "run" / "report.html").read_text()
     assert "two_host" in page
-    again = emulate(
-        TWO_HOST, *SMALL, "-o", "again", "--baseline", "run/result.json", "--max-regression", "100%", "--insecure", cwd=tmp_path
-    )
-    assert again.returncode == 0, again.stderr + again.stdout
-    wrong = json.loads((tmp_path / "run" / "result.json").read_text())
-    wrong["distill"]["bytes_per_sample"] /= 2
-    (tmp_path / "better.json").write_text(json.dumps(wrong))
-    from edgecompress.cli.emulate import _regressions
-
-    assert any("bytes a sample" in text for text in _regressions(result, wrong, 0.1))
+    assert _regressions(result, result, 0.0) == []
+    better = json.loads((tmp_path / "run" / "result.json").read_text())
+    better["distill"]["bytes_per_sample"] /= 3
+    (tmp_path / "better.json").write_text(json.dumps(better))
+    again = emulate(TWO_HOST, *SMALL, "-o", "again", "--baseline", "better.json", "--max-regression", "100%", "--insecure", cwd=tmp_path)
+    assert again.returncode == 3, again.stderr + again.stdout
+    assert "regression: bytes a sample" in again.stdout
+    assert (tmp_path / "again" / "result.json").is_file()
 
 
 def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:

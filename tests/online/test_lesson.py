@@ -98,6 +98,23 @@ def cable_pulled(student: Student, at: int) -> None:
     student._advance = advance  # type: ignore[method-assign]
 
 
+def taught_together(served: Served, students: dict[str, Student]) -> dict[str, FitResult]:
+    """All students learn at once."""
+    results = dict[str, FitResult]()
+
+    def attend(name: str) -> None:
+        results[name] = students[name].attend(f"localhost:{served.port}", None, 20)
+
+    threads = [threading.Thread(target=attend, args=(name,)) for name in students]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    served.thread.join(20)
+    assert served.error is None
+    return results
+
+
 def in_one_process(data: lessons.DataSet) -> FitResult:
     """The reference: the same student, the same fixed teacher, no network."""
     teacher = lessons.network("lenet5", data, 1)[0].eval()
@@ -226,19 +243,9 @@ def test_mutual_learning_is_that_of_one_process(staleness: int, broken: bool, da
 def test_one_teacher_learns_from_two_students(data: lessons.DataSet, serving: list[Served]) -> None:
     served = Served(data, train=SETTINGS, students=2)
     serving.append(served)
-    plan, results = plan_for(data, mutual=True), dict[str, FitResult]()
+    plan = plan_for(data, mutual=True)
     students = {name: Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, name=name) for name in ("one", "two")}
-
-    def attend(name: str) -> None:
-        results[name] = students[name].attend(f"localhost:{served.port}", None, 20)
-
-    threads = [threading.Thread(target=attend, args=(name,)) for name in students]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    served.thread.join(20)
-    assert served.error is None
+    results = taught_together(served, students)
     same(results["one"].model, results["two"].model)
     learners = {
         "teacher": Learner(lessons.network("lenet5", data, 1)[0], mutual("student"), SETTINGS),
@@ -258,19 +265,7 @@ def test_one_of_two_students_breaks_off(both_ways: bool, data: lessons.DataSet, 
                     for name, seed in (("one", 2), ("two", 5))}  # fmt: skip
         if broken:
             cable_pulled(students["two"], 9)
-        results = dict[str, FitResult]()
-
-        def attend(name: str, students: dict[str, Student] = students, port: int = served.port,
-                   results: dict[str, FitResult] = results) -> None:  # fmt: skip
-            results[name] = students[name].attend(f"localhost:{port}", None, 20)
-
-        threads = [threading.Thread(target=attend, args=(name,)) for name in students]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        served.thread.join(20)
-        assert served.error is None
+        results = taught_together(served, students)
         assert sorted(results) == ["one", "two"]
         assert students["two"].tally.breaks == int(broken)
         assert students["one"].tally.breaks == int(broken and both_ways)
