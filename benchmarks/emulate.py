@@ -183,17 +183,17 @@ def in_one_process(staleness: int) -> dict[str, float]:
     from edgecompress import lesson as lessons
     from edgecompress.methods.distill import mutual as exact
     from edgecompress.online.mutual import Mutual
-    from edgecompress.online.session import Plan
+    from edgecompress.online.session import Plan, shape_of
     from edgecompress.train.batches import evaluate
     from edgecompress.train.fit import Hooks, Learner, fit_together
 
     lesson = lessons.Lesson(epochs=12, threads=1)
     data = lesson.load()
     names = {"teacher": "teacher", "student": "student student"}
-    models = {role: lessons.network("lenet5", data, lesson.begins_with(name))[0] for role, name in names.items()}
+    models = {role: lessons.network("lenet5", data, lesson.begins_with(name)).model for role, name in names.items()}
     settings = lesson.settings(models["student"], data)
     plan = Plan("one", "logits", "fp32", lesson.seed, settings.epochs, settings.batch_size, len(data.train), len(data.classes), "digits",
-                data.digest(), asdict(data.augmentation), settings.view_seed, mutual=True, staleness=staleness)  # fmt: skip
+                data.digest(), asdict(data.augmentation), settings.view_seed, **shape_of(data), mutual=True, staleness=staleness)  # fmt: skip
     box: dict[tuple[str, int], torch.Tensor] = {}
     learners = {}
     for name, other in (("teacher", "student"), ("student", "teacher")):

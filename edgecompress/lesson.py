@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 from edgecompress import checkpoint, files
-from edgecompress.data import DataSet, load_data
-from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.data import DataSet, Preprocess, load_data
+from edgecompress.errors import UsageError
 from edgecompress.measure import machine
+from edgecompress.methods.distill import DEFAULTS
 from edgecompress.methods.features import KINDS, map_ends
 from edgecompress.models.registry import ModelSource, build, runs_user_code
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import Plan, Shelf, check_student
+from edgecompress.online.session import Plan, check_ways, label_of, shape_of
+from edgecompress.online.shelf import Shelf
 from edgecompress.online.student import Student, Tally
 from edgecompress.online.teacher import Teacher, serve
 from edgecompress.pipeline import Context, Silent, seed_everything
@@ -32,7 +34,7 @@ from edgecompress.settings import GradualStage
 from edgecompress.stages.common import count
 from edgecompress.stages.gradual import UNMET, Shrinking, shrinking
 from edgecompress.train.batches import evaluate
-from edgecompress.train.fit import FitResult, Hooks, label_loss
+from edgecompress.train.fit import FitResult, label_loss
 from edgecompress.train.history import EpochRow
 from edgecompress.train.init import has_norm, unit_variance_init
 from edgecompress.train.settings import FitSettings, default_settings
@@ -68,23 +70,60 @@ class Lesson:
         return replace(chosen, augmentation=data.augmentation, view_seed=self.seed, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
 
-def network(name: str, data: DataSet, seed: int) -> tuple[nn.Module, ModelSource]:
-    """The network called `name` from scratch, or that of a checkpoint at the path `name` (a file, or the folder of a run)."""
+@dataclass(frozen=True)
+class Network:
+    """A network, what it is built from, and how it reads pixels."""
+
+    model: nn.Module
+    source: ModelSource
+    preprocess: Preprocess
+
+    def own(self) -> str:
+        """SHA-256 (hex) of its weights: what a kept state depends on."""
+        hashed = hashlib.sha256()
+        for name, value in self.model.state_dict().items():
+            hashed.update(f"{name} {tuple(value.shape)} ".encode() + value.contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
+
+def stored(name: str) -> Path | None:
+    """The file of the checkpoint at the path `name` (a file, or the folder of a run); None where there is none."""
     path = Path(name)
     inner = path / "model.safetensors" if path.is_dir() else path
-    if inner.is_file() and inner.suffix == ".safetensors":
-        manifest = checkpoint.read_manifest(inner)
-        if runs_user_code(manifest.model.name):
-            raise UsageError(f"'{inner}' is built by your own code '{manifest.model.name}': export it to a file of ours first")
-        if manifest.model.num_classes != len(data.classes):
-            raise UsageError(f"'{inner}' knows {manifest.model.num_classes} classes, data '{data.name}' has {len(data.classes)}")
-        return checkpoint.load(inner)[0], manifest.model
-    source = ModelSource(name, len(data.classes), data.image_shape)
-    seed_everything(seed)
-    model = build(source)
-    if not has_norm(model):
-        unit_variance_init(model, data.normalised(data.train.pixels[:128]))
-    return model, source
+    return inner if inner.is_file() and inner.suffix == ".safetensors" else None
+
+
+def network(name: str, data: DataSet | None, seed: int) -> Network:
+    """The network called `name` from scratch, or that of a checkpoint, which reads pixels as it was trained to.
+
+    Without `data` it must be a checkpoint. Raises `UsageError` for one of other classes, or that the data's images do not fit.
+    """
+    inner = stored(name)
+    if inner is None:
+        if data is None:
+            raise UsageError(f"--data none needs a trained network: '{name}' is no checkpoint")
+        source = ModelSource(name, len(data.classes), data.image_shape)
+        seed_everything(seed)
+        model = build(source)
+        if not has_norm(model):
+            unit_variance_init(model, data.normalised(data.train.pixels[:128]))
+        return Network(model, source, data.preprocess)
+    manifest = checkpoint.read_manifest(inner)
+    source = manifest.model
+    if runs_user_code(source.name):
+        raise UsageError(f"'{inner}' is built by your own code '{source.name}': export it to a file of ours first")
+    preprocess = checkpoint.preprocess_of(manifest) or (data.preprocess if data is not None else None)
+    if preprocess is None:
+        raise UsageError(f"'{inner}' does not say how it reads images: give the --data that it was trained on")
+    if data is not None:
+        if source.num_classes != len(data.classes):
+            raise UsageError(f"'{inner}' knows {source.num_classes} classes, data '{data.name}' has {len(data.classes)}")
+        if preprocess.shape(data.native_shape) != source.image_shape:
+            raise UsageError(
+                f"'{inner}' reads images {source.image_shape}, data '{data.name}' gives it {preprocess.shape(data.native_shape)}: give "
+                "the --image-size that it was trained with"
+            )
+    return Network(checkpoint.load(inner)[0], source, preprocess)
 
 
 @dataclass(frozen=True)
@@ -114,18 +153,27 @@ def _told_of_cuts(cuts: Shrinking | None, result: FitResult | None, params: int)
 
 def serve_lesson(
     lesson: Lesson, model: str, address: str, tls: Tls | None, *, output: Path, train: bool, students: int, timeout: float | None,
-    ready: Callable[[int], None], note: Callable[[str], None], cutting: Cutting | None = None,
+    ready: Callable[[int], None], note: Callable[[str], None], cutting: Cutting | None = None, resume: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Serve one lesson, to its end; writes `model.safetensors` and `result.json` into `output`. `ready` is told the port."""
+    """Serve one lesson, to its end; writes `model.safetensors` and `result.json` into `output`. `ready` is told the port.
+
+    With `resume` it goes on from the states in `output`. Data `none` are enough for a teacher that stands still and is told all pixels.
+    """
     if cutting is not None and not train:
         raise UsageError(f"--prune {cutting.amount} cuts a teacher that trains: give --train too")
-    data = lesson.load()
-    made, source = network(model, data, lesson.begins_with("teacher"))
-    settings, before = lesson.settings(made, data), count(made)
-    cuts = cutting.plan(lesson, made, source, data, settings, output) if cutting is not None else None
+    if lesson.data == "none" and train:
+        raise UsageError("--train needs data: give --data")
+    data = None if lesson.data == "none" else lesson.load()
+    made = network(model, data, lesson.begins_with("teacher"))
+    data = None if data is None else replace(data, preprocess=made.preprocess)
+    settings = lesson.settings(made.model, data) if train and data is not None else None
+    cuts = cutting.plan(lesson, made.model, made.source, data, settings, output) if cutting and data and settings else None
+    before = count(made.model)
+    own = {"weights": made.own(), "cutting": asdict(cutting) if cutting else None, "rate": settings.learning_rate if settings else None}
     teacher = Teacher(
-        made, data, train=settings if train else None, students=students, shelf=output / "kept", cut=cuts.hooks if cuts else None, note=note
-    )
+        made.model, data, preprocess=made.preprocess, classes=made.source.num_classes, train=settings, students=students,
+        shelf=output / "kept", own=own, resume=resume, cut=cuts.hooks if cuts else None, note=note,
+    )  # fmt: skip
     server, port = serve(teacher, address, tls)
     _end_on_sigterm()
     start = time.perf_counter()
@@ -134,76 +182,114 @@ def serve_lesson(
         teacher.lesson(timeout)
     finally:
         server.stop(2.0).wait()
-    loss, accuracy = evaluate(teacher.model, data, data.test, CPU)
+    loss, accuracy = evaluate(teacher.model, data, data.test, CPU) if data is not None else (None, None)
     result = {
-        "schema": 1, "command": "teacher", "model": source.name, "data": lesson.data, "data_label": data.label, "seed": lesson.seed,
-        "trained": train, "students": sorted(teacher.pupils), "accuracy": accuracy, "loss": loss, "steps": teacher.steps,
+        "schema": 1, "command": "teacher", "model": made.source.name, "data": lesson.data, "data_label": data.label if data else "no data",
+        "seed": lesson.seed, "trained": train,
+        "students": sorted(teacher.pupils), "accuracy": accuracy, "loss": loss, "steps": teacher.steps,
         "params": count(teacher.model), **_told_of_cuts(cuts, teacher.result, before),
         "payload_bytes": teacher.payload_bytes, "wire_bytes": teacher.wire_bytes, "wall_s": time.perf_counter() - start,
         "hardware": machine.hardware(), "versions": machine.versions(),
     }  # fmt: skip
-    checkpoint.save(output / "model.safetensors", teacher.model, source, checkpoint.notes_for(data))
+    if data is not None:
+        checkpoint.save(output / "model.safetensors", teacher.model, made.source, checkpoint.notes_for(data))
     files.write_json(output / "result.json", result)
     return result
 
 
+@dataclass(frozen=True)
+class Learning:
+    """How a student learns from what it is told; None takes the loss's own defaults."""
+
+    loss: str = "kl"
+    temperature: float | None = None
+    alpha: float | None = None
+    features: str | None = None
+    feature_weight: float | None = None
+    mutual: bool = False
+    staleness: int = 0
+    cutting: Cutting | None = None
+
+    def check(self, exchange: str) -> None:
+        """Raises `UsageError` for an unknown way, or one that has no meaning beside another."""
+        if self.loss not in DEFAULTS:
+            raise UsageError(f"--loss '{self.loss}' is not known: allowed are {', '.join(DEFAULTS)}")
+        if self.mutual and (self.loss != "kl" or self.temperature is not None or self.alpha is not None):
+            raise UsageError("--mutual has a loss of its own (cross-entropy + KL at T = 1): drop --loss, --temperature and --alpha")
+        if exchange != "features" and (self.features is not None or self.feature_weight is not None):
+            raise UsageError("--features and --feature-weight belong to --exchange features: give that too, or drop them")
+        if self.features is not None and self.features not in KINDS:
+            raise UsageError(f"--features '{self.features}' is not known: allowed are {', '.join(KINDS)}")
+
+
 def attend_lesson(
     lesson: Lesson, model: str, target: str, tls: Tls | None, *, output: Path, exchange: str, codec: str, name: str, run: str | None,
-    teacher_model: str | None, keep_every: int, window: int, loss: str, temperature: float | None, alpha: float | None, patience: float,
-    on_epoch: Callable[[EpochRow], None], note: Callable[[str], None], features: str = "attention", feature_weight: float = 1.0,
-    mutual: bool = False, staleness: int = 0, cutting: Cutting | None = None, resume: bool = False,
+    teacher_model: str | None, keep_every: int, window: int, learning: Learning, patience: float,
+    on_epoch: Callable[[EpochRow], None], note: Callable[[str], None], resume: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Attend one lesson; writes `model.safetensors`, `history.csv` and `result.json` into `output`, and keeps its state below `kept/`.
 
     With `resume` it goes on from the state there. Raises `UsageError` when that is of another lesson.
     """
-    if features not in KINDS:
-        raise UsageError(f"--features {features} is not known: allowed are {', '.join(KINDS)}")
-    if exchange == "weights" and teacher_model is None:
-        raise UsageError("--exchange weights needs --teacher-model: the name of the network whose weights come")
-    shelf = Shelf(output / "kept")
-    known = shelf.plan() if resume else None
+    learning.check(exchange)
+    if (exchange == "weights") != (teacher_model is not None):
+        raise UsageError("--exchange weights and --teacher-model, the name of the network whose weights come, go together")
+    known = Shelf(output / "kept").label() if resume else None
     data = lesson.load()
-    made, source = network(model, data, lesson.begins_with(f"student {name}"))
-    settings, before = lesson.settings(made, data), count(made)
-    by_maps = exchange == "features"
+    made = network(model, data, lesson.begins_with(f"student {name}"))
+    data = replace(data, preprocess=made.preprocess)
+    settings, before, by_maps = lesson.settings(made.model, data), count(made.model), exchange == "features"
     plan = Plan(
-        run or (known["run"] if known else secrets.token_hex(4)), exchange, codec, lesson.seed, settings.epochs, settings.batch_size,
-        len(data.train), len(data.classes), lesson.data, data.digest(), asdict(settings.augmentation or data.augmentation),
-        settings.view_seed, keep_every, window, features=features if by_maps else "",
-        maps=[list(size) for size in map_ends(made, torch.zeros(1, *data.image_shape)).values()] if by_maps else [],
-        mutual=mutual, staleness=staleness,
+        run or (known["plan"]["run"] if known else secrets.token_hex(4)), exchange, codec, lesson.seed, settings.epochs,
+        settings.batch_size, len(data.train), len(data.classes), lesson.data, data.digest(),
+        asdict(settings.augmentation or data.augmentation), settings.view_seed, **shape_of(data), keep_every=keep_every, window=window,
+        features=(learning.features or "attention") if by_maps else "",
+        maps=[list(size) for size in map_ends(made.model, torch.zeros(1, *data.image_shape)).values()] if by_maps else [],
+        mutual=learning.mutual, staleness=learning.staleness,
     )  # fmt: skip
-    check_student(plan)
-    if known is not None and known != plan.as_dict():
-        other = ", ".join(sorted(key for key, value in plan.as_dict().items() if known.get(key) != value))
-        raise UsageError(f"'{output}' holds a lesson with another {other}: give the same options, or --exist-ok to begin anew")
+    check_ways(plan)
+    own = {"weights": made.own(), "rate": settings.learning_rate, "teacher_model": teacher_model, **asdict(learning)}
+    label = label_of(plan, own)
+    if known is not None and known != label:
+        raise UsageError(f"'{output}' holds a lesson with {_other(known, label)}: give the same options, or --exist-ok to begin anew")
+    shelf = plan.shelf(output / "kept")
     if not resume:
         shelf.clear()
-    shelf.claim(plan)
-    cuts = cutting.plan(lesson, made, source, data, settings, output) if cutting is not None else None
+    shelf.claim(label)
+    cuts = learning.cutting.plan(lesson, made.model, made.source, data, settings, output) if learning.cutting is not None else None
     student = Student(
-        made, data, settings, plan, name=name, shelf=output / "kept", loss=loss, temperature=temperature, alpha=alpha,
-        feature_weight=feature_weight, cut=cuts.hooks if cuts else Hooks(), on_epoch=on_epoch, note=note,
-        mentor=build(ModelSource(teacher_model, len(data.classes), data.image_shape)) if exchange == "weights" and teacher_model else None,
+        made.model, data, settings, plan, name=name, shelf=output / "kept", loss=learning.loss, temperature=learning.temperature,
+        alpha=learning.alpha, feature_weight=1.0 if learning.feature_weight is None else learning.feature_weight,
+        cut=cuts.hooks if cuts else None, on_epoch=on_epoch, note=note,
+        mentor=build(ModelSource(teacher_model, len(data.classes), data.image_shape)) if teacher_model else None,
     )  # fmt: skip
     _end_on_sigterm()
-    start = time.perf_counter()
-    found = student.attend(target, tls, patience)
-    loss_value, accuracy = evaluate(found.model, data, data.test, CPU)
-    tally = student.tally
-    result = {
-        "schema": 1, "command": "student", "model": source.name, "data": lesson.data, "data_label": data.label, "seed": lesson.seed,
-        "run": plan.run, "name": name, "exchange": exchange, "codec": codec, "accuracy": accuracy, "loss": loss_value,
-        "features": plan.features or None, "mutual": mutual, "staleness": staleness if mutual else None, "params": count(found.model),
-        **_told_of_cuts(cuts, found, before),
-        "validation_accuracy": found.best.validation_accuracy, "epochs": plan.epochs, "batch_size": plan.batch_size,
-        **tallied(tally), "wall_s": time.perf_counter() - start, "hardware": machine.hardware(), "versions": machine.versions(),
-    }  # fmt: skip
-    checkpoint.save(output / "model.safetensors", found.model, source, checkpoint.notes_for(data))
-    files.write_csv(output / "history.csv", [row.as_dict() for row in found.history])
-    files.write_json(output / "result.json", result)
-    return result
+    start, results = time.perf_counter(), list[dict[str, Any]]()
+
+    def finished(found: FitResult) -> None:
+        loss_value, accuracy = evaluate(found.model, data, data.test, CPU)
+        result = {
+            "schema": 1, "command": "student", "model": made.source.name, "data": lesson.data, "data_label": data.label,
+            "seed": lesson.seed, "run": plan.run, "name": name, "exchange": exchange, "codec": codec, "accuracy": accuracy,
+            "loss": loss_value, "features": plan.features or None, "mutual": plan.mutual,
+            "staleness": plan.staleness if plan.mutual else None, "params": count(found.model), **_told_of_cuts(cuts, found, before),
+            "validation_accuracy": found.best.validation_accuracy, "epochs": plan.epochs, "batch_size": plan.batch_size,
+            **tallied(student.tally), "wall_s": time.perf_counter() - start, "hardware": machine.hardware(),
+            "versions": machine.versions(),
+        }  # fmt: skip
+        checkpoint.save(output / "model.safetensors", found.model, made.source, checkpoint.notes_for(data))
+        files.write_csv(output / "history.csv", [row.as_dict() for row in found.history])
+        files.write_json(output / "result.json", result)
+        results.append(result)
+
+    student.attend(target, tls, patience, finished)
+    return results[0]
+
+
+def _other(known: Mapping[str, Any], label: Mapping[str, Any]) -> str:
+    """Which values of two labels differ."""
+    names = sorted(key for part in ("plan", "own") for key, value in label[part].items() if known[part].get(key) != value)
+    return f"another {', '.join(names)}"
 
 
 def tallied(tally: Tally) -> dict[str, Any]:
@@ -225,6 +311,6 @@ def _end_on_sigterm() -> None:
     """SIGTERM ends a role like Ctrl-C does: connections are closed, half files are not left."""
 
     def end(*_: object) -> None:
-        raise EdgecompressError("ended by SIGTERM")
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)

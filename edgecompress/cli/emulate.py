@@ -34,7 +34,7 @@ def emulate(
     codec: Annotated[str, typer.Option("--codec", help="how logits travel: fp32, fp16, int8, top-k, soft")] = "fp16",
     teacher: Annotated[str | None, typer.Option("--teacher", help="a checkpoint or a name; default: the topology's")] = None,
     student: Annotated[str | None, typer.Option("--student", help="a name or a checkpoint; default: the topology's")] = None,
-    features: Annotated[str, typer.Option("--features", help="with --exchange features: attention or hint")] = "attention",
+    features: Annotated[str | None, typer.Option("--features", help="with --exchange features: attention (default) or hint")] = None,
     mutual: Annotated[bool, typer.Option("--mutual", help="teacher and student learn from each other")] = False,
     staleness: Annotated[int, typer.Option("--staleness", help="with --mutual: steps by which what is learned from may be old", min=0)] = 0,
     prune_teacher: Annotated[str | None, typer.Option("--prune-teacher", help="cut it while it trains: 50%, 2Mparams, 4MB")] = None,
@@ -89,8 +89,10 @@ def emulate(
             parse_amount(amount)
     if schedule not in ("early", "middle", "late"):
         raise UsageError(f"--schedule '{schedule}' is not known: allowed are early, middle, late")
-    if features not in ("attention", "hint"):
+    if features not in (None, "attention", "hint"):
         raise UsageError(f"--features '{features}' is not known: allowed are attention, hint")
+    if features is not None and all(run["exchange"] != "features" for run in runs):
+        raise UsageError("--features belongs to --exchange features: give that too")
     parse_share(step)
     if len(runs) > 1 and baseline is not None:
         raise UsageError("--baseline beside --sweep: a baseline is of one run")
@@ -109,7 +111,7 @@ def emulate(
     for name, value in (("--epochs", epochs), ("--batch-size", batch_size), ("--learning-rate", learning_rate)):
         shared += [name, str(value)] if value is not None else []
     cuts: tuple[str, ...] = ("--step", step, "--schedule", schedule)
-    students: tuple[str, ...] = ("--window", str(window), "--keep-every", str(keep_every), "--features", features)
+    students: tuple[str, ...] = ("--window", str(window), "--keep-every", str(keep_every))
     students += ("--mutual", "--staleness", str(staleness)) if mutual else ()
     students += ("--prune", prune_student, *cuts) if prune_student is not None else ()
     teachers = ("--prune", prune_teacher, *cuts) if prune_teacher is not None else ()
@@ -127,9 +129,13 @@ def emulate(
         own = root.absolute() if len(runs) == 1 else root.absolute() / run["name"]
         if len(runs) > 1:
             note(f"run {run['name']}")
+        by_maps = ("--features", features) if features and run["exchange"] == "features" else ()
+        if exist_ok and own.is_dir():
+            _forget(own)
         settings = session.Settings(
             topology, own, run["exchange"], run["codec"], backend, _absolute(teacher), _absolute(student), not fixed_teacher, insecure,
-            pcap, parse_duration(timeout), {**links.get(run["link"], {}), **more}, tuple(faults), tuple(shared), students, teachers,
+            pcap, parse_duration(timeout), {**links.get(run["link"], {}), **more}, tuple(faults), tuple(shared),
+            students + by_maps, teachers,
         )  # fmt: skip
         result = session.emulate(settings, note)
         worse = _regressions(result, before, tolerance)
@@ -179,7 +185,11 @@ def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
             raise UsageError(f"--sweep '{text}' is not known: write {', '.join(f'{name}=A,B' for name in usual)}")
         axes[key] = values.split(",")
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    return [{**usual, **values, "name": "-".join(values.values()) or "run"} for values in chosen]
+    runs = [{**usual, **values, "name": "-".join(values.values()) or "run"} for values in chosen]
+    twice = [run["name"] for run in runs if sum(other["name"] == run["name"] for other in runs) > 1]
+    if twice:
+        raise UsageError(f"--sweep lists '{twice[0]}' twice: once is enough")
+    return runs
 
 
 def _show_sweep(results: list[tuple[str, dict[str, Any]]], root: Path) -> None:
@@ -222,7 +232,7 @@ def _forget(root: Path) -> None:
     if any(root.iterdir()) and not (root / MARKER).is_file():
         raise UsageError(f"output folder '{root}' is not one of an emulation: give another -o")
     for path in root.iterdir():
-        if path.is_dir() and ((path / "kept").is_dir() or (path / "result.json").is_file() or path.name == "tls"):
+        if path.is_dir() and ((path / "kept").is_dir() or (path / "result.json").is_file()):
             shutil.rmtree(path)
         elif path.suffix in (".log", ".pcap") or path.name in ("result.json", "report.html"):
             path.unlink()

@@ -54,6 +54,14 @@ def _cutting(prune: str | None, step: str, schedule: str) -> Any:
     return lessons.Cutting(prune, share, schedule)
 
 
+def _check_output(root: Path, resume: bool, exist_ok: bool) -> None:
+    """Raises `UsageError` for a folder in use."""
+    from edgecompress.errors import UsageError
+
+    if root.is_dir() and any(root.iterdir()) and not resume and not exist_ok:
+        raise UsageError(f"output folder '{root}' is not empty: give another -o, --resume to go on, or --exist-ok to overwrite")
+
+
 def _end(result: dict[str, Any], root: Path, as_json: bool) -> None:
     """Say where the result is, and what a pruning came to; exit code 3 where it missed its amount."""
     if not as_json:
@@ -94,6 +102,7 @@ def serve(
     seed: Seed = 0,
     threads: Threads = None,
     output: Output = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the lesson in -o")] = False,
     exist_ok: ExistOk = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -105,22 +114,24 @@ def serve(
     """
     from edgecompress import lesson as lessons
     from edgecompress.online.secure import chosen
-    from edgecompress.rundir import check_root, default_root
+    from edgecompress.rundir import default_root
     from edgecompress.units import parse_duration
 
     tls, timeout = chosen(tls_ca, tls_cert, tls_key, insecure), parse_duration(wait)
     root = output or default_root("teacher", model)
-    check_root(root, resume=False, exist_ok=exist_ok)
+    _check_output(root, resume, exist_ok)
     asked = lessons.Lesson(data, image_size, epochs, batch_size, learning_rate, seed, threads)
     note = _note(quiet)
     result = lessons.serve_lesson(
         asked, model, f"{host}:{port}", tls, output=root, train=train, students=students, timeout=timeout,
         ready=lambda bound: note(f"listening at {host}:{bound}"), note=note, cutting=_cutting(prune, step, schedule),
+        resume=resume,
     )  # fmt: skip
     if as_json:
         print_json(result)
     else:
-        print_line(f"teacher: accuracy {result['accuracy']:.2%} on the test split of {result['data_label']}")
+        accuracy = "not measured" if result["accuracy"] is None else f"accuracy {result['accuracy']:.2%} on the test split"
+        print_line(f"teacher: {accuracy}, {result['data_label']}")
     _end(result, root, as_json)
 
 
@@ -134,8 +145,8 @@ def run(
     temperature: Annotated[float | None, typer.Option("--temperature")] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="weight of the teacher beside the labels")] = None,
     teacher_model: Annotated[str | None, typer.Option("--teacher-model", help="the teacher's network, for --exchange weights")] = None,
-    features: Annotated[str, typer.Option("--features", help="what is learned from maps: attention or hint")] = "attention",
-    feature_weight: Annotated[float, typer.Option("--feature-weight", help="of the maps beside the logits", min=0)] = 1.0,
+    features: Annotated[str | None, typer.Option("--features", help="what is learned from maps: attention (default) or hint")] = None,
+    feature_weight: Annotated[float | None, typer.Option("--feature-weight", help="of the maps beside the logits; 1", min=0)] = None,
     mutual: Annotated[bool, typer.Option("--mutual", help="the teacher, which trains, learns from this student too")] = False,
     staleness: Annotated[int, typer.Option("--staleness", help="with --mutual: steps by which what is learned from may be old", min=0)] = 0,
     prune: Prune = None,
@@ -179,15 +190,15 @@ def run(
     if not host or not port.isdigit():
         raise UsageError(f"--connect '{connect}' is no HOST:PORT: write it like 10.0.0.1:50051")
     root = output or default_root("student", model)
-    if root.is_dir() and any(root.iterdir()) and not resume and not exist_ok:
-        raise UsageError(f"output folder '{root}' is not empty: give another -o, --resume to go on, or --exist-ok to overwrite")
+    _check_output(root, resume, exist_ok)
     asked = lessons.Lesson(data, image_size, epochs, batch_size, learning_rate, seed, threads)
+    cutting = _cutting(prune, step, schedule)
+    learning = lessons.Learning(loss, temperature, alpha, features, feature_weight, mutual, staleness, cutting)
     note = _note(quiet)
     result = lessons.attend_lesson(
         asked, model, connect, tls, output=root, exchange=exchange, codec=codec, name=name, run=run_id, teacher_model=teacher_model,
-        keep_every=keep_every, window=window, loss=loss, temperature=temperature, alpha=alpha, patience=longest,
+        keep_every=keep_every, window=window, learning=learning, patience=longest,
         on_epoch=lambda row: note(f"epoch {row.epoch}: {row.validation_accuracy:.2%} on validation, {row.seconds:.1f} s"), note=note,
-        features=features, feature_weight=feature_weight, mutual=mutual, staleness=staleness, cutting=_cutting(prune, step, schedule),
         resume=resume,
     )  # fmt: skip
     if as_json:

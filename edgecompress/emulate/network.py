@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ MEASUREMENTS = 4
 """How often a link is measured before it is refused: other work on the machine disturbs a measurement, a wrong link stays wrong."""
 Note = Callable[[str], None]
 _CGROUPS = Path("/sys/fs/cgroup")
+LEFT = "edgecompress-"
+"""How temporary folders of a run begin; kind and process number follow."""
 
 
 @dataclass
@@ -77,10 +80,10 @@ def network(graph: Graph, backend: str, note: Note) -> Iterator[Network]:
         raise EnvironmentMissingError("package 'mininet' is not installed: run pip install 'edgecompress[emulate]'") from error
     setLogLevel("error")
     logging.getLogger("mininet").setLevel(logging.ERROR)
-    forget_dead_groups()
+    forget_the_dead()
     net = Network(graph)
     begin = prefix(os.getpid())
-    with tempfile.TemporaryDirectory(prefix="edgecompress-net-") as name:
+    with tempfile.TemporaryDirectory(prefix=f"{LEFT}net-{os.getpid()}-") as name:
         folder = Path(name)
         try:
             for node in (*(host.name for host in graph.hosts), *graph.switches):
@@ -185,13 +188,18 @@ def _group(host: Host) -> Path:
     return group
 
 
-def forget_dead_groups() -> None:
-    """Remove control groups of runs whose process is gone; nothing of anyone else's."""
+def forget_the_dead() -> None:
+    """Remove control groups and temporary folders (captures, keys) of runs whose process is gone; nothing of anyone else's."""
     for root in (_CGROUPS / "cpu", _CGROUPS):
         for group in root.glob("edgecompress-*-*"):
             parts = group.name.split("-")
             if group.is_dir() and parts[1].isdigit() and not shell.alive(int(parts[1])):
                 _remove(group)
+    for folder in Path(tempfile.gettempdir()).glob(f"{LEFT}*-*-*"):
+        kind, pid, *_ = folder.name.removeprefix(LEFT).split("-")
+        ours = kind in ("net", "pcap", "tls") and folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
+        if ours and pid.isdigit() and not shell.alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(group: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any
 from edgecompress import files
 from edgecompress.emulate import shell
 from edgecompress.emulate.capture import Capture, capture
-from edgecompress.emulate.network import Network, check_network, network
+from edgecompress.emulate.network import LEFT, Network, check_network, network
 from edgecompress.emulate.topology import Graph, Host, graph_from
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
@@ -31,6 +32,8 @@ from edgecompress.units import parse_duration
 PORT = 50051
 MARKER = ".edgecompress-emulate"
 """A file that says whose an output folder is: everything below it is given to the invoking user."""
+ENDED = (0, 3)
+"""Exit codes of a role that has written its result."""
 RECONCILED = 0.01
 """Share by which captured bytes and the kernel's counters may differ."""
 FAULT = re.compile(r"(link-down|kill-student|kill-teacher)@([^:]+)(?::(.+))?|loss=([\d.]+)%")
@@ -173,8 +176,8 @@ class Role:
         return self.child is not None and self.child.poll() is None
 
     def ended_well(self) -> bool:
-        """Did it end with exit code 0?"""
-        return self.child is not None and self.child.poll() == 0
+        """Did it end with a result (exit code 0, or 3: a target was missed)?"""
+        return self.child is not None and self.child.poll() in ENDED
 
     def result(self) -> dict[str, Any]:
         """What it wrote. Raises `EdgecompressError` when there is nothing."""
@@ -228,8 +231,8 @@ def _own(root: Path, user: User) -> None:
             os.chown(path, user.uid, user.gid, follow_symlinks=False)
 
 
-def _roles(settings: Settings, net: Network, user: User, root: Path) -> tuple[list[Role], list[Role]]:
-    """Teachers and students with their commands; student n learns from teacher n modulo their number."""
+def _roles(settings: Settings, net: Network, user: User, root: Path, keys: Path) -> tuple[list[Role], list[Role]]:
+    """Teachers and students with their commands; student n learns from teacher n modulo their number. The run's `keys` are the user's."""
     python = [sys.executable, "-m", "edgecompress"]
     teachers, students = net.graph.of_role("teacher"), net.graph.of_role("student")
     pupils = {teacher.name: [s for n, s in enumerate(students) if n % len(teachers) == place] for place, teacher in enumerate(teachers)}
@@ -240,9 +243,9 @@ def _roles(settings: Settings, net: Network, user: User, root: Path) -> tuple[li
     if not settings.insecure:
         from edgecompress.emulate.certificates import make
 
-        secured = make(root / "tls", {host.name: net.addresses[host.name] for host in (*teachers, *students)})
-        _own(root / "tls", user)
-    run = root.name
+        secured = make(keys, {host.name: net.addresses[host.name] for host in (*teachers, *students)})
+        _own(keys, user)
+    run = secrets.token_hex(4)  # no state of another run may be taken for this one's
     made_teachers = []
     for teacher in teachers:
         model = settings.teacher or teacher.model or "resnet20"
@@ -265,9 +268,12 @@ def _roles(settings: Settings, net: Network, user: User, root: Path) -> tuple[li
 
 
 def _lesson(settings: Settings, net: Network, user: User, root: Path, note: Callable[[str], None]) -> dict[str, Any]:
-    teachers, students = _roles(settings, net, user, root)
     captures: dict[str, Capture] = {}
-    with tempfile.TemporaryDirectory(prefix="edgecompress-pcap-") as name:
+    with contextlib.ExitStack() as stack:
+        folders = (tempfile.TemporaryDirectory(prefix=f"{LEFT}{kind}-{os.getpid()}-") for kind in ("pcap", "tls"))
+        name, keys = (stack.enter_context(folder) for folder in folders)
+        Path(keys).chmod(0o711)  # root's, so that the next run may remove it; what is in it is the user's
+        teachers, students = _roles(settings, net, user, root, Path(keys) / "keys")
         try:
             for role in (*teachers, *students):
                 interface = net.access(role.host.name)[1]
@@ -290,7 +296,6 @@ def _lesson(settings: Settings, net: Network, user: User, root: Path, note: Call
                     shell.stop(role.child)
             for one in captures.values():
                 one.stop()
-            shutil.rmtree(root / "tls", ignore_errors=True)  # they were for this run
         note("reading the captures")
         traffic = _traffic(captures, [s.host.name for s in students], net.addresses)
         if settings.keep_pcap:
@@ -315,8 +320,13 @@ def _watch(
             )
         while waiting and waiting[0].at_s <= now:
             fault = waiting.pop(0)
+            row: dict[str, Any] = {"kind": fault.kind, "at_s": round(now, 2), "for_s": fault.for_s}
+            happened.append(row)
+            role = (teachers if fault.kind == "kill-teacher" else students)[0]
+            if fault.kind != "link-down" and not role.running():
+                row |= {"at_s": None, "why_not": f"{role.host.name} was not running"}
+                continue
             note(f"fault: {fault.kind} at {now:.1f} s")
-            happened.append({"kind": fault.kind, "at_s": round(now, 2), "for_s": fault.for_s})
             mending.append((now + max(fault.for_s, 0.5), *_strike(fault, net, teachers, students)))
         for item in [item for item in mending if item[0] <= now]:
             mending.remove(item)
@@ -324,7 +334,7 @@ def _watch(
             note(f"mended: {item[2]}")
         for role in (*students, *teachers):
             struck = any(role.host.name in text for _, _, text in mending)
-            if role.child is not None and role.child.poll() not in (None, 0) and not struck:
+            if role.child is not None and role.child.poll() not in (None, *ENDED) and not struck:
                 raise EdgecompressError(f"{role.host.name} failed: {role.last_line()}")
         time.sleep(0.05)
     for fault in waiting:
@@ -352,7 +362,7 @@ def _strike(fault: Fault, net: Network, teachers: list[Role], students: list[Rol
     role = (students if fault.kind == "kill-student" else teachers)[0]
     if role.child is not None:
         shell.stop(role.child, signal.SIGKILL)
-    return role.start, f"{role.host.name} started again"
+    return (lambda: role.start("--resume")), f"{role.host.name} started again"
 
 
 def _traffic(captures: dict[str, Capture], students: list[str], addresses: dict[str, str]) -> dict[str, Any]:

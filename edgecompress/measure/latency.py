@@ -44,7 +44,7 @@ def _timed(runtime: Runtime, batch: Array) -> float:
 
 def warm_up(runtime: Runtime, batch: Array, limit_s: float = 3.0) -> int:
     """Run until the medians of two blocks of 5 runs differ by less than 5 %, or for `limit_s` seconds. Returns the runs."""
-    start, runs, last = time.perf_counter(), 0, float("inf")
+    start, runs, last = time.perf_counter(), 0, 0.0
     while True:
         median = float(np.median([_timed(runtime, batch) for _ in range(5)]))
         runs += 5

@@ -6,13 +6,13 @@ Each channel has a hard-concrete gate (Louizos et al. 2018) with location `log_a
     P(g > 0) = sigmoid(log_alpha - beta log(-gamma / zeta))
 
 with gamma = -0.1, zeta = 1.1, beta = 2/3. One draw a group and forward pass is shared by all its consumers, so a residual stream has one
-gate. With one draw a batch the consumer's weight is scaled; with one a sample, its input.
+gate. With one draw a batch the consumer's weight or its input is scaled, whichever is smaller; with one a sample, its input.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,8 @@ class Gated(nn.Module):
             self.offsets[group.name] = place
             place += group.size
         self.sources = self._sources(total)
-        self._inputs: dict[str, Tensor] = {}
+        self._read: dict[str, int] = {}
+        """Numbers that each consumer reads of a sample, once it has."""
 
     def _sources(self, total: int) -> dict[str, Tensor]:
         """For each consumer: which gate each of its input positions (in,) reads; `total` stands for none."""
@@ -103,38 +104,39 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of `x`, each consumer reading its input times the gates."""
-        if self.training and self.per == "sample":
-            return self._by_sample(x)
-        gates = self._draw((len(self.log_alpha),)) if self.training else settled(self.log_alpha)
-        padded = torch.cat([gates, gates.new_ones(1)])
+        rows = len(x) if self.training and self.per == "sample" else 1
+        gates = self._draw((rows, len(self.log_alpha))) if self.training else settled(self.log_alpha)[None]
+        padded = torch.cat([gates, gates.new_ones(rows, 1)], 1)  # (rows, gates + 1)
+        by_input = {name for name in self.sources if rows > 1 or self._input_is_smaller(name, len(x))}
         scaled = {
-            f"{name}.weight": layers.scale_inputs(self.model.get_submodule(name), padded[source.to(padded.device)])
+            f"{name}.weight": layers.scale_inputs(self.model.get_submodule(name), padded[0, source.to(padded.device)])
             for name, source in self.sources.items()
+            if name not in by_input
         }
-        output: Tensor = functional_call(self.model, scaled, (x,))
+        with self._scaled_inputs(padded, by_input):
+            output: Tensor = functional_call(self.model, scaled, (x,))
         return output
+
+    def _input_is_smaller(self, name: str, samples: int) -> bool:
+        """Does the consumer read fewer numbers of so many samples than it has weights? No, where it has not run yet."""
+        weight = self.model.get_submodule(name).get_parameter("weight")
+        return name in self._read and samples * self._read[name] < weight.numel()
 
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         u = 0.5 + self.noise * (torch.rand(shape, device=self.log_alpha.device, dtype=self.log_alpha.dtype) - 0.5)
         return hard_concrete(self.log_alpha, u)
 
-    def _by_sample(self, x: Tensor) -> Tensor:
-        gates = self._draw((len(x), len(self.log_alpha)))  # (B, gates)
-        padded = torch.cat([gates, gates.new_ones(len(x), 1)], 1)
-        with self._scaled_inputs(padded):
-            output: Tensor = self.model(x)
-        return output
-
     @contextmanager
-    def _scaled_inputs(self, padded: Tensor) -> Iterator[None]:
-        """While it lasts, every consumer multiplies what it reads by its gates."""
+    def _scaled_inputs(self, padded: Tensor, names: Collection[str]) -> Iterator[None]:
+        """While it lasts, the consumers `names` multiply what they read by their gates (rows, gates + 1); of all it is noted how much."""
 
-        def scaling(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-            factor = padded[:, self.sources[name].to(padded.device)]  # (B, in)
-
-            def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        def scaling(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+            def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
                 value, dim = inputs[0], 1 if layers.is_conv(layer) else inputs[0].dim() - 1
-                shape = [1] * value.dim()
+                self._read[name] = value.numel() // max(1, len(value))
+                if name not in names:
+                    return None
+                factor, shape = padded[:, self.sources[name].to(padded.device)], [1] * value.dim()  # (rows, in)
                 shape[0], shape[dim] = factor.shape
                 return (value * factor.reshape(shape), *inputs[1:])
 

@@ -4,6 +4,7 @@ fp32, fp16     the numbers
 int8           a scale and an offset a sample, 8 bits a class
 top-k          the k largest, fp16, with their classes
 soft           soft labels, quantized, as differences to what was sent for the same samples before, entropy-coded; at most 2 bytes a sample
+               (in batches of 8 or more, and up to 32,768 classes)
 
 `soft` sends the logits' softmax at temperature `SOFT_T`, in steps of 1 / levels; both ends remember what they last said of each sample. The
 finest of `LEVELS` whose coded form takes at most 2 bytes a sample is used, so the limit holds whatever the teacher says. Decoded logits are
@@ -107,7 +108,8 @@ class Codec:
         else:  # even one bit a class is too much (very few samples, or very many classes): the likeliest class alone
             best = logits.argmax(1)
             steps = np.eye(self.classes, dtype=np.int16)[best]
-            data = struct.pack("<B", len(LEVELS)) + best.astype("<u2" if self.classes > 256 else "u1").tobytes()
+            bits = (best[:, None] >> np.arange(self._width())) & 1
+            data = struct.pack("<B", len(LEVELS)) + np.packbits(bits.astype(np.uint8)).tobytes()
             levels = 1
         self.known[ids], self.levels_known[ids] = steps, levels
         return data
@@ -115,14 +117,19 @@ class Codec:
     def _decode_soft(self, data: bytes, ids: Array) -> Array:
         kind = data[0]
         if kind == len(LEVELS):
-            best = np.frombuffer(data, "<u2" if self.classes > 256 else "u1", len(ids), 1)
-            steps, levels = np.eye(self.classes, dtype=np.int16)[best.astype(np.int64)], 1
+            bits = np.unpackbits(np.frombuffer(data, np.uint8, -1, 1), count=len(ids) * self._width()).reshape(len(ids), -1)
+            best = (bits.astype(np.int64) << np.arange(self._width())).sum(1)
+            steps, levels = np.eye(self.classes, dtype=np.int16)[best], 1
         else:
             levels = LEVELS[kind]
-            steps = self._before(ids, levels) + _unpacked(data[1:]).reshape(len(ids), self.classes)
+            steps = self._before(ids, levels) + _unpacked(data[1:], len(ids) * self.classes).reshape(len(ids), self.classes)
         self.known[ids], self.levels_known[ids] = steps, levels
         shares = np.maximum(steps, FLOOR) / levels
         return np.asarray(SOFT_T * np.log(shares / shares.sum(1, keepdims=True)), dtype=np.float32)
+
+    def _width(self) -> int:
+        """Bits of the number of a class."""
+        return max(1, (self.classes - 1).bit_length())
 
     def _before(self, ids: Array, levels: int) -> Array:
         """What was said of `ids` before, in steps of 1 / levels; zero of samples not seen yet."""
@@ -141,9 +148,13 @@ def _packed(differences: Array) -> bytes:
     return struct.pack("<B", best | 2 * wide) + forms[best]
 
 
-def _unpacked(data: bytes) -> Array:
-    flags, body = data[0], data[1:]
-    raw = lzma.decompress(body, lzma.FORMAT_RAW, filters=_LZMA) if flags & 1 else zlib.decompress(body, -15)
+def _unpacked(data: bytes, count: int) -> Array:
+    """`_packed`, back: `count` integers. More than those are not unpacked, whatever `data` holds."""
+    flags, body, most = data[0], data[1:], count * (2 if data[0] & 2 else 1)
+    if flags & 1:
+        raw = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA).decompress(body, most)
+    else:
+        raw = zlib.decompressobj(-15).decompress(body, most)
     zigzag = np.frombuffer(raw, "<u2" if flags & 2 else "u1").astype(np.int32)
     return np.where(zigzag % 2 == 0, zigzag // 2, -(zigzag + 1) // 2).astype(np.int16)
 

@@ -1,4 +1,4 @@
-"""What both ends of a lesson derive alike: which samples each step has, in which view, and what it means to have broken off.
+"""What both ends of a lesson derive alike: which samples each step has, in which view.
 
 The student's first message holds the whole `Plan`; the teacher checks that its data are the same. Order and augmentation are functions of
 (seed, epoch, id), so ids and pixels need not travel. Both ends keep their state every `keep_every` steps; after a break they go back to the
@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from edgecompress import files
 from edgecompress.data import DataSet
 from edgecompress.data.images import Augmentation, View
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.online.codec import CODECS, EXCHANGES, TRAINING
+from edgecompress.online.shelf import Shelf
 from edgecompress.train.batches import order
 from edgecompress.train.settings import FitSettings
 
-MOST_UNDER_WAY = 4096
-"""Steps that a plan may let be under way."""
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Text = Annotated[str, Field(max_length=200)]
+Steps = Annotated[int, Field(ge=0, le=4096)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class BrokenError(EdgecompressError):
@@ -38,33 +42,51 @@ class BrokenError(EdgecompressError):
 class Plan:
     """A lesson: samples, their order, what travels. `keep_every` steps both ends keep their state; `window` steps may be under way.
 
-    `features` (hint or attention) and the sizes [H, W] of the student's `maps` are those of exchange features. With `mutual` each end also
-    learns from the other, from logits that were said `staleness` steps before they are used.
+    `native` is the shape [C, H, W] of an image as it travels, `fill` the value [C] of pixels that a view cuts out. `features` (hint or
+    attention) and the sizes [H, W] of the student's `maps` are those of exchange features. With `mutual` each end also learns from the
+    other, from logits that were said `staleness` steps before they are used.
     """
 
-    run: str
-    exchange: str
-    codec: str
-    seed: int
-    epochs: int
-    batch_size: int
-    samples: int
-    classes: int
-    data: str
-    data_digest: str
-    augmentation: dict[str, Any]
-    view_seed: int
-    keep_every: int = 50
-    window: int = 64
-    top_k: int = 4
-    features: str = ""
-    maps: list[list[int]] = field(default_factory=list)
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    run: Text
+    exchange: Text
+    codec: Text
+    seed: Seed
+    epochs: Count
+    batch_size: Count
+    samples: Count
+    classes: Count
+    data: Text
+    data_digest: Text
+    augmentation: dict[Text, bool | Steps]
+    view_seed: Seed
+    native: Annotated[list[Side], Field(min_length=3, max_length=3)]
+    fill: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(max_length=64)]
+    keep_every: Count = 50
+    window: Annotated[int, Field(ge=1, le=4096)] = 64
+    top_k: Count = 4
+    features: Text = ""
+    maps: Annotated[list[Annotated[list[Side], Field(min_length=2, max_length=2)]], Field(max_length=16)] = field(default_factory=list)
     mutual: bool = False
-    staleness: int = 0
+    staleness: Steps = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values; `Plan(**values)` takes them back."""
+        """As JSON values; `parsed` takes them back."""
         return asdict(self)
+
+    @classmethod
+    def parsed(cls, values: Any) -> Plan:
+        """The plan that a message holds. Raises `UsageError` naming the first value that is none of a plan's."""
+        try:
+            plan = _adapter().validate_json(json.dumps(values), strict=True)
+            Augmentation(**plan.augmentation)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(f"plan: {'.'.join(map(str, first['loc']))}: {first['msg']}, not {str(first['input'])[:60]!r}") from error
+        except TypeError as error:
+            raise UsageError(f"plan: augmentation: {error}") from error
+        return plan
 
     @property
     def steps_an_epoch(self) -> int:
@@ -85,23 +107,41 @@ class Plan:
     def ids(self, step: int) -> Tensor:
         """The samples (B,) of `step` (from 1), in order."""
         epoch, batch = self.place(step)
-        return self._order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return _order(self.samples, self.seed, epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
 
-    def _order(self, epoch: int) -> Tensor:
-        return _order(self.samples, self.seed, epoch)
+    def stamp(self, step: int, first: int = 0) -> dict[str, Any]:
+        """What a message of the steps `first` (default: `step`) to `step` carries: run, epoch, steps, and 8 bytes that name its samples."""
+        hashed = hashlib.sha256(f"{self.run} {first} {step} ".encode())
+        for one in range(first or step, step + 1):
+            hashed.update(self.ids(one).to(torch.int64).numpy().tobytes())
+        return {"run": self.run, "epoch": self.place(step)[0], "step": step, "first": first, "digest": hashed.digest()[:8]}
 
-    def digest(self, step: int, ids: Tensor) -> bytes:
-        """What a message of `step` must carry: 8 bytes that name run, step and the ordered samples."""
-        text = f"{self.run} {step} ".encode() + ids.to(torch.int64).numpy().tobytes()
-        return hashlib.sha256(text).digest()[:8]
+    def check(self, frame: Any) -> range:
+        """The steps of a message. Raises `UsageError` when it is not of this lesson, or of other samples."""
+        first = frame.first or frame.step
+        if frame.run != self.run or not 0 < first <= frame.step <= self.steps or frame.step - first >= 4096:
+            raise UsageError(f"message '{frame.kind}' of run '{frame.run}', step {frame.step}, in run '{self.run}': start both ends again")
+        mine = self.stamp(frame.step, frame.first)
+        if (frame.epoch, frame.digest) != (mine["epoch"], mine["digest"]):
+            raise UsageError(f"step {frame.step} has other samples at the two ends: give both the same --data and --seed")
+        return range(first, frame.step + 1)
 
     def pixels(self, data: DataSet, step: int) -> tuple[Tensor, Tensor]:
         """(samples (B,), their pixels (B, C, H, W) uint8 as this epoch shows them) of `step`."""
         epoch, _ = self.place(step)
         ids = self.ids(step)
-        view = _view(Augmentation(**self.augmentation), self.samples, data.native_shape[1:], self.view_seed, epoch - 1)
-        fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])
-        return ids, view(data.train.pixels[ids], ids, fill)
+        view = _view(Augmentation(**self.augmentation), self.samples, (self.native[1], self.native[2]), self.view_seed, epoch - 1)  # type: ignore[arg-type]
+        return ids, view(data.train.pixels[ids], ids, torch.tensor(self.fill))
+
+    def shelf(self, folder: Path | None) -> Shelf:
+        """One that holds as many states as the ends may be apart."""
+        apart = max(2 * self.window, 2 * self.staleness, 2 * self.steps_an_epoch if self.exchange == "weights" else 0)
+        return Shelf(folder, 3 + -(-apart // self.keep_every))
+
+
+@lru_cache(1)
+def _adapter() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)
 
 
 @lru_cache(8)
@@ -116,31 +156,12 @@ def _view(augmentation: Augmentation, samples: int, side: tuple[int, int], seed:
     return augmentation.view(samples, side, seed, number)
 
 
-def check_plan(plan: Plan, data: DataSet, train: FitSettings | None) -> None:
-    """Raises `UsageError` when a teacher with these `data`, trained as `train` says (None: it stands still), cannot follow `plan`."""
-    if plan.exchange not in EXCHANGES:
-        raise UsageError(f"exchange '{plan.exchange}' is not known: allowed are {', '.join(EXCHANGES)}")
-    counts = {"epochs": plan.epochs, "batch_size": plan.batch_size, "samples": plan.samples, "keep_every": plan.keep_every}
-    for name, value in {**counts, "window": plan.window}.items():
-        if value < 1 or (name == "window" and value > MOST_UNDER_WAY) or not isinstance(value, int):
-            raise UsageError(f"{name} {value} is not allowed: 1 or more, a window at most {MOST_UNDER_WAY}")
-    if plan.classes != len(data.classes):
-        raise UsageError(f"the student has {plan.classes} classes, the teacher {len(data.classes)}: give both the same --data")
-    if plan.exchange != "inputs" and data.digest() != plan.data_digest:
-        raise UsageError(f"the student's data '{plan.data}' are not the teacher's: give both the same --data, or --exchange inputs")
-    if train is None:
-        if plan.mutual:
-            raise UsageError("mutual learning needs a teacher that trains: serve it with --train")
-        return
-    if plan.exchange not in TRAINING:
-        raise UsageError(f"--exchange {plan.exchange} asks a teacher that stands still: use --exchange logits, or serve it without --train")
-    mine = (train.epochs, train.batch_size, train.view_seed, asdict(train.augmentation or data.augmentation))
-    if mine != (plan.epochs, plan.batch_size, plan.view_seed, plan.augmentation):
-        said = f"{plan.epochs} epochs, batches of {plan.batch_size}, seed {plan.view_seed}"
-        raise UsageError(f"the student trains for {said}, the teacher for {mine[0]}, {mine[1]}, {mine[2]}: give both the same")
+def shape_of(data: DataSet) -> dict[str, Any]:
+    """What a plan says of data besides their digest."""
+    return {"native": list(data.native_shape), "fill": [round(255 * mean) for mean in data.preprocess.mean]}
 
 
-def check_student(plan: Plan) -> None:
+def check_ways(plan: Plan) -> None:
     """Raises `UsageError` for a plan that contradicts itself."""
     if plan.exchange not in EXCHANGES or plan.codec not in CODECS:
         raise UsageError(f"--exchange {plan.exchange} --codec {plan.codec}: allowed are {', '.join(EXCHANGES)}, and {', '.join(CODECS)}")
@@ -148,88 +169,32 @@ def check_student(plan: Plan) -> None:
         raise UsageError(f"--mutual exchanges logits both ways: drop --exchange {plan.exchange}")
     if plan.staleness and not plan.mutual:
         raise UsageError("--staleness belongs to mutual learning: give --mutual too")
-    if plan.staleness < 0 or plan.staleness > MOST_UNDER_WAY:
-        raise UsageError(f"--staleness {plan.staleness} is not allowed: 0 to {MOST_UNDER_WAY}")
+    if bool(plan.features) != (plan.exchange == "features") or plan.features not in ("", "hint", "attention"):
+        raise UsageError(f"--features '{plan.features}' beside --exchange {plan.exchange}: exchange features takes attention or hint")
 
 
-class Shelf:
-    """Kept states by step, the newest `most` (in `folder`, so that they outlive the process), and the beginning."""
+def check_plan(plan: Plan, data: DataSet | None, classes: int, train: FitSettings | None) -> None:
+    """Raises `UsageError` when a teacher of so many classes, with these `data`, trained as `train` says, cannot follow `plan`.
 
-    def __init__(self, folder: Path | None, most: int = 3) -> None:
-        self.folder, self.most = folder, most
-        self._kept: dict[int, Any] = {}
-
-    @classmethod
-    def for_plan(cls, plan: Plan, folder: Path | None) -> Shelf:
-        """One that holds as many as the ends may be apart."""
-        return cls(folder, 3 + -(-2 * plan.window // plan.keep_every))
-
-    def claim(self, plan: Plan) -> bool:
-        """These states are of `plan`; those of any other go. Returns whether there were others."""
-        if self.folder is None:
-            return False
-        label, text = self.folder / "lesson.json", plan.as_dict()
-        foreign = self.plan() not in (None, text) or (not label.is_file() and self.steps() != [0])
-        if foreign:
-            self._drop(lambda _: True)
-        files.write_json(label, text)
-        return foreign
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._drop(lambda _: True)
-        if self.folder is not None:
-            (self.folder / "lesson.json").unlink(missing_ok=True)
-
-    def plan(self) -> dict[str, Any] | None:
-        """The plan that these states are of."""
-        label = self.folder / "lesson.json" if self.folder is not None else None
-        return dict(json.loads(label.read_text())) if label is not None and label.is_file() else None
-
-    def put(self, step: int, state: Any) -> None:
-        """Keep `state` of `step`; the oldest go."""
-        self._kept[step] = state
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with files.whole(self.folder / f"{step:09d}.pt") as temporary:
-                torch.save(state, temporary)
-        old = set(self.steps()[1 : -self.most])
-        self._drop(old.__contains__)
-
-    def steps(self) -> list[int]:
-        """Steps of which a state is here; 0, the beginning, always."""
-        stored = [int(path.stem) for path in self.folder.glob("*.pt")] if self.folder is not None else []
-        return sorted({0, *self._kept, *stored})
-
-    def get(self, step: int) -> Any:
-        """The state of `step`, or None for the beginning."""
-        if step == 0:
-            return None
-        if step not in self._kept and self.folder is not None:
-            self._kept[step] = torch.load(self.folder / f"{step:09d}.pt", weights_only=True)
-        return self._kept[step]
-
-    def back_to(self, step: int) -> None:
-        """Forget what is newer than `step`."""
-        self._drop(lambda known: known > step)
-
-    def _drop(self, which: Callable[[int], bool]) -> None:
-        for step in [known for known in self.steps() if known and which(known)]:
-            self._kept.pop(step, None)
-            if self.folder is not None:
-                (self.folder / f"{step:09d}.pt").unlink(missing_ok=True)
+    `train` is None for a teacher that stands still, `data` None for one that has none and is told all pixels.
+    """
+    check_ways(plan)
+    if plan.classes != classes:
+        raise UsageError(f"the student has {plan.classes} classes, the teacher {classes}: give both the same --data")
+    if plan.exchange != "inputs" and (data is None or data.digest() != plan.data_digest or len(data.train) != plan.samples):
+        raise UsageError(f"the student's data '{plan.data}' are not the teacher's: give both the same --data, or --exchange inputs")
+    if train is None:
+        if plan.mutual:
+            raise UsageError("mutual learning needs a teacher that trains: serve it with --train")
+        return
+    if plan.exchange not in TRAINING:
+        raise UsageError(f"--exchange {plan.exchange} asks a teacher that stands still: use --exchange logits, or serve it without --train")
+    mine = (train.epochs, train.batch_size, train.view_seed, asdict(train.augmentation or Augmentation()))
+    if mine != (plan.epochs, plan.batch_size, plan.view_seed, plan.augmentation):
+        said = f"{plan.epochs} epochs, batches of {plan.batch_size}, seed {plan.view_seed}"
+        raise UsageError(f"the student trains for {said}, the teacher for {mine[0]}, {mine[1]}, {mine[2]}: give both the same")
 
 
-def newest_common(*held: Iterable[int]) -> int:
-    """The newest step that all hold; 0, the beginning, everyone does."""
-    return max(set.intersection(*({0, *steps} for steps in held)))
-
-
-def codec_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The state of a codec as tensors, which a shelf keeps."""
-    return {name: torch.from_numpy(value.copy()) for name, value in state.items()}
-
-
-def codec_arrays(state: dict[str, Tensor]) -> dict[str, Any]:
-    """`codec_tensors`, back."""
-    return {name: value.numpy() for name, value in state.items()}
+def label_of(plan: Plan, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The label of a shelf: the plan, and what else decides what one end learns (its network, loss, rate)."""
+    return {"plan": plan.as_dict(), "own": dict(own)}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import queue
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,8 @@ from edgecompress.online import wire
 from edgecompress.online.codec import Codec
 from edgecompress.online.mutual import Mutual
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan, Shelf, codec_arrays, codec_tensors
+from edgecompress.online.session import BrokenError, Plan
+from edgecompress.online.shelf import codec_arrays, codec_tensors
 from edgecompress.online.teacher import CHANNEL
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import Companion, FitResult, Hooks, Kept, Loss, fit
@@ -38,55 +40,79 @@ T = TypeVar("T")
 LARGE_WINDOW = 16
 """Most steps whose pixels or maps may be under way: they are large."""
 STEP_DEADLINE = 60.0
-"""Seconds to wait for one step's answer."""
+"""Seconds without any word of the teacher, which says at least every 10 s that it is there, after which a connection counts as broken."""
 
 
 @dataclass
 class Tally:
-    """What the surviving history of a lesson took; `timeline` has a row an epoch."""
+    """What the surviving history of a lesson took; `timeline` has a row an epoch.
+
+    `payload_bytes` are those of its steps, each counted once. `wire_bytes` are all frames that this end has sent and received, what was
+    said again after a break too; after a kill they go on from what was kept.
+    """
 
     payload_bytes: int = 0
     wire_bytes: int = 0
     samples: int = 0
     steps: int = 0
     breaks: int = 0
+    elapsed_s: float = 0.0
+    weights_epoch: int = 0
     step_ms: list[float] = field(default_factory=list)
     wait_ms: list[float] = field(default_factory=list)
     timeline: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Line:
-    """One connection: sends what is wanted, collects what is given."""
+@dataclass(frozen=True)
+class Answer:
+    """What the teacher says of a step: logits (B, K), maps (B, C, H, W) where they travel, and the bytes of both."""
 
-    def __init__(self, target: str, tls: Tls | None, plan: Plan, name: str) -> None:
-        self.plan, self.name, self.tally_wire, self.tally_payload = plan, name, 0, 0
+    logits: Tensor
+    maps: list[Tensor]
+    size: int
+
+
+class Line:
+    """One connection: sends what is wanted, collects what is given. `sent` and `received` count the bytes of all frames."""
+
+    def __init__(self, target: str, tls: Tls | None, plan: Plan, name: str, instance: str = "") -> None:
+        self.plan, self.name, self.instance, self.sent, self.received = plan, name, instance, 0, 0
         options = [*CHANNEL, ("grpc.max_reconnect_backoff_ms", 2000)]
         self.channel = grpc.insecure_channel(target, options) if tls is None else grpc.secure_channel(target, tls.channel(), options)
         self._out: queue.Queue[Any] = queue.Queue()
-        self._given: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self._given: dict[int, Answer] = {}
         self._arrived = threading.Condition()
         self._error: EdgecompressError | None = None
+        self._heard_at = time.monotonic()
         self.ended: dict[str, Any] | None = None
         self.weights: dict[int, bytes] = {}
         self.ear, self.mouth = (Codec(plan.codec, plan.samples, plan.classes, plan.top_k) for _ in range(2))
         self.listened: dict[int, dict[str, Any]] = {}
         self.spoken: dict[int, dict[str, Any]] = {}
+        self.uttered: dict[int, int] = {}
+        """Bytes of payload that were sent for each step to come."""
         self.maps: list[list[int]] = []
         self._asked = 0
 
     def meet(self, have: list[int], state: Callable[[int], Kept | None], timeout: float) -> int:
         """Say hello; the step after which both go on. Raises `BrokenError` when nobody answers, `UsageError` when refused."""
         stub = self.channel.stream_stream(wire.PATH, request_serializer=wire.encode, response_deserializer=wire.decode)
-        self._put(wire.HELLO, said={"name": self.name, "plan": self.plan.as_dict(), "have": have})
+        hello = {"name": self.name, "instance": self.instance, "plan": self.plan.as_dict(), "have": have}
+        self._put(wire.HELLO, said=hello)
         try:
             grpc.channel_ready_future(self.channel).result(timeout=timeout)
         except grpc.FutureTimeoutError as error:
             raise BrokenError(f"the teacher does not answer within {timeout:g} s") from error
-        answers = wire.whole(stub(self._requests()), self._count)
+        call, greeted = stub(self._requests()), threading.Event()
+        self._heard_at = time.monotonic()
+        threading.Thread(target=self._give_up, args=(call, greeted), daemon=True).start()
+        answers = wire.whole(call, self._count)
         try:
             _, _, said = next(answers)
-        except (grpc.RpcError, StopIteration) as error:
+        except (grpc.RpcError, StopIteration, ValueError) as error:
             raise BrokenError(f"the teacher hung up: {_reason(error)}") from error
+        finally:
+            greeted.set()
         if "error" in said:
             raise (BrokenError if said.get("broken") else UsageError)(said["error"])
         start, self.maps = int(said["start"]), said["maps"]
@@ -98,6 +124,13 @@ class Line:
         threading.Thread(target=self._read, args=(answers,), daemon=True).start()
         return start
 
+    def _give_up(self, call: Any, greeted: threading.Event) -> None:
+        """End a call whose other end says nothing at all."""
+        while not greeted.wait(1.0):
+            if time.monotonic() - self._heard_at > STEP_DEADLINE:
+                call.cancel()
+                return
+
     def ask_beyond(self, step: int, data: DataSet) -> None:
         """Send the requests of the window after `step` that were not sent yet: step by step where pixels go with them, else together.
 
@@ -108,59 +141,51 @@ class Line:
         if self.plan.exchange == "inputs":
             while self._asked < last:
                 self._asked += 1
-                ids, pixels = self.plan.pixels(data, self._asked)
+                _, pixels = self.plan.pixels(data, self._asked)
                 payload = pixels.numpy().tobytes()
-                self.tally_payload += len(payload)
-                self._put(wire.WANT, run=self.plan.run, step=self._asked, digest=self.plan.digest(self._asked, ids), payload=payload)
+                self.uttered[self._asked] = len(payload)
+                self._put(wire.WANT, **self.plan.stamp(self._asked), payload=payload)
             return
         if last - self._asked >= max(1, ahead // 2) or (last == self.plan.steps and last > self._asked):
             first, self._asked = self._asked + 1, last
-            self._put(wire.WANT, run=self.plan.run, first=first, step=last, digest=self.plan.digest(last, self.plan.ids(last)))
+            self._put(wire.WANT, **self.plan.stamp(last, first))
 
     def say(self, step: int, logits: Tensor) -> None:
         """Send what the student makes of `step`, logits (B, K) float32: mutual learning."""
-        ids = self.plan.ids(step)
-        payload = self.mouth.encode(logits.numpy(), ids.numpy())
+        payload = self.mouth.encode(logits.numpy(), self.plan.ids(step).numpy())
         if step % self.plan.keep_every == 0:
             self.spoken[step] = self.mouth.state()
-        self.tally_payload += len(payload)
-        self._put(wire.SAY, step=step, digest=self.plan.digest(step, ids), payload=payload)
+        self.uttered[step] = len(payload)
+        self._put(wire.SAY, **self.plan.stamp(step), payload=payload)
 
-    def given(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The teacher's logits (B, K) of `step`, and its maps (B, C, H, W) where they travel; waits.
-
-        Raises `BrokenError` when the connection breaks or the deadline passes.
-        """
-        deadline = time.monotonic() + STEP_DEADLINE
-        with self._arrived:
-            while step not in self._given:
-                if self._error is not None:
-                    raise self._error
-                if time.monotonic() > deadline:
-                    raise BrokenError(f"no answer for step {step} within {STEP_DEADLINE:g} s")
-                self._arrived.wait(0.5)
-            return self._given.pop(step)
+    def given(self, step: int) -> Answer:
+        """What the teacher says of `step`; waits. Raises `BrokenError` when the connection breaks, or nothing at all comes for long."""
+        return self._wait_for(self._given, step, f"no answer for step {step}")
 
     def weights_of(self, epoch: int) -> bytes:
-        """The teacher's state dict at `epoch`, as safetensors."""
+        """The teacher's state dict at `epoch`, as safetensors; waits like `given`."""
         self._put(wire.WEIGHTS, run=self.plan.run, epoch=epoch)
-        deadline = time.monotonic() + STEP_DEADLINE
+        return self._wait_for(self.weights, epoch, f"no weights of epoch {epoch}")
+
+    def _wait_for(self, arrived: dict[int, T], key: int, what: str) -> T:
+        began = time.monotonic()
         with self._arrived:
-            while epoch not in self.weights:
+            while key not in arrived:
                 if self._error is not None:
                     raise self._error
-                if time.monotonic() > deadline:
-                    raise BrokenError(f"no weights of epoch {epoch} within {STEP_DEADLINE:g} s")
+                if time.monotonic() - max(began, self._heard_at) > STEP_DEADLINE:
+                    raise BrokenError(f"{what}, and no other word, within {STEP_DEADLINE:g} s")
                 self._arrived.wait(0.5)
-            return self.weights.pop(epoch)
+            return arrived.pop(key)
 
-    def end(self, said: dict[str, Any], timeout: float = 30.0) -> None:
-        """Say that the lesson is over, and wait until the teacher has heard it."""
+    def end(self, said: dict[str, Any], timeout: float = 30.0) -> bool:
+        """Say that the lesson is over. Has the teacher heard it?"""
         self._put(wire.DONE, run=self.plan.run, said=said)
         deadline = time.monotonic() + timeout
         with self._arrived:
             while self.ended is None and self._error is None and time.monotonic() < deadline:
                 self._arrived.wait(0.2)
+        return self.ended is not None
 
     def close(self) -> None:
         """Hang up."""
@@ -169,11 +194,12 @@ class Line:
 
     def _put(self, kind: str, **values: Any) -> None:
         for frame in wire.frames(kind, **values):
-            self.tally_wire += frame.ByteSize()
+            self.sent += frame.ByteSize()
             self._out.put(frame)
 
     def _count(self, size: int) -> None:
-        self.tally_wire += size
+        self.received += size
+        self._heard_at = time.monotonic()
 
     def _requests(self) -> Iterator[Any]:
         while (frame := self._out.get()) is not None:
@@ -185,14 +211,11 @@ class Line:
             for frame, payload, said in answers:
                 with self._arrived:
                     if frame.kind == wire.GIVE:
-                        ids = self.plan.ids(frame.step)
-                        if frame.digest != self.plan.digest(frame.step, ids):
-                            raise UsageError(f"the teacher answered step {frame.step} for other samples: give both the same --data")
+                        steps = self.plan.check(frame)
                         parts = wire.parted(payload) if frame.first else [payload]
-                        for step, answer in enumerate(parts, start=frame.first or frame.step):
+                        for step, answer in zip(steps, parts, strict=True):
                             self._take(step, answer)
                     elif frame.kind == wire.WEIGHTS:
-                        self.tally_payload += len(payload)
                         self.weights[frame.epoch] = payload
                     elif frame.kind == wire.DONE:
                         self.ended = said
@@ -208,11 +231,11 @@ class Line:
 
     def _take(self, step: int, answer: bytes) -> None:
         """Decode the answer to one step, and keep the codec's state where both ends do."""
-        self.tally_payload += len(answer)
-        ids, maps = self.plan.ids(step), list[Any]()
+        size, ids, maps = len(answer), self.plan.ids(step), list[Any]()
         if self.plan.exchange == "features":
             answer, maps = wire.without_maps(answer, self.maps, len(ids), self.plan.codec)
-        self._given[step] = torch.from_numpy(self.ear.decode(answer, ids.numpy())), [torch.from_numpy(one) for one in maps]
+        logits = torch.from_numpy(self.ear.decode(answer, ids.numpy()))
+        self._given[step] = Answer(logits, [torch.from_numpy(one) for one in maps], size)
         if step % self.plan.keep_every == 0:
             self.listened[step] = self.ear.state()
 
@@ -235,69 +258,85 @@ class Student:
         self.model, self.data, self.settings, self.plan, self.name, self.note = model, data, settings, plan, name, note
         self.loss, self.temperature, self.alpha, self.feature_weight = loss, temperature, alpha, feature_weight
         self.cut, self.on_epoch = cut or Hooks(), on_epoch
-        self.shelf, self.tally = Shelf.for_plan(plan, shelf), Tally()
+        self.shelf, self.tally = plan.shelf(shelf), Tally()
         self.mentor, self.mentor_epoch = mentor, 0
+        self.instance = secrets.token_hex(8)
         self._line: Line | None = None
         self._batch: Batch | None = None
-        self._said: tuple[Tensor, list[Tensor]] = torch.zeros(0), []
+        self._said = Answer(torch.zeros(0), [], 0)
         self._step, self._began, self._last, self._waiting = 0, time.monotonic(), time.monotonic(), 0.0
 
-    def attend(self, target: str, tls: Tls | None, patience: float = 60.0) -> FitResult:
-        """Learn to the end, meeting the teacher at `target` (host:port) again after every break for up to `patience` seconds.
+    def attend(
+        self, target: str, tls: Tls | None, patience: float = 60.0, finished: Callable[[FitResult], None] | None = None
+    ) -> FitResult:  # fmt: skip
+        """Learn to the end, meeting the teacher at `target` (host:port) again after every break.
 
-        Raises `EdgecompressError` when the teacher stays away, `UsageError` when it refuses.
+        `finished` is called with the result before the teacher hears that the lesson is over. Raises `EdgecompressError` when the teacher
+        stays away, or no step is gained, for `patience` seconds, `UsageError` when it refuses.
         """
         pristine = {key: value.clone() for key, value in self.model.state_dict().items()}
-        alone_since, wait = time.monotonic(), 0.2
+        result, furthest, since, wait = None, -1, time.monotonic(), 0.2
         while True:
-            line, met = Line(target, tls, self.plan, self.name), False
-            self._line = line
+            line = self._line = Line(target, tls, self.plan, self.name, self.instance)
             try:
                 start = line.meet(self.shelf.steps(), self.shelf.get, min(5.0, patience))
-                met, wait = True, 0.2
-                result = self._learn(line, start, pristine)
-                line.end({"epochs": self.plan.epochs, "steps": self.tally.steps})
-                self._count(line)
-                return result
+                wait = 0.2
+                if result is None:
+                    result = self._learn(line, start, pristine)
+                    since = time.monotonic()
+                    self._count(line)
+                    if finished is not None:
+                        finished(result)
+                if line.end({"epochs": self.plan.epochs, "steps": self.tally.steps}):
+                    return result
+                raise BrokenError("the teacher did not hear that the lesson is over")
             except BrokenError as error:
-                self._count(line)
-                if met:  # the teacher was there until now
-                    alone_since = time.monotonic()
-                if time.monotonic() - alone_since > patience:
+                if result is None:
+                    self._count(line)
+                    self.tally.breaks += 1
+                    if self._step > furthest:  # the teacher was there until now
+                        furthest, since = self._step, time.monotonic()
+                if time.monotonic() - since > patience:
+                    if result is not None:
+                        self.note(f"{error}; what was learned is whole")
+                        return result
                     raise EdgecompressError(
-                        f"{error}; the teacher stayed away for {patience:g} s: is {target} right, and is it there?"
+                        f"{error}; the teacher stayed away, or no step was gained, for {patience:g} s: is {target} right, and is it there?"
                     ) from error
-                self.tally.breaks += 1
                 self.note(f"{error}; meeting again")
                 time.sleep(wait * (0.5 + random.random()))
                 wait = min(2 * wait, 5.0)
+            except UsageError as error:
+                if result is None:
+                    raise
+                self.note(f"{error}; what was learned is whole")
+                return result
             finally:
                 line.close()
 
     def _count(self, line: Line) -> None:
-        self.tally.payload_bytes += line.tally_payload
-        self.tally.wire_bytes += line.tally_wire
+        """Add what a line has carried, once."""
+        self.tally.wire_bytes += line.sent + line.received
+        line.sent = line.received = 0
 
     def _learn(self, line: Line, start: int, pristine: dict[str, Tensor]) -> FitResult:
         self.shelf.back_to(start)
         self.model.load_state_dict(pristine)
+        kept = self.shelf.get(start)
         self._step, self._batch, self._last, self._waiting, self.mentor_epoch = start, None, time.monotonic(), 0.0, 0
-        for name in ("step_ms", "wait_ms"):
-            setattr(self.tally, name, getattr(self.tally, name)[:start])
-        self.tally.timeline = [row for row in self.tally.timeline if row["step"] <= start]
-        self.tally.steps = start
-        self.tally.samples = sum(len(self.plan.ids(step)) for step in range(1, start + 1))
+        self._recall(Tally(**kept["tally"]) if kept is not None else Tally())
 
         def keep(state: Kept) -> None:
             step = state["step"]
             codecs = {"ear": line.listened.pop(step, line.ear.state()), "mouth": line.spoken.pop(step, line.mouth.state())}
-            self.shelf.put(step, {**state, **{name: codec_tensors(codec) for name, codec in codecs.items()}})
+            tally = replace(self.tally, elapsed_s=time.monotonic() - self._began, wire_bytes=self._carried(line))
+            self.shelf.put(step, {**state, **{name: codec_tensors(codec) for name, codec in codecs.items()}, "tally": asdict(tally)})
 
         def on_epoch(row: EpochRow) -> None:
             self.tally.timeline.append({
                 "epoch": row.epoch, "step": self._step, "time_s": round(time.monotonic() - self._began, 3),
-                "validation_accuracy": row.validation_accuracy, "payload_bytes": self.tally.payload_bytes + line.tally_payload,
-                "wire_bytes": self.tally.wire_bytes + line.tally_wire,
+                "validation_accuracy": row.validation_accuracy, "payload_bytes": self.tally.payload_bytes,
+                "wire_bytes": self._carried(line),
             })  # fmt: skip
             if self.on_epoch is not None:
                 self.on_epoch(row)
@@ -308,10 +347,21 @@ class Student:
         )
         return fit(self.model, self.data, loss, self.settings, seed=self.plan.seed, device=torch.device("cpu"), hooks=hooks)
 
+    def _carried(self, line: Line) -> int:
+        """Bytes of all frames so far."""
+        return self.tally.wire_bytes + line.sent + line.received
+
+    def _recall(self, kept: Tally) -> None:
+        """Be as after the step of a kept state; what has travelled since has travelled, and the clock goes on."""
+        if not self.tally.step_ms and kept.elapsed_s:  # another process began
+            self._began = time.monotonic() - kept.elapsed_s
+        now = self.tally
+        self.tally = replace(kept, wire_bytes=max(kept.wire_bytes, now.wire_bytes), breaks=max(kept.breaks, now.breaks))
+
     def _taught(self, line: Line, start: int) -> tuple[Loss, Companion | None]:
         """The loss of this lesson, and what trains beside the student."""
         if self.plan.mutual:
-            mutual = Mutual(self.plan, self.data, line.say, lambda step: [self._said_of(line, step)], start)
+            mutual = Mutual(self.plan, self.data, line.say, lambda step: [self._answer(line, step).logits], start)
 
             def exchanged(logits: Tensor, batch: Batch) -> Tensor:
                 self._advance(batch)
@@ -329,28 +379,31 @@ class Student:
 
     def _targets(self, batch: Batch) -> Tensor:
         """What the teacher says of `batch`, which is the next step."""
-        return self._heard(batch)[0]
+        return self._heard(batch).logits
 
     def _maps(self, batch: Batch, sizes: object) -> Sequence[Tensor]:
         """What the teacher's layers say of it."""
-        return self._heard(batch)[1]
+        return self._heard(batch).maps
 
-    def _heard(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Logits and maps of a batch; each is waited for once."""
+    def _heard(self, batch: Batch) -> Answer:
+        """What is said of a batch; it is waited for once."""
         if batch is not self._batch:
             line = self._line
             assert line is not None
             self._advance(batch)
             if self.plan.exchange == "weights":
-                self._said = self._from_weights(line, batch), []
+                self._said = Answer(self._from_weights(line, batch), [], 0)
             else:
                 line.ask_beyond(self._step, self.data)
-                self._said = self._waited(lambda: line.given(self._step))
+                self._said = self._answer(line, self._step)
             self._batch = batch
         return self._said
 
-    def _said_of(self, line: Line, step: int) -> Tensor:
-        return self._waited(lambda: line.given(step))[0]
+    def _answer(self, line: Line, step: int) -> Answer:
+        """The answer to a step, whose payload is counted now, with that of what was sent for it."""
+        answer = self._waited(lambda: line.given(step))
+        self.tally.payload_bytes += answer.size + line.uttered.pop(step, 0)
+        return answer
 
     def _advance(self, batch: Batch) -> None:
         """The training is at the next step."""
@@ -378,7 +431,10 @@ class Student:
         if self.mentor is None:
             raise UsageError("exchange weights needs the teacher's network by name: give --teacher-model")
         if self.mentor_epoch != epoch:
-            state = load(self._waited(lambda: line.weights_of(epoch)))
+            weights = self._waited(lambda: line.weights_of(epoch))
+            if epoch > self.tally.weights_epoch:
+                self.tally.payload_bytes, self.tally.weights_epoch = self.tally.payload_bytes + len(weights), epoch
+            state = load(weights)
             shapes = {name: tuple(value.shape) for name, value in self.mentor.state_dict().items()}
             other = sorted(name for name in {*shapes, *state} if name not in state or shapes.get(name) != tuple(state[name].shape))
             if other:

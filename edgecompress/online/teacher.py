@@ -1,18 +1,22 @@
 """The teacher's end: serves what it says of each step's samples to the students that connect; may train at the same time.
 
 A teacher that stands still answers each student by itself. One that trains goes through the steps once for all its students, and waits for
-the slowest: it `publish`es its logits at each step before it learns from it, or its weights before each epoch. In mutual learning it also
+the slowest: it publishes its logits at each step before it learns from it, or its weights before each epoch. In mutual learning it also
 hears the students' logits before each step.
+
+Whatever a student sends reaches no further than its own stream. How long a student may be silent is not measured: a connection whose other
+end is gone is found by gRPC's keepalive, and then the student has left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +34,8 @@ from edgecompress.online import wire
 from edgecompress.online.codec import Codec
 from edgecompress.online.mutual import Mutual
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan, Shelf, check_plan, codec_arrays, codec_tensors, newest_common
+from edgecompress.online.session import BrokenError, Plan, check_plan, label_of
+from edgecompress.online.shelf import Shelf, codec_arrays, codec_tensors, newest_common
 from edgecompress.train.batches import Batch, compact
 from edgecompress.train.fit import FitResult, Hooks, Kept, Loss, Onlooker, fit, label_loss
 from edgecompress.train.settings import FitSettings
@@ -41,7 +46,11 @@ CHANNEL = (
     ("grpc.http2.max_ping_strikes", 0), ("grpc.enable_http_proxy", 0),
 )  # fmt: skip
 PATIENCE = 120.0
-"""Seconds that a training teacher waits for a student before the lesson has failed."""
+"""Seconds that a training teacher waits for a student that has left before the lesson has failed."""
+HELLO_SECONDS = 30.0
+"""How long a stream may be open without a hello."""
+BEAT = 10.0
+"""Seconds after which a student that waits is told that the teacher is still there."""
 GROUP_BYTES, GROUP_SECONDS = 16_000, 0.05
 """A message of several answers goes when it is so large, or so old."""
 EPOCHS_AHEAD = 1
@@ -56,6 +65,7 @@ class Pupil:
     shelf: Shelf
     codec: Codec
     ear: Codec
+    instance: str = ""
     waiting: queue.Queue[tuple[int, Any]] = field(default_factory=queue.Queue)
     heard: dict[int, Tensor] = field(default_factory=dict)
     spoken: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -95,44 +105,72 @@ class Pupil:
 class Teacher:
     """Serves one lesson to `students` students. `train` are the settings of its own training, None for a teacher that stands still.
 
-    `cut` are the hooks `cut`, `mend` and `eligible` of a training in which it is pruned. States are kept below `shelf`.
+    `data` may be None for a teacher that stands still and is told all pixels; it then needs `preprocess`. `cut` are the hooks `cut`, `mend`
+    and `eligible` of a training in which it is pruned. States are kept below `shelf`; `own` says what else they depend on, and with
+    `resume` the lesson there goes on. `steps` are those of its training, or the answers it computed.
     """
 
     def __init__(
-        self, model: nn.Module, data: DataSet, *, preprocess: Preprocess | None = None, train: FitSettings | None = None, students: int = 1,
-        shelf: Path | None = None, cut: Hooks | None = None, note: Callable[[str], None] = lambda _: None,
+        self, model: nn.Module, data: DataSet | None, *, preprocess: Preprocess | None = None, classes: int | None = None,
+        train: FitSettings | None = None, students: int = 1, shelf: Path | None = None, own: Mapping[str, Any] | None = None,
+        resume: bool = False, cut: Hooks | None = None, note: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self.model, self.data, self.preprocess = model.eval(), data, preprocess or data.preprocess
+        if preprocess is None:
+            if data is None:
+                raise ValueError("a teacher without data needs its preprocess")
+            preprocess = data.preprocess
+        self.model, self.data, self.preprocess = model.eval(), data, preprocess
+        self.classes = len(data.classes) if data is not None else int(classes or 0)
         self.train, self.students, self.cut, self.note = train, students, cut or Hooks(), note
-        self.folder, self.shelf = shelf, Shelf(shelf)
+        self.folder, self.shelf, self.own = shelf, Shelf(shelf), own or {}
         self.pupils: dict[str, Pupil] = {}
         self.result: FitResult | None = None
-        self._lock, self._changed = threading.Lock(), threading.Condition()
-        self._generation = 0
+        self._lock, self._changed, self._counting = threading.Lock(), threading.Condition(), threading.Lock()
+        self._generation, self._claimed = 0, False
         self._weights: dict[int, bytes] = {}
+        self._ends: dict[str, tuple[int, int]] | None = None
         self.steps, self.payload_bytes, self.wire_bytes = 0, 0, 0
+        if resume:
+            for name, values in (self.shelf.noted("done") or {}).items():
+                self._place(name, Plan.parsed(values["plan"])).done = values["said"]
+        else:
+            self._forget()
 
     # the stream of one student
 
     def attend(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        """One student's stream. Errors of ours are told to it in words."""
-        messages = wire.whole(requests, self._count)
-        pupil, meeting = None, 0
+        """One student's stream. Whatever is wrong with it is told to it in words."""
+        messages = wire.whole(requests, self._count, wire.MOST_ASKED)
+        pupil, name, meeting, greeted = None, "", 0, False
+        late = threading.Timer(HELLO_SECONDS, context.cancel)
+        late.daemon = True
+        late.start()
         try:
-            _, _, said = next(messages)
-            plan = Plan(**said["plan"])
-            pupil = self._meet(str(said["name"]), plan, [int(step) for step in said["have"]])
+            frame, _, said = next(messages, (None, b"", {}))
+            late.cancel()
+            if frame is None:
+                return
+            if frame.kind != wire.HELLO:
+                raise UsageError(f"the first message is '{frame.kind}': a student says hello first")
+            name, plan, have = str(said["name"])[:200], Plan.parsed(said["plan"]), [int(step) for step in said["have"]]
+            pupil = self._meet(name, str(said["instance"])[:200], plan, have)
             meeting = pupil.meetings
             if not context.add_callback(lambda: self._leave(pupil, meeting)):
                 return
-            self._begin(pupil, meeting)
+            yield from self._begin(pupil, meeting)
             told = {"start": pupil.answered, "training": self.train is not None, "maps": self._maps_of(pupil)}
+            greeted = True
             yield from self._sent(wire.HELLO, run=plan.run, said=told)
             yield from self._exchanged(pupil, messages) if plan.mutual else self._answers(pupil, messages)
-        except (EdgecompressError, TypeError, KeyError, ValueError, StopIteration) as error:
-            text = str(error) if isinstance(error, EdgecompressError) else f"not a student's message: {error!r}"
+        except grpc.RpcError:
+            return
+        except Exception as error:  # a message may be anything: it ends this stream, not the lesson
+            if isinstance(error, UsageError) and not greeted and pupil is not None:
+                self._dismiss(name, pupil)
+            text = str(error) if isinstance(error, EdgecompressError) else f"not a student's message: {type(error).__name__}: {error}"
             yield from self._sent(wire.ERROR, said={"error": text, "broken": isinstance(error, BrokenError)})
         finally:
+            late.cancel()
             self._leave(pupil, meeting)
 
     def _answers(self, pupil: Pupil, messages: Iterator[Any]) -> Iterator[Any]:
@@ -144,24 +182,20 @@ class Teacher:
             if frame.kind == wire.DONE:
                 yield from self._goodbye(pupil, said)
                 return
-            self._check_run(pupil, frame)
-            if frame.kind == wire.WEIGHTS:
-                weights = self._weights_of(pupil, frame.epoch, meeting)
-                self.payload_bytes += len(weights)
-                yield from self._sent(wire.WEIGHTS, run=plan.run, epoch=frame.epoch, payload=weights)
-                continue
-            if frame.kind != wire.WANT:
+            if frame.kind == wire.WEIGHTS and plan.exchange == "weights" and frame.run == plan.run:
+                yield from self._weights_given(pupil, frame.epoch, meeting)
+            elif frame.kind == wire.WANT and plan.exchange != "weights":
+                yield from self._given(pupil, plan.check(frame), payload, meeting)
+            else:
                 raise UsageError(f"message '{frame.kind}' is not one of exchange {plan.exchange}: start both ends again")
-            self._check_step(pupil, frame)
-            yield from self._given(pupil, range(frame.first or frame.step, frame.step + 1), payload, meeting)
 
     def _exchanged(self, pupil: Pupil, messages: Iterator[Any]) -> Iterator[Any]:
         """The stream of mutual learning: each step is said as soon as it is known, and what the student says is heard beside it."""
         meeting = pupil.meetings
         threading.Thread(target=self._listen, args=(pupil, messages, meeting), daemon=True).start()
         yield from self._given(pupil, range(pupil.answered + 1, pupil.plan.steps + 1), b"", meeting)
-        with self._changed:
-            while not self._all_done() and self._there(pupil, meeting):  # nobody leaves whom another may still need
+        while not self._all_done() and self._there(pupil, meeting):  # nobody leaves whom another may still need
+            with self._changed:
                 self._changed.wait(0.2)
         if pupil.wrong is not None:
             raise pupil.wrong
@@ -174,89 +208,97 @@ class Teacher:
             for frame, payload, said in messages:
                 if pupil.meetings != meeting:
                     return
-                if frame.kind == wire.SAY:
-                    ids = self._check_step(pupil, frame)
-                    logits = torch.from_numpy(pupil.ear.decode(payload, ids.numpy()))
-                    self.payload_bytes += len(payload)
                 with self._changed:
                     if frame.kind == wire.DONE:
                         pupil.done = said
                     elif frame.kind == wire.SAY:
-                        pupil.heard[frame.step] = logits
-                        if frame.step % pupil.plan.keep_every == 0:
-                            pupil.listened[frame.step] = pupil.ear.state()
-                            pupil.keep_codecs(frame.step)
+                        self._hear_of(pupil, pupil.plan.check(frame)[-1], payload)
+                    else:
+                        raise UsageError(f"message '{frame.kind}' is not one of mutual learning: start both ends again")
                     self._changed.notify_all()
-        except (grpc.RpcError, EdgecompressError, ValueError) as error:
-            if isinstance(error, EdgecompressError):
-                pupil.wrong = error
+        except grpc.RpcError:
+            pass
+        except Exception as error:  # a message may be anything
+            known = isinstance(error, EdgecompressError)
+            pupil.wrong = error if known else UsageError(f"not a student's message: {error!r}")  # type: ignore[assignment]
         finally:
             self._leave(pupil, meeting)
+
+    def _hear_of(self, pupil: Pupil, step: int, payload: bytes) -> None:
+        """Take what a student says of a step."""
+        logits = torch.from_numpy(pupil.ear.decode(payload, pupil.plan.ids(step).numpy()))
+        if not bool(torch.isfinite(logits).all()):
+            raise UsageError(f"the student's logits of step {step} are not finite: lower its --learning-rate")
+        self._counted(len(payload))
+        pupil.heard[step] = logits
+        if step % pupil.plan.keep_every == 0:
+            pupil.listened[step] = pupil.ear.state()
+            pupil.keep_codecs(step)
 
     def _goodbye(self, pupil: Pupil, said: dict[str, Any]) -> Iterator[Any]:
         with self._changed:
             pupil.done = said
+            self.shelf.note("done", {n: {"plan": p.plan.as_dict(), "said": p.done} for n, p in self.pupils.items() if p.done is not None})
             self._changed.notify_all()
         yield from self._sent(wire.DONE, run=pupil.plan.run, said={"steps": self.steps})
-
-    def _check_run(self, pupil: Pupil, frame: Any) -> None:
-        if frame.run != pupil.plan.run:
-            raise UsageError(f"message '{frame.kind}' of run '{frame.run}' in run '{pupil.plan.run}': start both ends again")
-
-    def _check_step(self, pupil: Pupil, frame: Any) -> Tensor:
-        """The samples of a message's step, which must be those that its digest names."""
-        plan = pupil.plan
-        first = frame.first or frame.step
-        ids = plan.ids(frame.step) if 0 < first <= frame.step <= plan.steps else torch.zeros(0, dtype=torch.int64)
-        if frame.digest != plan.digest(frame.step, ids):
-            raise UsageError(f"step {frame.step} has other samples here than at the student: give both the same --data and --seed")
-        return ids
 
     def _given(self, pupil: Pupil, steps: range, payload: bytes, meeting: int) -> Iterator[Any]:
         """The answers to some steps. A teacher that stands still puts several into one message, as far as nobody waits for it."""
         plan = pupil.plan
         ready, begun = list[bytes](), time.monotonic()
         for step in steps:
-            ready.append(self._answer(pupil, step, payload, meeting))
-            self.payload_bytes += len(ready[-1])
+            while (answer := self._answer(pupil, step, payload, meeting)) is None:
+                yield from self._sent(wire.BUSY)
+            ready.append(answer)
+            self._counted(len(answer))
             late = time.monotonic() - begun > GROUP_SECONDS
             if self.train is None and step != steps[-1] and sum(map(len, ready)) < GROUP_BYTES and not late:
                 continue
-            last = {"step": step, "digest": plan.digest(step, plan.ids(step))}
             if len(ready) == 1:
-                yield from self._sent(wire.GIVE, **last, payload=ready[0])
+                yield from self._sent(wire.GIVE, **plan.stamp(step), payload=ready[0])
             else:
-                yield from self._sent(wire.GIVE, **last, first=step - len(ready) + 1, payload=wire.joined(ready))
-            pupil.answered = step
+                yield from self._sent(wire.GIVE, **plan.stamp(step, step - len(ready) + 1), payload=wire.joined(ready))
+            with self._changed:
+                self._check_there(pupil, meeting)
+                pupil.answered = step
             ready, begun = [], time.monotonic()
 
-    def _answer(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> bytes:
-        """What travels for one step."""
+    def _answer(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> bytes | None:
+        """What travels for one step; None when the training has not come there yet."""
         plan = pupil.plan
-        logits, maps = self._of_step(pupil, step, payload, meeting)
-        data = pupil.codec.encode(logits, plan.ids(step).numpy())
-        if step % plan.keep_every == 0:
-            with self._changed:
+        found = self._computed(pupil, step, payload) if self.train is None else self._published(pupil, step, meeting)
+        if found is None:
+            return None
+        logits, maps = found
+        with self._changed:
+            self._check_there(pupil, meeting)  # its codec may be another one by now
+            data = pupil.codec.encode(logits, plan.ids(step).numpy())
+            if step % plan.keep_every == 0:
                 pupil.spoken[step] = pupil.codec.state()
                 pupil.keep_codecs(step)
         return wire.with_maps(data, maps, plan.codec) if plan.exchange == "features" else data
 
-    def _of_step(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> tuple[Any, list[Any]]:
-        """Logits (B, K) float32 of a step, and the maps that go with them: asked of the model here, or published by the training."""
-        if self.train is not None:
-            deadline = time.monotonic() + PATIENCE
-            while time.monotonic() < deadline and self._there(pupil, meeting):
-                with contextlib.suppress(queue.Empty):
-                    at, logits = pupil.waiting.get(timeout=0.2)
-                    if at == step:
-                        return logits, []
-            if pupil.wrong is not None:
-                raise pupil.wrong
-            raise BrokenError(f"the teacher's training did not reach step {step} in {PATIENCE:g} s")
+    def _published(self, pupil: Pupil, step: int, meeting: int) -> tuple[Any, list[Any]] | None:
+        """Logits (B, K) float32 that the training said of a step; None after `BEAT` seconds without."""
+        deadline = time.monotonic() + BEAT
+        while time.monotonic() < deadline:
+            self._check_there(pupil, meeting)
+            with contextlib.suppress(queue.Empty):
+                at, logits = pupil.waiting.get(timeout=0.2)
+                if at == step:
+                    return logits, []
+        return None
+
+    def _computed(self, pupil: Pupil, step: int, payload: bytes) -> tuple[Any, list[Any]]:
+        """Logits (B, K) float32 of a step, and the maps that go with them, asked of the network now."""
         plan = pupil.plan
         if plan.exchange == "inputs":
-            pixels = torch.frombuffer(bytearray(payload), dtype=torch.uint8).reshape(-1, *self.data.native_shape)
+            size = len(plan.ids(step)) * math.prod(plan.native)
+            if len(payload) != size:
+                raise UsageError(f"step {step} brings {len(payload)} bytes of pixels, {size} expected: start both ends again")
+            pixels = torch.frombuffer(bytearray(payload), dtype=torch.uint8).reshape(-1, *plan.native)
         else:
+            assert self.data is not None
             _, pixels = plan.pixels(self.data, step)
         with self._lock, torch.no_grad(), contextlib.ExitStack() as stack:
             if pupil.taps is not None:
@@ -272,12 +314,12 @@ class Teacher:
         plan = pupil.plan
         if plan.exchange != "features":
             return []
-        example = torch.zeros(1, *self.preprocess.shape(self.data.native_shape))
-        ends = map_ends(self.model, example)
-        count = min(len(ends), len(plan.maps))
-        names, pupil.sizes = list(ends)[-count:], [(size[0], size[1]) for size in plan.maps[-count:]]
-        pupil.taps = Taps(names, "teacher")
-        with self._lock, torch.no_grad():
+        example = torch.zeros(1, *self.preprocess.shape((plan.native[0], plan.native[1], plan.native[2])))
+        with self._lock, torch.no_grad():  # a trace changes how every module of the process is called
+            self._ends = self._ends or map_ends(self.model, example)
+            count = min(len(self._ends), len(plan.maps))
+            names, pupil.sizes = list(self._ends)[-count:], [(size[0], size[1]) for size in plan.maps[-count:]]
+            pupil.taps = Taps(names, "teacher")
             pupil.taps.attach(self.model)
             try:
                 self.model(example)
@@ -286,75 +328,125 @@ class Teacher:
                 pupil.taps.detach()
         return [list(maps.shape[1:]) for maps in found]
 
-    def _weights_of(self, pupil: Pupil, epoch: int, meeting: int) -> bytes:
+    def _weights_given(self, pupil: Pupil, epoch: int, meeting: int) -> Iterator[Any]:
         """The state dict, as safetensors: as it is, or as it was before `epoch` of the teacher's own training."""
-        if self.train is None:
-            return packed_weights(self.model)
         with self._changed:
-            pupil.epoch = epoch
+            pupil.epoch, pupil.answered = epoch, (epoch - 1) * pupil.plan.steps_an_epoch
             self._changed.notify_all()
-            deadline = time.monotonic() + PATIENCE
-            while epoch not in self._weights:
-                if not self._there(pupil, meeting) or time.monotonic() > deadline:
-                    raise BrokenError(f"the teacher's training did not reach epoch {epoch} in {PATIENCE:g} s")
-                self._changed.wait(0.2)
-            return self._weights[epoch]
+        begun, found = time.monotonic(), packed_weights(self.model) if self.train is None else None
+        while found is None:
+            with self._changed:
+                self._check_there(pupil, meeting)
+                found = self._weights.get(epoch)
+                if found is None:
+                    self._changed.wait(0.2)
+            if time.monotonic() - begun > BEAT:
+                yield from self._sent(wire.BUSY)
+                begun = time.monotonic()
+        self._counted(len(found))
+        yield from self._sent(wire.WEIGHTS, run=pupil.plan.run, epoch=epoch, payload=found)
 
-    def _meet(self, name: str, plan: Plan, have: list[int]) -> Pupil:
+    # who is here
+
+    def _meet(self, name: str, instance: str, plan: Plan, have: list[int]) -> Pupil:
         """A student says hello, for the first time or again, and which steps it holds."""
-        check_plan(plan, self.data, self.train)
+        check_plan(plan, self.data, self.classes, self.train)
+        native = (plan.native[0], plan.native[1], plan.native[2])
+        if self.data is None or plan.exchange == "inputs":
+            self._check_reads(native)
         if self.cut.cut is not None and plan.exchange == "weights":
             raise UsageError("a teacher that is pruned cannot send its weights, whose shapes change: use --exchange logits")
         with self._changed:
             pupil = self.pupils.get(name)
             if pupil is None:
-                if len(self.pupils) >= self.students:
-                    raise UsageError(f"this lesson is for {self.students} student(s), and all are here: start the teacher with --students")
                 pupil = self._enrolled(name, plan)
             if pupil.plan != plan:
                 raise UsageError(f"student '{name}' came back with another plan: start both ends again")
+            if pupil.connected and pupil.instance != instance:
+                raise BrokenError(f"a student called '{name}' is here already: give each a --name of its own")
             held = {0, *have}
             held &= {0, *self.shelf.steps()} if self.train is not None else held
             held &= {0, *pupil.shelf.steps()} if plan.codec == "soft" else held
-            pupil.have, pupil.wrong, pupil.meetings = sorted(held), None, pupil.meetings + 1
-            pupil.present, pupil.connected = True, False
+            pupil.have, pupil.wrong, pupil.done, pupil.instance = sorted(held), None, None, instance
+            pupil.meetings, pupil.present, pupil.connected = pupil.meetings + 1, True, False
             self._changed.notify_all()
         return pupil
 
-    def _begin(self, pupil: Pupil, meeting: int) -> None:
+    def _check_reads(self, native: tuple[int, int, int]) -> None:
+        """Raises `UsageError` for images that the network cannot read."""
+        try:
+            with self._lock, torch.no_grad():
+                self.model(compact(self.preprocess(torch.zeros(1, *native, dtype=torch.uint8))))
+        except Exception as error:  # torch raises what its layers raise
+            raise UsageError(
+                f"the student's images of {native} are none that this teacher reads: {' '.join(str(error).split())}"
+            ) from error
+
+    def _begin(self, pupil: Pupil, meeting: int) -> Iterator[Any]:
         """Go back to the newest step that all ends hold: student and teacher; in mutual learning all students, once they are here."""
-        with self._changed:
-            together = [pupil]
-            while pupil.plan.mutual:
+        begun = time.monotonic()
+        while True:
+            with self._changed:
                 if pupil.wrong is not None or pupil.meetings != meeting or not pupil.present:
                     raise pupil.wrong or BrokenError("the student has gone")
-                together = list(self.pupils.values())
-                if len(together) == self.students and all(one.present and one.wrong is None for one in together):
+                together = list(self.pupils.values()) if pupil.plan.mutual else [pupil]
+                complete = len(self.pupils) == self.students or not pupil.plan.mutual
+                if complete and all(one.present and one.wrong is None for one in together):
+                    pupil.go_back(newest_common(*(one.have for one in together)))
+                    pupil.connected = True
+                    self._generation += 1
+                    self._changed.notify_all()
                     break
                 self._changed.wait(0.2)
-            pupil.go_back(newest_common(*(one.have for one in together)))
-            pupil.connected = True
-            self._generation += 1
-            self._changed.notify_all()
+            if time.monotonic() - begun > BEAT:
+                yield from self._sent(wire.BUSY)
+                begun = time.monotonic()
         self.note(f"a student is here, from step {pupil.answered}")
 
     def _enrolled(self, name: str, plan: Plan) -> Pupil:
         """A student of this lesson that was not here before; its name may be anything, and names no path."""
+        if not self._claimed:
+            shelf = plan.shelf(self.folder)
+            if shelf.claim(label_of(_shared(plan), self.own)):
+                self._forget()
+                shelf.claim(label_of(_shared(plan), self.own))
+            self.shelf, self._claimed = shelf, True
+        if len(self.pupils) >= self.students:
+            raise UsageError(f"this lesson is for {self.students} student(s), and all are here: start the teacher with --students")
         others = list(self.pupils.values())
         if self.train is not None and others and _shared(others[0].plan) != _shared(plan):
             raise UsageError(f"student '{name}' has another plan than the others of a teacher that trains: give all the same options")
-        if not others and self.train is not None:
-            self.shelf = Shelf.for_plan(plan, self.folder)
-            self.shelf.claim(plan)
+        return self._place(name, plan)
+
+    def _place(self, name: str, plan: Plan) -> Pupil:
         folder = self.folder / hashlib.sha256(name.encode()).hexdigest()[:16] if self.folder is not None else None
-        shelf = Shelf.for_plan(plan, folder if plan.codec == "soft" else None)
-        shelf.claim(plan)
+        shelf = plan.shelf(folder if plan.codec == "soft" else None)
+        shelf.claim(label_of(plan, self.own))
         blank = Codec(plan.codec, plan.samples, plan.classes, plan.top_k)
         self.pupils[name] = Pupil(plan, shelf, blank, blank)
         return self.pupils[name]
 
+    def _forget(self) -> None:
+        """Nothing that an earlier lesson left counts."""
+        self.shelf.clear()
+        for folder in self.folder.glob("*/") if self.folder is not None else []:
+            Shelf(folder).clear()
+        self.pupils.clear()
+
+    def _dismiss(self, name: str, pupil: Pupil) -> None:
+        """A student that was refused at its first hello has no place."""
+        with self._changed:
+            if pupil.meetings == 1 and self.pupils.get(name) is pupil:
+                del self.pupils[name]
+            self._changed.notify_all()
+
     def _there(self, pupil: Pupil, meeting: int) -> bool:
         return pupil.connected and pupil.meetings == meeting and pupil.wrong is None
+
+    def _check_there(self, pupil: Pupil, meeting: int) -> None:
+        """Raises what is wrong with a student's stream, or `BrokenError` when it has gone."""
+        if not self._there(pupil, meeting):
+            raise pupil.wrong or BrokenError("the student has gone")
 
     def _leave(self, pupil: Pupil | None, meeting: int) -> None:
         """The stream of a student's `meeting` is over. In mutual learning all others then go back with it."""
@@ -369,17 +461,22 @@ class Teacher:
 
     def _sent(self, kind: str, **values: Any) -> Iterator[Any]:
         for frame in wire.frames(kind, **values):
-            self.wire_bytes += frame.ByteSize()
+            self._count(frame.ByteSize())
             yield frame
 
     def _count(self, size: int) -> None:
-        self.wire_bytes += size
+        with self._counting:
+            self.wire_bytes += size
+
+    def _counted(self, size: int) -> None:
+        with self._counting:
+            self.payload_bytes += size
 
     # the lesson
 
     def lesson(self, timeout: float | None = None) -> None:
         """Wait for all students, teach them to the end, and return when all are done. Raises `EdgecompressError` when one stays away."""
-        self._until(lambda: len(self.pupils) == self.students, timeout, "no student has connected")
+        self._until(lambda: len(self.pupils) == self.students, timeout, "not all students have connected")
         patience = None if timeout is None else max(timeout, PATIENCE)
         if self.train is not None:
             self._train(patience)
@@ -405,7 +502,7 @@ class Teacher:
             self._until(self._all_here, PATIENCE, "the student did not come back")
             with self._changed:
                 generation = self._generation
-                needed = min(pupil.answered for pupil in self._active())
+                needed = min((pupil.answered for pupil in self._active()), default=plan.steps)
                 start = max(step for step in self.shelf.steps() if step <= needed)
                 self._weights.clear()
             self.shelf.back_to(start)
@@ -425,10 +522,11 @@ class Teacher:
     def _trained(self, model: nn.Module, plan: Plan, start: int, generation: int) -> FitResult:
         """One try of the training, from `start`. Raises `BrokenError` when a student breaks off."""
         assert self.train is not None
+        assert self.data is not None
         companion: Mutual | EpochWeights | None = None
+        loss: Loss = label_loss
         if plan.mutual:
-            loss: Loss = lambda logits, batch: mutual(logits, batch)  # noqa: E731
-            mutual = companion = Mutual(
+            loss = companion = Mutual(
                 plan,
                 self.data,
                 lambda step, logits: self._publish(step, logits, generation),
@@ -437,9 +535,6 @@ class Teacher:
             )
         elif plan.exchange == "weights":
             companion = EpochWeights(lambda epoch, weights: self._offer(epoch, weights, generation))
-            loss = label_loss
-        else:
-            loss = label_loss
         place = [start]
 
         def watched(logits: Tensor, batch: Batch) -> Tensor:
@@ -447,7 +542,7 @@ class Teacher:
             self._check_whole(place[0], generation)
             if companion is None:
                 self._publish(place[0], logits.detach(), generation)
-            self.steps += 1
+            self.steps = place[0]
             return loss(logits, batch)
 
         hooks = replace(
@@ -461,10 +556,10 @@ class Teacher:
         return [pupil for pupil in list(self.pupils.values()) if pupil.done is None or pupil.plan.mutual]
 
     def _all_here(self) -> bool:
-        return all(pupil.connected or pupil.done is not None for pupil in self.pupils.values())
+        return all(pupil.connected or pupil.done is not None for pupil in list(self.pupils.values()))
 
     def _all_done(self) -> bool:
-        return all(pupil.done is not None for pupil in self.pupils.values())
+        return all(pupil.done is not None for pupil in list(self.pupils.values()))
 
     def _came_back(self, generation: int) -> Callable[[], bool]:
         return lambda: self._generation != generation
@@ -478,24 +573,17 @@ class Teacher:
         """Hand the logits of a step to every student's stream; waits where one is behind."""
         said = logits.cpu().numpy().astype(np.float32)
         for pupil in self._active():
-            deadline = time.monotonic() + PATIENCE
             while pupil.done is None:
                 self._check_whole(step, generation)
-                try:
+                with contextlib.suppress(queue.Full):
                     pupil.waiting.put((step, said), timeout=0.2)
                     break
-                except queue.Full:
-                    if time.monotonic() > deadline:
-                        raise EdgecompressError(f"a student took nothing for {PATIENCE:g} s at step {step}: the lesson ends") from None
 
     def _hear(self, pupil: Pupil, step: int, generation: int) -> Tensor:
         """What a student says of a step; waits for it."""
-        deadline = time.monotonic() + PATIENCE
         with self._changed:
             while step not in pupil.heard:
                 self._check_whole(step, generation)
-                if time.monotonic() > deadline:
-                    raise EdgecompressError(f"a student said nothing for {PATIENCE:g} s at step {step}: the lesson ends")
                 self._changed.wait(0.2)
             return pupil.heard.pop(step)
 
@@ -512,8 +600,8 @@ class Teacher:
 
 
 def _shared(plan: Plan) -> Plan:
-    """What all students of a teacher that trains have in common; how their answers are packed is their own."""
-    return replace(plan, codec="fp32", top_k=0)
+    """What all students of a teacher that trains have in common; how their answers are packed, and what they call the run, is their own."""
+    return replace(plan, codec="fp32", top_k=1, run="", features="", maps=[])
 
 
 def packed_weights(model: nn.Module) -> bytes:
@@ -547,7 +635,7 @@ class EpochWeights(Onlooker):
 
 def serve(teacher: Teacher, address: str, tls: Tls | None) -> tuple[grpc.Server, int]:
     """Start to serve at `address` (host:port, port 0 for any). Returns the server and its port; stop it with `server.stop(grace)`."""
-    server = grpc.server(ThreadPoolExecutor(teacher.students + 4), options=CHANNEL)
+    server = grpc.server(ThreadPoolExecutor(teacher.students + 4), options=(*CHANNEL, ("grpc.so_reuseport", 0)))
     handler = grpc.stream_stream_rpc_method_handler(teacher.attend, request_deserializer=wire.decode, response_serializer=wire.encode)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: handler}),))
     try:

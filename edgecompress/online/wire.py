@@ -20,7 +20,10 @@ SERVICE, METHOD = "edgecompress.Lesson", "Attend"
 PATH = f"/{SERVICE}/{METHOD}"
 PART = 1_000_000
 """Bytes of payload in one frame: well below the 4 MiB that gRPC takes."""
-HELLO, WANT, GIVE, SAY, WEIGHTS, DONE, ERROR = "hello", "want", "give", "say", "weights", "done", "error"
+HELLO, WANT, GIVE, SAY, WEIGHTS, BUSY, DONE, ERROR = "hello", "want", "give", "say", "weights", "busy", "done", "error"
+"""Kinds of messages. BUSY says nothing but that its sender is there, while the other end waits."""
+MOST_ASKED, MOST_ANSWERED = 256_000_000, 4_000_000_000
+"""Bytes of the largest message that a teacher, and a student, take."""
 
 _FIELDS = (
     ("kind", "string"), ("run", "string"), ("epoch", "uint32"), ("step", "uint32"), ("digest", "bytes"), ("payload", "bytes"),
@@ -65,19 +68,31 @@ def frames(
         )  # fmt: skip
 
 
-def whole(received: Iterator[Any], seen: Callable[[int], None] | None = None) -> Iterator[tuple[Any, bytes, dict[str, Any]]]:
-    """Messages out of frames: (their first frame, the whole payload, what they say). `seen` is told the bytes of every frame."""
-    first, payload = None, b""
+def whole(
+    received: Iterator[Any], seen: Callable[[int], None] | None = None, most: int = MOST_ANSWERED
+) -> Iterator[tuple[Any, bytes, dict[str, Any]]]:
+    """Messages out of frames: (their first frame, the whole payload, what they say). `seen` is told the bytes of every frame.
+
+    Raises `ValueError` for frames that are no messages, and for one of more than `most` bytes.
+    """
+    first, payload = None, bytearray()
     for frame in received:
         if seen is not None:
             seen(frame.ByteSize())
+        if frame.kind == BUSY:
+            continue
         if frame.part == 0:
-            first, payload = frame, b""
-        if first is None or frame.kind != first.kind or frame.step != first.step:
+            first, payload = frame, bytearray()
+        if first is None or frame.kind != first.kind or frame.step != first.step or not frame.part < frame.parts:
             raise ValueError("a part of a message came without its beginning")
         payload += frame.payload
+        if len(payload) > most:
+            raise ValueError(f"a message of more than {most} bytes")
         if frame.part + 1 == frame.parts:
-            yield first, payload, json.loads(first.said) if first.said else {}
+            said = json.loads(first.said) if first.said else {}
+            if not isinstance(said, dict):
+                raise ValueError("a message that says no object")
+            yield first, bytes(payload), said
             first = None
 
 

@@ -23,7 +23,8 @@ from edgecompress.methods.distill import learning_from, mutual, peer
 from edgecompress.methods.features import FeatureLoss, default_pairs, map_ends
 from edgecompress.online.mutual import Mutual
 from edgecompress.online.secure import Tls, make_certificates
-from edgecompress.online.session import Plan, Shelf, newest_common
+from edgecompress.online.session import Plan, label_of, shape_of
+from edgecompress.online.shelf import Shelf, newest_common
 from edgecompress.online.student import Student
 from edgecompress.online.teacher import Teacher, serve
 from edgecompress.train.batches import Batch
@@ -44,7 +45,8 @@ SETTINGS = FitSettings(2, batch_size=32, learning_rate=1e-3, precision="fp32")
 
 
 def plan_for(data: lessons.DataSet, **more: object) -> Plan:
-    values = Plan("r", "logits", "fp32", 3, 2, 32, len(data.train), 10, "digits", data.digest(), asdict(data.augmentation), 0, 4, 4)
+    values = Plan("r", "logits", "fp32", 3, 2, 32, len(data.train), 10, "digits", data.digest(), asdict(data.augmentation), 0,
+                  **shape_of(data), keep_every=4, window=4)  # fmt: skip
     return replace(values, **more)  # type: ignore[arg-type]
 
 
@@ -55,7 +57,7 @@ class Served:
         self, data: lessons.DataSet, *, train: FitSettings | None = None, tls: Tls | None = None, model: str = "lenet5",
         cut: Hooks | None = None, students: int = 1,
     ) -> None:  # fmt: skip
-        self.teacher = Teacher(lessons.network(model, data, 1)[0], data, train=train, cut=cut, students=students)
+        self.teacher = Teacher(lessons.network(model, data, 1).model, data, train=train, cut=cut, students=students)
         self.server, self.port = serve(self.teacher, "127.0.0.1:0", tls)
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._teach, daemon=True)
@@ -80,7 +82,7 @@ def serving() -> Iterator[list[Served]]:
 
 
 def learned(data: lessons.DataSet, port: int, plan: Plan, shelf: Path | None = None, tls: Tls | None = None) -> tuple[Student, FitResult]:
-    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, shelf=shelf)
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan, shelf=shelf)
     return student, student.attend(f"localhost:{port}", tls, 20)
 
 
@@ -117,8 +119,8 @@ def taught_together(served: Served, students: dict[str, Student]) -> dict[str, F
 
 def in_one_process(data: lessons.DataSet) -> FitResult:
     """The reference: the same student, the same fixed teacher, no network."""
-    teacher = lessons.network("lenet5", data, 1)[0].eval()
-    student = lessons.network("mlp", data, 2)[0]
+    teacher = lessons.network("lenet5", data, 1).model.eval()
+    student = lessons.network("mlp", data, 2).model
 
     def targets(batch: object) -> torch.Tensor:
         with torch.no_grad():
@@ -155,8 +157,8 @@ def test_a_teacher_that_trains_is_that_of_one_process(data: lessons.DataSet, ser
     served.thread.join(20)
     assert served.error is None
     learners = {
-        "teacher": Learner(lessons.network("lenet5", data, 1)[0], label_loss, SETTINGS),
-        "student": Learner(lessons.network("mlp", data, 2)[0], learning_from(peer("teacher")), SETTINGS),
+        "teacher": Learner(lessons.network("lenet5", data, 1).model, label_loss, SETTINGS),
+        "student": Learner(lessons.network("mlp", data, 2).model, learning_from(peer("teacher")), SETTINGS),
     }
     reference = fit_together(learners, data, seed=3, device=CPU)
     same(served.teacher.model, reference["teacher"].model)
@@ -166,8 +168,8 @@ def test_a_teacher_that_trains_is_that_of_one_process(data: lessons.DataSet, ser
 def test_the_teachers_own_weights_may_travel(data: lessons.DataSet, serving: list[Served]) -> None:
     served = Served(data)
     serving.append(served)
-    mentor = lessons.network("lenet5", data, 99)[0]
-    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data, exchange="weights"), mentor=mentor)
+    mentor = lessons.network("lenet5", data, 99).model
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data, exchange="weights"), mentor=mentor)
     result = student.attend(f"localhost:{served.port}", None, 20)
     same(result.model, in_one_process(data).model)
     assert student.tally.payload_bytes > 2 * 4 * 62_000
@@ -176,11 +178,11 @@ def test_the_teachers_own_weights_may_travel(data: lessons.DataSet, serving: lis
 def test_a_training_goes_on_from_any_kept_step(data: lessons.DataSet) -> None:
     """What `fit` keeps is all that decides the rest: order, weights, moments, random numbers, the best epoch."""
     kept = []
-    model = lessons.network("lenet5", data, 1)[0]
+    model = lessons.network("lenet5", data, 1).model
     whole = fit(model, data, label_loss, replace(SETTINGS, dropout=0.3), seed=5, device=CPU, hooks=Hooks(keep=kept.append, keep_every=3))
     assert [state["step"] for state in kept] == [3, 6, 9, 12]
     for state in kept:
-        again = lessons.network("lenet5", data, 8)[0]
+        again = lessons.network("lenet5", data, 8).model
         result = fit(again, data, label_loss, replace(SETTINGS, dropout=0.3), seed=5, device=CPU, hooks=Hooks(begin=state))
         same(result.model, whole.model)
         assert [row.train_loss for row in result.history] == pytest.approx([row.train_loss for row in whole.history])
@@ -191,14 +193,14 @@ def test_features_travel_too(kind: str, data: lessons.DataSet, serving: list[Ser
     """The same student as that of one process whose teacher runs beside it, through a break."""
     served = Served(data)
     serving.append(served)
-    mine, teacher = lessons.network("lenet5", data, 2)[0], lessons.network("lenet5", data, 1)[0].eval()
+    mine, teacher = lessons.network("lenet5", data, 2).model, lessons.network("lenet5", data, 1).model.eval()
     example = torch.zeros(1, *data.image_shape)
     maps = [list(size) for size in map_ends(mine, example).values()]
     student = Student(mine, data, SETTINGS, plan_for(data, exchange="features", features=kind, maps=maps), feature_weight=0.5)
     cable_pulled(student, 7)
     result = student.attend(f"localhost:{served.port}", None, 20)
     assert student.tally.breaks == 1
-    other = lessons.network("lenet5", data, 2)[0]
+    other = lessons.network("lenet5", data, 2).model
 
     def targets(batch: Batch) -> torch.Tensor:
         with torch.no_grad():
@@ -218,7 +220,7 @@ def test_mutual_learning_is_that_of_one_process(staleness: int, broken: bool, da
     served = Served(data, train=SETTINGS)
     serving.append(served)
     plan = plan_for(data, mutual=True, staleness=staleness)
-    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan)
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan)
     if broken:
         cable_pulled(student, 10)
     result = student.attend(f"localhost:{served.port}", None, 20)
@@ -226,7 +228,7 @@ def test_mutual_learning_is_that_of_one_process(staleness: int, broken: bool, da
     assert served.error is None
     assert student.tally.breaks == int(broken)
     assert student.tally.samples == 400
-    models = {"teacher": lessons.network("lenet5", data, 1)[0], "student": lessons.network("mlp", data, 2)[0]}
+    models = {"teacher": lessons.network("lenet5", data, 1).model, "student": lessons.network("mlp", data, 2).model}
     losses: dict[str, tuple[Loss, Hooks]] = {"teacher": (mutual("student"), Hooks()), "student": (mutual("teacher"), Hooks())}
     if staleness:
         box: dict[tuple[str, int], torch.Tensor] = {}
@@ -244,12 +246,12 @@ def test_one_teacher_learns_from_two_students(data: lessons.DataSet, serving: li
     served = Served(data, train=SETTINGS, students=2)
     serving.append(served)
     plan = plan_for(data, mutual=True)
-    students = {name: Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, name=name) for name in ("one", "two")}
+    students = {name: Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan, name=name) for name in ("one", "two")}
     results = taught_together(served, students)
     same(results["one"].model, results["two"].model)
     learners = {
-        "teacher": Learner(lessons.network("lenet5", data, 1)[0], mutual("student"), SETTINGS),
-        "student": Learner(lessons.network("mlp", data, 2)[0], mutual("teacher"), SETTINGS),
+        "teacher": Learner(lessons.network("lenet5", data, 1).model, mutual("student"), SETTINGS),
+        "student": Learner(lessons.network("mlp", data, 2).model, mutual("teacher"), SETTINGS),
     }
     same(served.teacher.model, fit_together(learners, data, seed=3, device=CPU)["teacher"].model)  # two equal students say what one does
 
@@ -261,7 +263,7 @@ def test_one_of_two_students_breaks_off(both_ways: bool, data: lessons.DataSet, 
     for broken in (False, True):
         served = Served(data, train=SETTINGS, students=2)
         serving.append(served)
-        students = {name: Student(lessons.network("mlp", data, seed)[0], data, SETTINGS, plan, name=name)
+        students = {name: Student(lessons.network("mlp", data, seed).model, data, SETTINGS, plan, name=name)
                     for name, seed in (("one", 2), ("two", 5))}  # fmt: skip
         if broken:
             cable_pulled(students["two"], 9)
@@ -283,7 +285,7 @@ def cutting(model: torch.nn.Module, data: lessons.DataSet, folder: Path) -> Hook
 @pytest.mark.parametrize("broken", [False, True])
 def test_both_are_pruned_while_they_train(broken: bool, data: lessons.DataSet, serving: list[Served], tmp_path: Path) -> None:
     """The same two smaller networks as in one process, through a break after the first cut."""
-    taught, learning = lessons.network("lenet5", data, 1)[0], lessons.network("lenet5", data, 2)[0]
+    taught, learning = lessons.network("lenet5", data, 1).model, lessons.network("lenet5", data, 2).model
     served = Served(data, train=SETTINGS, cut=cutting(taught, data, tmp_path / "t"))
     serving.append(served)
     student = Student(learning, data, SETTINGS, plan_for(data), shelf=tmp_path / "kept", cut=cutting(learning, data, tmp_path / "s"))
@@ -293,12 +295,12 @@ def test_both_are_pruned_while_they_train(broken: bool, data: lessons.DataSet, s
     served.thread.join(20)
     assert served.error is None
     assert student.tally.breaks == int(broken)
-    before = lessons.count(lessons.network("lenet5", data, 2)[0])
+    before = lessons.count(lessons.network("lenet5", data, 2).model)
     assert lessons.count(result.model) <= 0.6 * before
     assert lessons.count(served.teacher.model) <= 0.6 * before
     learners = {}
     for name, seed, loss in (("teacher", 1, label_loss), ("student", 2, learning_from(peer("teacher")))):
-        model = lessons.network("lenet5", data, seed)[0]
+        model = lessons.network("lenet5", data, seed).model
         learners[name] = Learner(model, loss, SETTINGS, cutting(model, data, tmp_path / name))
     reference = fit_together(learners, data, seed=3, device=CPU)
     same(served.teacher.model, reference["teacher"].model)
@@ -311,18 +313,18 @@ def test_the_weights_of_a_teacher_that_trains(broken: bool, data: lessons.DataSe
     served = Served(data, train=SETTINGS)
     serving.append(served)
     plan = plan_for(data, exchange="weights")
-    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, mentor=lessons.network("lenet5", data, 99)[0])
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan, mentor=lessons.network("lenet5", data, 99).model)
     if broken:
         cable_pulled(student, 8)
     result = student.attend(f"localhost:{served.port}", None, 20)
     served.thread.join(20)
     assert served.error is None
     assert student.tally.breaks == int(broken)
-    teacher, stages = lessons.network("lenet5", data, 1)[0], list[dict[str, torch.Tensor]]()
+    teacher, stages = lessons.network("lenet5", data, 1).model, list[dict[str, torch.Tensor]]()
     stages.append({name: value.clone() for name, value in teacher.state_dict().items()})
     after = Hooks(on_epoch=lambda _: stages.append({name: value.clone() for name, value in teacher.state_dict().items()}))
     same(served.teacher.model, fit(teacher, data, label_loss, SETTINGS, seed=3, device=CPU, hooks=after).model)
-    mentor, seen = lessons.network("lenet5", data, 1)[0].eval(), [0]
+    mentor, seen = lessons.network("lenet5", data, 1).model.eval(), [0]
 
     def targets(batch: Batch) -> torch.Tensor:
         if seen[0] % plan.steps_an_epoch == 0:
@@ -331,14 +333,14 @@ def test_the_weights_of_a_teacher_that_trains(broken: bool, data: lessons.DataSe
         with torch.no_grad():
             return mentor(batch.images).float()  # type: ignore[no-any-return]
 
-    same(result.model, fit(lessons.network("mlp", data, 2)[0], data, learning_from(targets), SETTINGS, seed=3, device=CPU).model)
+    same(result.model, fit(lessons.network("mlp", data, 2).model, data, learning_from(targets), SETTINGS, seed=3, device=CPU).model)
 
 
 def test_a_break_after_the_teachers_last_step(data: lessons.DataSet, serving: list[Served]) -> None:
     """The teacher has trained to its end and its last answers were under way: it goes back too."""
     served = Served(data, train=SETTINGS)
     serving.append(served)
-    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data))
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data))
     original, seen = student._advance, [False]
 
     def advance(batch: Batch) -> None:
@@ -362,11 +364,11 @@ def test_a_break_after_the_teachers_last_step(data: lessons.DataSet, serving: li
 
 
 def test_a_training_with_cuts_and_adapters_goes_on_from_any_kept_step(data: lessons.DataSet, tmp_path: Path) -> None:
-    teacher, example, kept = lessons.network("lenet5", data, 1)[0].eval(), torch.zeros(1, *data.image_shape), list[dict[str, object]]()
+    teacher, example, kept = lessons.network("lenet5", data, 1).model.eval(), torch.zeros(1, *data.image_shape), list[dict[str, object]]()
     settings = replace(SETTINGS, epochs=3)
 
     def trained(seed: int, keep: object = None, begin: object = None) -> FitResult:
-        model = lessons.network("lenet5", data, seed)[0]
+        model = lessons.network("lenet5", data, seed).model
         torch.manual_seed(0)
         loss = FeatureLoss.of_pairs("hint", default_pairs(model, teacher, example, example), model, teacher, data.preprocess, label_loss)
         source = lessons.ModelSource("lenet5", 10, data.image_shape)
@@ -393,7 +395,7 @@ def test_after_a_break_both_go_back_and_every_sample_counts_once(
         served = Served(data, train=SETTINGS if training else None)
         serving.append(served)
         plan = plan_for(data, codec=codec, run=f"run {broken}")
-        student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan, shelf=tmp_path / str(broken))
+        student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan, shelf=tmp_path / str(broken))
         if broken:
             cable_pulled(student, 7)
         results.append(student.attend(f"localhost:{served.port}", None, 20))
@@ -409,7 +411,7 @@ def test_patience_counts_from_the_break_not_from_the_beginning(data: lessons.Dat
     """A lesson that went well for longer than the student is patient survives a break too."""
     served = Served(data)
     serving.append(served)
-    student = Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data))
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data))
     original, seen = student._targets, [0]
 
     def targets(batch: object) -> torch.Tensor:
@@ -431,10 +433,10 @@ def test_tls_is_asked_of_both_ends(data: lessons.DataSet, serving: list[Served],
     served = Served(data, tls=ends["teacher"])
     serving.append(served)
     with pytest.raises(EdgecompressError, match="stayed away"):
-        Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data)).attend(f"localhost:{served.port}", None, 1.0)
+        Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data)).attend(f"localhost:{served.port}", None, 1.0)
     foreign = make_certificates(tmp_path / "other", {"student": ["127.0.0.1"]})["student"]
     with pytest.raises(EdgecompressError, match="stayed away"):
-        Student(lessons.network("mlp", data, 2)[0], data, SETTINGS, plan_for(data)).attend(f"localhost:{served.port}", foreign, 1.0)
+        Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data)).attend(f"localhost:{served.port}", foreign, 1.0)
     _, result = learned(data, served.port, plan_for(data), tls=ends["student"])
     same(result.model, in_one_process(data).model)
 
@@ -446,7 +448,7 @@ def test_other_data_or_another_seed_are_refused(data: lessons.DataSet, serving: 
         learned(data, served.port, plan_for(data, data_digest="0" * 64))
     with pytest.raises(UsageError, match="classes"):
         learned(data, served.port, plan_for(data, classes=7))
-    with pytest.raises(UsageError, match="batch_size 0 is not allowed"):
+    with pytest.raises(UsageError, match="plan: batch_size: Input should be greater than or equal to 1"):
         learned(data, served.port, plan_for(data, batch_size=0, exchange="inputs"))
     with pytest.raises(UsageError, match="needs a teacher that trains"):
         learned(data, served.port, plan_for(data, mutual=True))
@@ -474,19 +476,22 @@ def test_kept_steps(tmp_path: Path) -> None:
 
 
 def test_states_are_of_one_lesson(data: lessons.DataSet, tmp_path: Path) -> None:
+    mine = label_of(plan_for(data), {"weights": "1"})
     shelf = Shelf(tmp_path / "kept")
-    assert not shelf.claim(plan_for(data))
+    assert not shelf.claim(mine)
     shelf.put(4, {"step": 4})
-    assert not Shelf(tmp_path / "kept").claim(plan_for(data))
+    assert not Shelf(tmp_path / "kept").claim(mine)
     assert shelf.steps() == [0, 4]
-    other = Shelf(tmp_path / "kept")
-    assert other.claim(plan_for(data, run="another"))
-    assert other.steps() == [0]
-    plan = plan_for(data, window=64, keep_every=10)
-    wide = Shelf.for_plan(plan, None)
-    for step in range(10, 400, 10):
-        wide.put(step, {})
-    assert max(wide.steps()) - min(wide.steps()[1:]) >= 2 * plan.window, "the ends may be two windows apart"
+    for other in (label_of(plan_for(data, run="another"), {"weights": "1"}), label_of(plan_for(data), {"weights": "2"})):
+        shelf.claim(mine)
+        shelf.put(4, {"step": 4})
+        assert Shelf(tmp_path / "kept").claim(other)
+        assert shelf.steps() == [0]
+    for plan in (plan_for(data, window=64, keep_every=10), plan_for(data, exchange="weights", window=1, keep_every=1)):
+        wide, apart = plan.shelf(None), max(2 * plan.window, 2 * plan.steps_an_epoch if plan.exchange == "weights" else 0)
+        for step in range(plan.keep_every, 40 * plan.keep_every, plan.keep_every):
+            wide.put(step, {})
+        assert max(wide.steps()) - min(wide.steps()[1:]) >= apart, "the ends may be so far apart"
 
 
 def command(*arguments: object) -> list[str]:
@@ -535,7 +540,7 @@ def test_the_commands_survive_a_killed_teacher(codec: str, tmp_path: Path) -> No
     """The teacher, which trains and is pruned, is killed (SIGKILL) and started again: the student ends with every sample counted once."""
     shared = ["--insecure", "--threads", "1", "--batch-size", "16", "--epochs", 4]
     pruned = ["--train", "--prune", "30%", "--step", "30%"]
-    serve_it = command("teacher", "serve", "lenet5", "--host", "127.0.0.1", *pruned, *shared, "-o", "t", "--exist-ok")
+    serve_it = command("teacher", "serve", "lenet5", "--host", "127.0.0.1", *pruned, *shared, "-o", "t")
     with open(tmp_path / "teacher.log", "w") as log:
         teacher = subprocess.Popen([*serve_it, "--port", "0"], cwd=tmp_path, stdout=log, stderr=log)
     port = wait_for(tmp_path / "teacher.log", "listening at").split("127.0.0.1:")[1].split()[0]
@@ -550,7 +555,7 @@ def test_the_commands_survive_a_killed_teacher(codec: str, tmp_path: Path) -> No
         os.kill(teacher.pid, signal.SIGKILL)
         teacher.wait()
         with open(tmp_path / "teacher.log", "a") as log:
-            teacher = subprocess.Popen([*serve_it, "--port", port], cwd=tmp_path, stdout=log, stderr=log)
+            teacher = subprocess.Popen([*serve_it, "--port", port, "--resume"], cwd=tmp_path, stdout=log, stderr=log)
         assert student.wait(120) == 0, (tmp_path / "student.log").read_text()
         assert teacher.wait(60) == 0, (tmp_path / "teacher.log").read_text()
         result, taught = (json.loads((tmp_path / who / "result.json").read_text()) for who in ("s", "t"))
@@ -571,13 +576,17 @@ def test_bad_input_of_the_commands(tmp_path: Path) -> None:
     assert "'later' is not known" in one_line(run("teacher", "serve", "mlp", "--insecure", "--schedule", "later", cwd=tmp_path), 2)
     alone = run("teacher", "serve", "mlp", "--insecure", "--prune", "50%", cwd=tmp_path)
     assert "give --train too" in one_line(alone, 2)
+    unknown = run("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--loss", "hinge", "-q", cwd=tmp_path)
+    assert "'hinge' is not known: allowed are kl, softmax-mse, dkd" in one_line(unknown, 2)
+    without = run("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--features", "hint", "-q", cwd=tmp_path)
+    assert "belong to --exchange features" in one_line(without, 2)
     stale = run("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--staleness", "3", "-q", cwd=tmp_path)
     assert "give --mutual too" in one_line(stale, 2)
     bare = run("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--exchange", "features", "-q", cwd=tmp_path)
     assert "features need convolutions" in one_line(bare, 2)
     kept = ("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--patience", "1s", "-q", "-o", "s")
     assert "stayed away" in one_line(run(*kept, cwd=tmp_path), 1)
-    changed = run(*kept, "--resume", "--codec", "soft", cwd=tmp_path)
-    assert "a lesson with another codec" in one_line(changed, 2)
+    changed = run(*kept, "--resume", "--codec", "soft", "--alpha", "0.5", cwd=tmp_path)
+    assert "a lesson with another alpha, codec" in one_line(changed, 2)
     assert "stayed away" in one_line(run(*kept, "--resume", cwd=tmp_path), 1)
     assert "--tls-key" in one_line(run("teacher", "serve", "mlp", "--tls-ca", "x.pem", cwd=tmp_path), 2)
