@@ -193,7 +193,8 @@ def in_one_process(staleness: int) -> dict[str, float]:
     models = {role: lessons.network("lenet5", data, lesson.begins_with(name)).model for role, name in names.items()}
     settings = lesson.settings(models["student"], data)
     plan = Plan("one", "logits", "fp32", lesson.seed, settings.epochs, settings.batch_size, len(data.train), len(data.classes), "digits",
-                data.digest(), asdict(data.augmentation), settings.view_seed, **shape_of(data), mutual=True, staleness=staleness)  # fmt: skip
+                data.digest(), asdict(data.augmentation), settings.view_seed, **shape_of(data), mutual=True,
+                staleness=staleness)  # fmt: skip
     box: dict[tuple[str, int], torch.Tensor] = {}
     learners = {}
     for name, other in (("teacher", "student"), ("student", "teacher")):

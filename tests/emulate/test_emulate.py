@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,13 @@ def test_maps_travel_over_the_network(tmp_path: Path) -> None:
     assert lesson["teachers"]["teacher"]["trained"] is False
 
 
+def test_a_pruning_that_missed_its_amount_is_a_result(tmp_path: Path) -> None:
+    done = emulate(TWO_HOST, *SMALL, "--prune-teacher", "99%", "--step", "50%", "-o", "run", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "no epoch met the amount" in done.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["valid"] is True
+
+
 @pytest.mark.parametrize("options", [("--mutual", "--fixed-teacher"), ("--mutual", "--exchange", "inputs"), ("--staleness", "2"),
                                      ("--prune-teacher", "50%", "--exchange", "weights"), ("--prune-student", "much"),
                                      ("--features", "depth")])  # fmt: skip
@@ -264,6 +272,7 @@ def test_a_share_of_the_processor() -> None:
 
 def test_a_killed_emulation_leaves_nothing(tmp_path: Path) -> None:
     """SIGKILL: namespaces, interfaces, switches and roles go with it; SIGINT: it cleans up itself and says so."""
+    left = list[Path]()
     for how in (signal.SIGKILL, signal.SIGINT):
         command = [sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST), *SMALL, "-o", f"run-{how}"]
         with open(tmp_path / "log", "w") as log:
@@ -276,3 +285,8 @@ def test_a_killed_emulation_leaves_nothing(tmp_path: Path) -> None:
         assert child.wait(30) == (-how if how == signal.SIGKILL else 130)
         time.sleep(1.5)
         assert left_behind(child.pid) == []
+        folders = list(Path(tempfile.gettempdir()).glob(f"edgecompress-*-{child.pid}-*"))
+        if how == signal.SIGKILL:
+            left = folders
+    assert left, "captures and keys of the killed run were there"
+    assert not any(folder.exists() for folder in (*left, *folders)), "the next run removed them"

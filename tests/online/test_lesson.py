@@ -13,19 +13,23 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
 import torch
 
+from edgecompress import checkpoint
 from edgecompress import lesson as lessons
 from edgecompress.data import load_data
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.methods.distill import learning_from, mutual, peer
 from edgecompress.methods.features import FeatureLoss, default_pairs, map_ends
+from edgecompress.online import wire
 from edgecompress.online.mutual import Mutual
 from edgecompress.online.secure import Tls, make_certificates
-from edgecompress.online.session import Plan, label_of, shape_of
+from edgecompress.online.session import BrokenError, Plan, label_of, shape_of
 from edgecompress.online.shelf import Shelf, newest_common
-from edgecompress.online.student import Student
+from edgecompress.online.student import Line, Student
 from edgecompress.online.teacher import Teacher, serve
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import FitResult, Hooks, Learner, Loss, fit, fit_together, label_loss
@@ -390,7 +394,7 @@ def test_after_a_break_both_go_back_and_every_sample_counts_once(
     codec: str, training: bool, data: lessons.DataSet, serving: list[Served], tmp_path: Path
 ) -> None:
     """The connection is cut in the middle: the result is that of a lesson without a break."""
-    results = []
+    results, payloads = [], []
     for broken in (False, True):
         served = Served(data, train=SETTINGS if training else None)
         serving.append(served)
@@ -399,12 +403,14 @@ def test_after_a_break_both_go_back_and_every_sample_counts_once(
         if broken:
             cable_pulled(student, 7)
         results.append(student.attend(f"localhost:{served.port}", None, 20))
+        payloads.append(student.tally.payload_bytes)
         assert student.tally.samples == 400
         assert student.tally.steps == 14
         assert student.tally.breaks == int(broken)
         served.thread.join(20)
         assert served.error is None
     same(results[0].model, results[1].model)
+    assert payloads[0] == payloads[1], "every step's bytes count once"
 
 
 def test_patience_counts_from_the_break_not_from_the_beginning(data: lessons.DataSet, serving: list[Served]) -> None:
@@ -529,6 +535,8 @@ def test_the_commands_survive_a_killed_student(tmp_path: Path) -> None:
         assert again.returncode == 0, again.stderr
         result = json.loads(again.stdout)
         assert result["samples"] == 3 * 1168
+        assert result["payload_bytes"] == 3 * 1168 * 20, "fp16 logits of ten classes; what came before the kill counts too"
+        assert [row["epoch"] for row in result["timeline"]] == [1, 2, 3]
         assert teacher.wait(60) == 0
         assert json.loads((tmp_path / "t" / "result.json").read_text())["students"] == ["student"]
     finally:
@@ -590,3 +598,162 @@ def test_bad_input_of_the_commands(tmp_path: Path) -> None:
     assert "a lesson with another alpha, codec" in one_line(changed, 2)
     assert "stayed away" in one_line(run(*kept, "--resume", cwd=tmp_path), 1)
     assert "--tls-key" in one_line(run("teacher", "serve", "mlp", "--tls-ca", "x.pem", cwd=tmp_path), 2)
+
+
+def told_in_words(port: int, frames: list[object]) -> str:
+    """What the teacher answers to raw frames."""
+    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    stub = channel.stream_stream(wire.PATH, request_serializer=wire.encode, response_deserializer=wire.decode)
+    try:
+        last = list(stub(iter(frames), timeout=20))[-1]
+        return str(json.loads(last.said).get("error", ""))
+    finally:
+        channel.close()
+
+
+def hello(plan: dict[str, object], **more: object) -> list[object]:
+    return list(wire.frames(wire.HELLO, said={"name": "x", "instance": "i", "plan": plan, "have": [], **more}))
+
+
+def test_whatever_is_sent_harms_its_own_stream_alone(data: lessons.DataSet, serving: list[Served]) -> None:
+    served = Served(data)
+    serving.append(served)
+    good, inputs = plan_for(data).as_dict(), plan_for(data, exchange="inputs")
+    pixels = list(wire.frames(wire.WANT, **inputs.stamp(1), payload=b"12345"))
+    for frames, words in (
+        (hello({**good, "seed": "x"}), "plan: seed"),
+        (hello({**good, "seed": 2**70}), "plan: seed"),
+        (hello({**good, "samples": 10**9}), "plan: samples"),
+        (hello({**good, "maps": [[1]]}), "plan: maps"),
+        (hello({**good, "colour": 1}), "plan: colour"),
+        (hello({**good, "augmentation": {"tilt": 3}}), "augmentation"),
+        (hello({**good, "samples": 100}), "are not the teacher's"),
+        (hello(good, have=["a"]), "not a student's message"),
+        (hello({**inputs.as_dict(), "native": [1, 8, 8]}), "are none that this teacher reads"),
+        ([*hello(inputs.as_dict()), *pixels], "5 bytes of pixels"),
+        ([*hello(good), *wire.frames(wire.WANT, **{**plan_for(data).stamp(1), "digest": b"12345678"})], "other samples"),
+        ([*hello(good), *wire.frames(wire.WANT, run="r", step=10**6)], "start both ends again"),
+        ([*hello(good), *wire.frames(wire.WEIGHTS, run="r", epoch=1)], "not one of exchange logits"),
+        ([wire.Frame(kind="hello", part=0, parts=0)], "without its beginning"),
+        (list(wire.frames(wire.WANT)), "says hello first"),
+    ):
+        assert words in told_in_words(served.port, frames), words
+        served.teacher.pupils.clear()  # its place, where it had one
+    _, result = learned(data, served.port, plan_for(data))
+    same(result.model, in_one_process(data).model)
+
+
+def test_logits_that_are_no_numbers_end_one_stream(data: lessons.DataSet, serving: list[Served]) -> None:
+    served = Served(data, train=SETTINGS)
+    serving.append(served)
+    plan = plan_for(data, mutual=True)
+    nothing = np.full((32, 10), np.nan, dtype="<f4").tobytes()
+    said = told_in_words(served.port, [*hello(plan.as_dict()), *wire.frames(wire.SAY, **plan.stamp(1), payload=nothing)])
+    assert "not finite" in said
+    assert served.error is None
+
+
+def test_who_was_refused_may_come_again(data: lessons.DataSet, serving: list[Served]) -> None:
+    """A teacher without maps refuses features; the same student then learns from logits."""
+    served = Served(data, model="mlp")
+    serving.append(served)
+    mine = lessons.network("lenet5", data, 2).model
+    maps = [list(size) for size in map_ends(mine, torch.zeros(1, *data.image_shape)).values()]
+    with pytest.raises(UsageError, match="features need convolutions"):
+        Student(mine, data, SETTINGS, plan_for(data, exchange="features", features="hint", maps=maps)).attend(
+            f"localhost:{served.port}", None, 5
+        )
+    learned(data, served.port, plan_for(data))
+    served.thread.join(10)
+    assert served.error is None
+
+
+def test_two_students_learn_from_maps_at_once(data: lessons.DataSet, serving: list[Served]) -> None:
+    served = Served(data, students=2)
+    serving.append(served)
+    mine = lessons.network("lenet5", data, 2).model
+    maps = [list(size) for size in map_ends(mine, torch.zeros(1, *data.image_shape)).values()]
+    plan = plan_for(data, exchange="features", features="attention", maps=maps)
+    students = {name: Student(lessons.network("lenet5", data, 2).model, data, SETTINGS, plan, name=name) for name in ("one", "two")}
+    results = taught_together(served, students)
+    same(results["one"].model, results["two"].model)
+
+
+def test_a_name_is_one_students(data: lessons.DataSet, serving: list[Served]) -> None:
+    served = Served(data, train=SETTINGS, students=2)
+    serving.append(served)
+    first = Line(f"localhost:{served.port}", None, plan_for(data), "same", "one machine")
+    first.meet([], lambda _: None, 5)
+    with pytest.raises(EdgecompressError, match="called 'same' is here already: give each a --name"):
+        Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data), name="same").attend(
+            f"localhost:{served.port}", None, 1.0
+        )
+    first.close()
+
+
+def test_a_lesson_that_gains_no_step_ends(data: lessons.DataSet, serving: list[Served]) -> None:
+    """The teacher answers every hello, and then breaks off: that is not waiting for it."""
+    served = Served(data)
+    serving.append(served)
+
+    def broken(*_: object) -> None:
+        raise BrokenError("out of order")
+
+    served.teacher._answer = broken  # type: ignore[method-assign]
+    start = time.monotonic()
+    with pytest.raises(EdgecompressError, match=r"out of order.*no step was gained"):
+        Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data)).attend(f"localhost:{served.port}", None, 2.0)
+    assert time.monotonic() - start < 20
+
+
+def test_the_result_is_there_before_the_teacher_hears_of_the_end(data: lessons.DataSet, serving: list[Served]) -> None:
+    served = Served(data)
+    serving.append(served)
+    order, told = list[str](), served.teacher._goodbye
+
+    def goodbye(*arguments: object) -> object:
+        order.append("the teacher hears")
+        if len(order) < 3:
+            raise BrokenError("lost on the way")
+        return told(*arguments)  # type: ignore[arg-type]
+
+    served.teacher._goodbye = goodbye  # type: ignore[method-assign, assignment]
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data))
+    student.attend(f"localhost:{served.port}", None, 20, finished=lambda _: order.append("the result is written"))
+    assert order == ["the result is written", "the teacher hears", "the teacher hears"]
+    served.thread.join(10)
+    assert served.error is None
+
+
+def test_a_checkpoint_reads_pixels_as_it_was_trained_to(data: lessons.DataSet, tmp_path: Path) -> None:
+    trained = lessons.network("lenet5", data, 1)
+    other = replace(data, preprocess=replace(data.preprocess, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+    checkpoint.save(tmp_path / "model.safetensors", trained.model, trained.source, checkpoint.notes_for(other))
+    for whole in (data, None):
+        again = lessons.network(str(tmp_path), whole, 0)
+        assert again.preprocess == other.preprocess
+        same(again.model, trained.model)
+    with pytest.raises(UsageError, match="no checkpoint"):
+        lessons.network("lenet5", None, 0)
+    wide = replace(data, train=replace(data.train, pixels=torch.zeros(4, 3, 16, 16, dtype=torch.uint8)))
+    with pytest.raises(UsageError, match="give the --image-size that it was trained with"):
+        lessons.network(str(tmp_path), wide, 0)
+
+
+def test_a_teacher_needs_no_data_when_it_is_told_all_pixels(data: lessons.DataSet, tmp_path: Path) -> None:
+    trained = lessons.network("lenet5", data, 1)
+    checkpoint.save(tmp_path / "taught" / "model.safetensors", trained.model, trained.source, checkpoint.notes_for(data))
+    serve_it = command("teacher", "serve", "taught", "--data", "none", "--host", "127.0.0.1", "--port", 0, "--insecure", "-o", "t")
+    with open(tmp_path / "teacher.log", "w") as log:
+        teacher = subprocess.Popen(serve_it, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        port = wait_for(tmp_path / "teacher.log", "listening at").split("127.0.0.1:")[1].split()[0]
+        attend = ("student", "run", "mlp", "--connect", f"127.0.0.1:{port}", "--insecure", "--epochs", "1", "-q", "--patience", "5s")
+        assert "are not the teacher's" in one_line(run(*attend, "-o", "wrong", cwd=tmp_path), 2)
+        done = run(*attend, "--exchange", "inputs", "--json", "-o", "s", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["samples"] == 1169
+        assert teacher.wait(60) == 0
+        assert json.loads((tmp_path / "t" / "result.json").read_text())["accuracy"] is None
+    finally:
+        teacher.kill()
