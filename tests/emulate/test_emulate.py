@@ -153,7 +153,7 @@ def test_maps_travel_over_the_network(tmp_path: Path) -> None:
 
 
 def test_a_pruning_that_missed_its_amount_is_a_result(tmp_path: Path) -> None:
-    done = emulate(TWO_HOST, *SMALL, "--prune-teacher", "99%", "--step", "50%", "-o", "run", cwd=tmp_path)
+    done = emulate(TWO_HOST, *SMALL, "--prune-teacher", "10params", "--step", "50%", "-o", "run", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "no epoch met the amount" in done.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["valid"] is True
