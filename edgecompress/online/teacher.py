@@ -11,14 +11,13 @@ end is gone is found by gRPC's keepalive, and then the student has left.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,75 +30,24 @@ from edgecompress.data import DataSet, Preprocess
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.methods.features import Taps, map_ends, reduced
 from edgecompress.online import wire
-from edgecompress.online.codec import Codec
 from edgecompress.online.mutual import Mutual
+from edgecompress.online.pupil import Pupil
+from edgecompress.online.roster import BEAT, Roster
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan, check_plan, label_of
-from edgecompress.online.shelf import Shelf, codec_arrays, codec_tensors, newest_common
+from edgecompress.online.session import BrokenError, Plan, check_plan
+from edgecompress.online.weights import EpochWeights, packed_weights
 from edgecompress.train.batches import Batch, compact
-from edgecompress.train.fit import FitResult, Hooks, Kept, Loss, Onlooker, fit, label_loss
+from edgecompress.train.fit import FitResult, Hooks, Loss, fit, label_loss
 from edgecompress.train.settings import FitSettings
 
-CHANNEL = (
-    ("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 10_000), ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000), ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.max_ping_strikes", 0), ("grpc.enable_http_proxy", 0),
-)  # fmt: skip
 PATIENCE = 120.0
 """Seconds that a training teacher waits for a student that has left before the lesson has failed."""
 HELLO_SECONDS = 30.0
 """How long a stream may be open without a hello."""
-BEAT = 10.0
-"""Seconds after which a student that waits is told that the teacher is still there."""
 GROUP_BYTES, GROUP_SECONDS = 16_000, 0.05
 """A message of several answers goes when it is so large, or so old."""
 EPOCHS_AHEAD = 1
 """Epochs that a teacher whose weights travel may be ahead of a student."""
-
-
-@dataclass
-class Pupil:
-    """A student in a lesson: what it will be told, what it said, and how it ended."""
-
-    plan: Plan
-    shelf: Shelf
-    codec: Codec
-    ear: Codec
-    instance: str = ""
-    waiting: queue.Queue[tuple[int, Any]] = field(default_factory=queue.Queue)
-    heard: dict[int, Tensor] = field(default_factory=dict)
-    spoken: dict[int, dict[str, Any]] = field(default_factory=dict)
-    listened: dict[int, dict[str, Any]] = field(default_factory=dict)
-    taps: Taps | None = None
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    epoch: int = 0
-    answered: int = 0
-    have: list[int] = field(default_factory=list)
-    present: bool = False
-    connected: bool = False
-    done: dict[str, Any] | None = None
-    meetings: int = 0
-    wrong: EdgecompressError | None = None
-
-    def keep_codecs(self, step: int) -> None:
-        """Keep the codecs' states after the messages of `step`, once all of them have travelled."""
-        ears = self.listened if self.plan.mutual else self.spoken
-        if self.plan.codec == "soft" and step in self.spoken and step in ears:
-            self.shelf.put(step, {"mouth": codec_tensors(self.spoken.pop(step)), "ear": codec_tensors(ears.pop(step, {}))})
-
-    def go_back(self, start: int) -> None:
-        """Be as after the messages of `start`; what was said since is said again."""
-        plan = self.plan
-        self.answered, self.epoch = start, 0
-        self.shelf.back_to(start)
-        self.codec, self.ear = (Codec(plan.codec, plan.samples, plan.classes, plan.top_k) for _ in range(2))
-        if start and plan.codec == "soft":
-            kept = self.shelf.get(start)
-            self.codec.restore(codec_arrays(kept["mouth"]))
-            if plan.mutual:
-                self.ear.restore(codec_arrays(kept["ear"]))
-        self.waiting = queue.Queue(max(plan.window, plan.staleness) + 2)
-        self.heard, self.spoken, self.listened = {}, {}, {}
 
 
 class Teacher:
@@ -122,19 +70,17 @@ class Teacher:
         self.model, self.data, self.preprocess = model.eval(), data, preprocess
         self.classes = len(data.classes) if data is not None else int(classes or 0)
         self.train, self.students, self.cut, self.note = train, students, cut or Hooks(), note
-        self.folder, self.shelf, self.own = shelf, Shelf(shelf), own or {}
-        self.pupils: dict[str, Pupil] = {}
+        self.roster = Roster(students, shelf, own or {}, training=train is not None, resume=resume)
         self.result: FitResult | None = None
-        self._lock, self._changed, self._counting = threading.Lock(), threading.Condition(), threading.Lock()
-        self._generation, self._claimed = 0, False
+        self._lock, self._counting = threading.Lock(), threading.Lock()
         self._weights: dict[int, bytes] = {}
         self._ends: dict[str, tuple[int, int]] | None = None
         self.steps, self.payload_bytes, self.wire_bytes = 0, 0, 0
-        if resume:
-            for name, values in (self.shelf.noted("done") or {}).items():
-                self._place(name, Plan.parsed(values["plan"])).done = values["said"]
-        else:
-            self._forget()
+
+    @property
+    def pupils(self) -> dict[str, Pupil]:
+        """The students by name."""
+        return self.roster.pupils
 
     # the stream of one student
 
@@ -152,12 +98,13 @@ class Teacher:
                 return
             if frame.kind != wire.HELLO:
                 raise UsageError(f"the first message is '{frame.kind}': a student says hello first")
-            name, plan, have = str(said["name"])[:200], Plan.parsed(said["plan"]), [int(step) for step in said["have"]]
-            pupil = self._meet(name, str(said["instance"])[:200], plan, have)
-            meeting = pupil.meetings
-            if not context.add_callback(lambda: self._leave(pupil, meeting)):
+            name, pupil = self._meet(said)
+            plan, meeting = pupil.plan, pupil.meetings
+            if not context.add_callback(lambda: self.roster.leave(pupil, meeting)):
                 return
-            yield from self._begin(pupil, meeting)
+            for _ in self.roster.begin(pupil, meeting):
+                yield from self._sent(wire.BUSY)
+            self.note(f"a student is here, from step {pupil.answered}")
             told = {"start": pupil.answered, "training": self.train is not None, "maps": self._maps_of(pupil)}
             greeted = True
             yield from self._sent(wire.HELLO, run=plan.run, said=told)
@@ -166,12 +113,12 @@ class Teacher:
             return
         except Exception as error:  # a message may be anything: it ends this stream, not the lesson
             if isinstance(error, UsageError) and not greeted and pupil is not None:
-                self._dismiss(name, pupil)
+                self.roster.dismiss(name, pupil)
             text = str(error) if isinstance(error, EdgecompressError) else f"not a student's message: {type(error).__name__}: {error}"
             yield from self._sent(wire.ERROR, said={"error": text, "broken": isinstance(error, BrokenError)})
         finally:
             late.cancel()
-            self._leave(pupil, meeting)
+            self.roster.leave(pupil, meeting)
 
     def _answers(self, pupil: Pupil, messages: Iterator[Any]) -> Iterator[Any]:
         """The stream of a student that asks."""
@@ -194,9 +141,9 @@ class Teacher:
         meeting = pupil.meetings
         threading.Thread(target=self._listen, args=(pupil, messages, meeting), daemon=True).start()
         yield from self._given(pupil, range(pupil.answered + 1, pupil.plan.steps + 1), b"", meeting)
-        while not self._all_done() and self._there(pupil, meeting):  # nobody leaves whom another may still need
-            with self._changed:
-                self._changed.wait(0.2)
+        while not self.roster.all_done() and self.roster.there(pupil, meeting):  # nobody leaves whom another may still need
+            with self.roster.changed:
+                self.roster.changed.wait(0.2)
         if pupil.wrong is not None:
             raise pupil.wrong
         if pupil.done is not None:
@@ -208,21 +155,21 @@ class Teacher:
             for frame, payload, said in messages:
                 if pupil.meetings != meeting:
                     return
-                with self._changed:
+                with self.roster.changed:
                     if frame.kind == wire.DONE:
                         pupil.done = said
                     elif frame.kind == wire.SAY:
                         self._hear_of(pupil, pupil.plan.check(frame)[-1], payload)
                     else:
                         raise UsageError(f"message '{frame.kind}' is not one of mutual learning: start both ends again")
-                    self._changed.notify_all()
+                    self.roster.changed.notify_all()
         except grpc.RpcError:
             pass
         except Exception as error:  # a message may be anything
             known = isinstance(error, EdgecompressError)
             pupil.wrong = error if known else UsageError(f"not a student's message: {error!r}")  # type: ignore[assignment]
         finally:
-            self._leave(pupil, meeting)
+            self.roster.leave(pupil, meeting)
 
     def _hear_of(self, pupil: Pupil, step: int, payload: bytes) -> None:
         """Take what a student says of a step."""
@@ -236,10 +183,7 @@ class Teacher:
             pupil.keep_codecs(step)
 
     def _goodbye(self, pupil: Pupil, said: dict[str, Any]) -> Iterator[Any]:
-        with self._changed:
-            pupil.done = said
-            self.shelf.note("done", {n: {"plan": p.plan.as_dict(), "said": p.done} for n, p in self.pupils.items() if p.done is not None})
-            self._changed.notify_all()
+        self.roster.end(pupil, said)
         yield from self._sent(wire.DONE, run=pupil.plan.run, said={"steps": self.steps})
 
     def _given(self, pupil: Pupil, steps: range, payload: bytes, meeting: int) -> Iterator[Any]:
@@ -258,8 +202,8 @@ class Teacher:
                 yield from self._sent(wire.GIVE, **plan.stamp(step), payload=ready[0])
             else:
                 yield from self._sent(wire.GIVE, **plan.stamp(step, step - len(ready) + 1), payload=wire.joined(ready))
-            with self._changed:
-                self._check_there(pupil, meeting)
+            with self.roster.changed:
+                self.roster.check_there(pupil, meeting)
                 pupil.answered = step
             ready, begun = [], time.monotonic()
 
@@ -270,8 +214,8 @@ class Teacher:
         if found is None:
             return None
         logits, maps = found
-        with self._changed:
-            self._check_there(pupil, meeting)  # its codec may be another one by now
+        with self.roster.changed:
+            self.roster.check_there(pupil, meeting)  # its codec may be another one by now
             data = pupil.codec.encode(logits, plan.ids(step).numpy())
             if step % plan.keep_every == 0:
                 pupil.spoken[step] = pupil.codec.state()
@@ -282,7 +226,7 @@ class Teacher:
         """Logits (B, K) float32 that the training said of a step; None after `BEAT` seconds without."""
         deadline = time.monotonic() + BEAT
         while time.monotonic() < deadline:
-            self._check_there(pupil, meeting)
+            self.roster.check_there(pupil, meeting)
             with contextlib.suppress(queue.Empty):
                 at, logits = pupil.waiting.get(timeout=0.2)
                 if at == step:
@@ -330,47 +274,31 @@ class Teacher:
 
     def _weights_given(self, pupil: Pupil, epoch: int, meeting: int) -> Iterator[Any]:
         """The state dict, as safetensors: as it is, or as it was before `epoch` of the teacher's own training."""
-        with self._changed:
+        with self.roster.changed:
             pupil.epoch, pupil.answered = epoch, (epoch - 1) * pupil.plan.steps_an_epoch
-            self._changed.notify_all()
+            self.roster.changed.notify_all()
         begun, found = time.monotonic(), packed_weights(self.model) if self.train is None else None
         while found is None:
-            with self._changed:
-                self._check_there(pupil, meeting)
+            with self.roster.changed:
+                self.roster.check_there(pupil, meeting)
                 found = self._weights.get(epoch)
                 if found is None:
-                    self._changed.wait(0.2)
+                    self.roster.changed.wait(0.2)
             if time.monotonic() - begun > BEAT:
                 yield from self._sent(wire.BUSY)
                 begun = time.monotonic()
         self._counted(len(found))
         yield from self._sent(wire.WEIGHTS, run=pupil.plan.run, epoch=epoch, payload=found)
 
-    # who is here
-
-    def _meet(self, name: str, instance: str, plan: Plan, have: list[int]) -> Pupil:
-        """A student says hello, for the first time or again, and which steps it holds."""
+    def _meet(self, said: dict[str, Any]) -> tuple[str, Pupil]:
+        """A student says hello: its name and place."""
+        name, plan, have = str(said["name"])[:200], Plan.parsed(said["plan"]), [int(step) for step in said["have"]]
         check_plan(plan, self.data, self.classes, self.train)
-        native = (plan.native[0], plan.native[1], plan.native[2])
         if self.data is None or plan.exchange == "inputs":
-            self._check_reads(native)
+            self._check_reads((plan.native[0], plan.native[1], plan.native[2]))
         if self.cut.cut is not None and plan.exchange == "weights":
             raise UsageError("a teacher that is pruned cannot send its weights, whose shapes change: use --exchange logits")
-        with self._changed:
-            pupil = self.pupils.get(name)
-            if pupil is None:
-                pupil = self._enrolled(name, plan)
-            if pupil.plan != plan:
-                raise UsageError(f"student '{name}' came back with another plan: start both ends again")
-            if pupil.connected and pupil.instance != instance:
-                raise BrokenError(f"a student called '{name}' is here already: give each a --name of its own")
-            held = {0, *have}
-            held &= {0, *self.shelf.steps()} if self.train is not None else held
-            held &= {0, *pupil.shelf.steps()} if plan.codec == "soft" else held
-            pupil.have, pupil.wrong, pupil.done, pupil.instance = sorted(held), None, None, instance
-            pupil.meetings, pupil.present, pupil.connected = pupil.meetings + 1, True, False
-            self._changed.notify_all()
-        return pupil
+        return name, self.roster.meet(name, str(said["instance"])[:200], plan, have)
 
     def _check_reads(self, native: tuple[int, int, int]) -> None:
         """Raises `UsageError` for images that the network cannot read."""
@@ -381,83 +309,6 @@ class Teacher:
             raise UsageError(
                 f"the student's images of {native} are none that this teacher reads: {' '.join(str(error).split())}"
             ) from error
-
-    def _begin(self, pupil: Pupil, meeting: int) -> Iterator[Any]:
-        """Go back to the newest step that all ends hold: student and teacher; in mutual learning all students, once they are here."""
-        begun = time.monotonic()
-        while True:
-            with self._changed:
-                if pupil.wrong is not None or pupil.meetings != meeting or not pupil.present:
-                    raise pupil.wrong or BrokenError("the student has gone")
-                together = list(self.pupils.values()) if pupil.plan.mutual else [pupil]
-                complete = len(self.pupils) == self.students or not pupil.plan.mutual
-                if complete and all(one.present and one.wrong is None for one in together):
-                    pupil.go_back(newest_common(*(one.have for one in together)))
-                    pupil.connected = True
-                    self._generation += 1
-                    self._changed.notify_all()
-                    break
-                self._changed.wait(0.2)
-            if time.monotonic() - begun > BEAT:
-                yield from self._sent(wire.BUSY)
-                begun = time.monotonic()
-        self.note(f"a student is here, from step {pupil.answered}")
-
-    def _enrolled(self, name: str, plan: Plan) -> Pupil:
-        """A student of this lesson that was not here before; its name may be anything, and names no path."""
-        if not self._claimed:
-            shelf = plan.shelf(self.folder)
-            if shelf.claim(label_of(_shared(plan), self.own)):
-                self._forget()
-                shelf.claim(label_of(_shared(plan), self.own))
-            self.shelf, self._claimed = shelf, True
-        if len(self.pupils) >= self.students:
-            raise UsageError(f"this lesson is for {self.students} student(s), and all are here: start the teacher with --students")
-        others = list(self.pupils.values())
-        if self.train is not None and others and _shared(others[0].plan) != _shared(plan):
-            raise UsageError(f"student '{name}' has another plan than the others of a teacher that trains: give all the same options")
-        return self._place(name, plan)
-
-    def _place(self, name: str, plan: Plan) -> Pupil:
-        folder = self.folder / hashlib.sha256(name.encode()).hexdigest()[:16] if self.folder is not None else None
-        shelf = plan.shelf(folder if plan.codec == "soft" else None)
-        shelf.claim(label_of(plan, self.own))
-        blank = Codec(plan.codec, plan.samples, plan.classes, plan.top_k)
-        self.pupils[name] = Pupil(plan, shelf, blank, blank)
-        return self.pupils[name]
-
-    def _forget(self) -> None:
-        """Nothing that an earlier lesson left counts."""
-        self.shelf.clear()
-        for folder in self.folder.glob("*/") if self.folder is not None else []:
-            Shelf(folder).clear()
-        self.pupils.clear()
-
-    def _dismiss(self, name: str, pupil: Pupil) -> None:
-        """A student that was refused at its first hello has no place."""
-        with self._changed:
-            if pupil.meetings == 1 and self.pupils.get(name) is pupil:
-                del self.pupils[name]
-            self._changed.notify_all()
-
-    def _there(self, pupil: Pupil, meeting: int) -> bool:
-        return pupil.connected and pupil.meetings == meeting and pupil.wrong is None
-
-    def _check_there(self, pupil: Pupil, meeting: int) -> None:
-        """Raises what is wrong with a student's stream, or `BrokenError` when it has gone."""
-        if not self._there(pupil, meeting):
-            raise pupil.wrong or BrokenError("the student has gone")
-
-    def _leave(self, pupil: Pupil | None, meeting: int) -> None:
-        """The stream of a student's `meeting` is over. In mutual learning all others then go back with it."""
-        with self._changed:
-            if pupil is not None and pupil.meetings == meeting and pupil.present:
-                pupil.present = pupil.connected = False
-                if pupil.plan.mutual and pupil.done is None and pupil.wrong is None:
-                    for other in self.pupils.values():
-                        if other is not pupil and other.present:
-                            other.wrong, other.done = BrokenError("another student broke off"), None
-            self._changed.notify_all()
 
     def _sent(self, kind: str, **values: Any) -> Iterator[Any]:
         for frame in wire.frames(kind, **values):
@@ -476,22 +327,11 @@ class Teacher:
 
     def lesson(self, timeout: float | None = None) -> None:
         """Wait for all students, teach them to the end, and return when all are done. Raises `EdgecompressError` when one stays away."""
-        self._until(lambda: len(self.pupils) == self.students, timeout, "not all students have connected")
+        self.roster.until(lambda: len(self.pupils) == self.students, timeout, "not all students have connected")
         patience = None if timeout is None else max(timeout, PATIENCE)
         if self.train is not None:
             self._train(patience)
-        self._until(self._all_done, patience, "a student did not end its lesson", True)
-
-    def _until(self, happened: Callable[[], bool], timeout: float | None, text: str, away: bool = False) -> None:
-        """Wait. With `away` the time counts only while a student that is not done is not connected."""
-        left = time.monotonic() + timeout if timeout is not None else None
-        with self._changed:
-            while not happened():
-                if away and self._all_here() and timeout is not None:
-                    left = time.monotonic() + timeout
-                if left is not None and time.monotonic() > left:
-                    raise EdgecompressError(f"{text} within {timeout:g} s: look at the student's own messages")
-                self._changed.wait(0.2)
+        self.roster.until(self.roster.all_done, patience, "a student did not end its lesson", True)
 
     def _train(self, patience: float | None) -> None:
         """The teacher's own training, which publishes what it says; after a break it goes back to where its students start again."""
@@ -499,25 +339,27 @@ class Teacher:
         plan, first = next(iter(self.pupils.values())).plan, self.model
         pristine = {key: value.clone() for key, value in first.state_dict().items()}
         while True:
-            self._until(self._all_here, PATIENCE, "the student did not come back")
-            with self._changed:
-                generation = self._generation
-                needed = min((pupil.answered for pupil in self._active()), default=plan.steps)
-                start = max(step for step in self.shelf.steps() if step <= needed)
+            self.roster.until(self.roster.all_here, PATIENCE, "the student did not come back")
+            with self.roster.changed:
+                generation = self.roster.generation
+                needed = min((pupil.answered for pupil in self.roster.active()), default=plan.steps)
+                start = max(step for step in self.roster.shelf.steps() if step <= needed)
                 self._weights.clear()
-            self.shelf.back_to(start)
+            self.roster.shelf.back_to(start)
             first.load_state_dict(pristine)
             try:
                 self.result = self._trained(first, plan, start, generation)
             except BrokenError as error:
                 self.note(f"{error}; waiting for the student to come back")
-                self._until(self._came_back(generation), PATIENCE, "the student did not come back")
+                self.roster.until_back(generation, PATIENCE)
                 continue
             self.model = self.result.model
-            back = self._came_back(generation)
-            self._until(lambda back=back: self._all_done() or back(), patience, "a student did not end its lesson", True)  # type: ignore[misc]
-            if self._all_done():
+            self.roster.until(self._done_or_back(generation), patience, "a student did not end its lesson", True)
+            if self.roster.all_done():
                 return
+
+    def _done_or_back(self, generation: int) -> Callable[[], bool]:
+        return lambda: self.roster.all_done() or self.roster.generation != generation
 
     def _trained(self, model: nn.Module, plan: Plan, start: int, generation: int) -> FitResult:
         """One try of the training, from `start`. Raises `BrokenError` when a student breaks off."""
@@ -530,112 +372,59 @@ class Teacher:
                 plan,
                 self.data,
                 lambda step, logits: self._publish(step, logits, generation),
-                lambda step: [self._hear(pupil, step, generation) for pupil in self._active()],
+                lambda step: [self._hear(pupil, step, generation) for pupil in self.roster.active()],
                 start,
             )
         elif plan.exchange == "weights":
             companion = EpochWeights(lambda epoch, weights: self._offer(epoch, weights, generation))
-        place = [start]
+        place, shelf = [start], self.roster.shelf
 
         def watched(logits: Tensor, batch: Batch) -> Tensor:
             place[0] += 1
-            self._check_whole(place[0], generation)
+            self.roster.check_whole(place[0], generation)
             if companion is None:
                 self._publish(place[0], logits.detach(), generation)
             self.steps = place[0]
             return loss(logits, batch)
 
         hooks = replace(
-            self.cut, keep=lambda kept: self.shelf.put(kept["step"], kept), keep_every=plan.keep_every, begin=self.shelf.get(start),
+            self.cut, keep=lambda kept: shelf.put(kept["step"], kept), keep_every=plan.keep_every, begin=shelf.get(start),
             companion=companion,
         )  # fmt: skip
         return fit(model, self.data, watched, self.train, seed=plan.seed, device=torch.device("cpu"), hooks=hooks)
 
-    def _active(self) -> list[Pupil]:
-        """The students that have not ended their lesson; all of them in mutual learning, where each is needed to the end."""
-        return [pupil for pupil in list(self.pupils.values()) if pupil.done is None or pupil.plan.mutual]
-
-    def _all_here(self) -> bool:
-        return all(pupil.connected or pupil.done is not None for pupil in list(self.pupils.values()))
-
-    def _all_done(self) -> bool:
-        return all(pupil.done is not None for pupil in list(self.pupils.values()))
-
-    def _came_back(self, generation: int) -> Callable[[], bool]:
-        return lambda: self._generation != generation
-
-    def _check_whole(self, step: int, generation: int) -> None:
-        """Raises `BrokenError` when somebody has left since this try of the training began."""
-        if self._generation != generation or not self._all_here():
-            raise BrokenError(f"a student broke off before step {step}")
-
     def _publish(self, step: int, logits: Tensor, generation: int) -> None:
         """Hand the logits of a step to every student's stream; waits where one is behind."""
         said = logits.cpu().numpy().astype(np.float32)
-        for pupil in self._active():
+        for pupil in self.roster.active():
             while pupil.done is None:
-                self._check_whole(step, generation)
+                self.roster.check_whole(step, generation)
                 with contextlib.suppress(queue.Full):
                     pupil.waiting.put((step, said), timeout=0.2)
                     break
 
     def _hear(self, pupil: Pupil, step: int, generation: int) -> Tensor:
         """What a student says of a step; waits for it."""
-        with self._changed:
+        with self.roster.changed:
             while step not in pupil.heard:
-                self._check_whole(step, generation)
-                self._changed.wait(0.2)
+                self.roster.check_whole(step, generation)
+                self.roster.changed.wait(0.2)
             return pupil.heard.pop(step)
 
     def _offer(self, epoch: int, weights: bytes, generation: int) -> None:
         """Lay out the weights before `epoch`; waits until no student is more than `EPOCHS_AHEAD` behind."""
-        with self._changed:
+        with self.roster.changed:
             self._weights[epoch] = weights
             self._weights.pop(epoch - EPOCHS_AHEAD - 2, None)
-            self._changed.notify_all()
-            while any(pupil.epoch < epoch - EPOCHS_AHEAD for pupil in self._active()):
-                if self._generation != generation or not self._all_here():
-                    raise BrokenError(f"a student broke off before epoch {epoch}")
-                self._changed.wait(0.2)
-
-
-def _shared(plan: Plan) -> Plan:
-    """What all students of a teacher that trains have in common; how their answers are packed, and what they call the run, is their own."""
-    return replace(plan, codec="fp32", top_k=1, run="", features="", maps=[])
-
-
-def packed_weights(model: nn.Module) -> bytes:
-    """The state dict as safetensors."""
-    from safetensors.torch import save
-
-    return bytes(save({key: value.contiguous() for key, value in model.state_dict().items()}))
-
-
-class EpochWeights(Onlooker):
-    """A `Companion` that offers the network's weights as they are before each epoch."""
-
-    def __init__(self, offer: Callable[[int, bytes], None]) -> None:
-        self.offer, self.epoch, self.weights, self._taken = offer, 0, b"", False
-
-    def attach(self, model: nn.Module) -> None:
-        """An epoch begins, or goes on: then its weights are those that were offered for it."""
-        if not self._taken:
-            self.epoch, self.weights = self.epoch + 1, packed_weights(model)
-        self._taken = False
-        self.offer(self.epoch, self.weights)
-
-    def kept(self) -> Kept:
-        """The weights of the epoch that is under way."""
-        return {"epoch": self.epoch, "weights": torch.frombuffer(bytearray(self.weights), dtype=torch.uint8)}
-
-    def take(self, kept: Kept) -> None:
-        """Offer them again."""
-        self.epoch, self.weights, self._taken = kept["epoch"], kept["weights"].numpy().tobytes(), True
+            self.roster.changed.notify_all()
+            while any(pupil.epoch < epoch - EPOCHS_AHEAD for pupil in self.roster.active()):
+                self.roster.check_whole((epoch - 1) * next(iter(self.pupils.values())).plan.steps_an_epoch + 1, generation)
+                self.roster.changed.wait(0.2)
 
 
 def serve(teacher: Teacher, address: str, tls: Tls | None) -> tuple[grpc.Server, int]:
     """Start to serve at `address` (host:port, port 0 for any). Returns the server and its port; stop it with `server.stop(grace)`."""
-    server = grpc.server(ThreadPoolExecutor(teacher.students + 4), options=(*CHANNEL, ("grpc.so_reuseport", 0)))
+    server = grpc.server(ThreadPoolExecutor(teacher.students + 4), options=(*wire.CHANNEL, ("grpc.so_reuseport", 0)))
     handler = grpc.stream_stream_rpc_method_handler(teacher.attend, request_deserializer=wire.decode, response_serializer=wire.encode)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: handler}),))
     try:

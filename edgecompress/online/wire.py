@@ -22,6 +22,12 @@ PART = 1_000_000
 """Bytes of payload in one frame: well below the 4 MiB that gRPC takes."""
 HELLO, WANT, GIVE, SAY, WEIGHTS, BUSY, DONE, ERROR = "hello", "want", "give", "say", "weights", "busy", "done", "error"
 """Kinds of messages. BUSY says nothing but that its sender is there, while the other end waits."""
+CHANNEL = (
+    ("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 10_000), ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000), ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.max_ping_strikes", 0), ("grpc.enable_http_proxy", 0),
+)  # fmt: skip
+"""Both ends' settings of gRPC: who is gone is found within 20 s; no proxies."""
 MOST_ASKED, MOST_ANSWERED = 256_000_000, 4_000_000_000
 """Bytes of the largest message that a teacher, and a student, take."""
 
