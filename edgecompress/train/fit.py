@@ -293,7 +293,7 @@ class _Run:
         if self.hooks.keep is None or not self.hooks.keep_every or self.step % self.hooks.keep_every:
             return
         self.hooks.keep({
-            "epoch": epoch, "done": number, "step": self.step, "loss_sum": self.loss_sum, "seen": self.seen,
+            "epoch": epoch, "done": number, "step": self.step, "rate": self.rate, "loss_sum": self.loss_sum, "seen": self.seen,
             "model": {name: value.detach().clone() for name, value in self.model.state_dict().items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()), "random": torch.get_rng_state(),
             "rows": [row.as_dict() for row in self.rows], "best": self.best.kept(), "cuts": list(self.cuts),
@@ -322,7 +322,7 @@ class _Run:
             self.optimizer = make_optimizer(self.model, self.settings, self._beside())
         self.optimizer.load_state_dict(kept["optimizer"])
         torch.set_rng_state(kept["random"])
-        self.step, self.loss_sum, self.seen = kept["step"], kept["loss_sum"], kept["seen"]
+        self.step, self.rate, self.loss_sum, self.seen = kept["step"], kept["rate"], kept["loss_sum"], kept["seen"]
         self.rows = [EpochRow(**row) for row in kept["rows"]]
         self.best.take(models, kept["best"])
         return kept["epoch"], kept["done"]

@@ -135,3 +135,17 @@ def test_schedules_of_lambda() -> None:
     assert set(lambdas("constant", 30, 0.01)) == {source[-1]}
     with pytest.raises(ValueError, match="above 0"):
         lambdas("source", 3, 0.0)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet20", "mobilenet_v2", "densenet121"])
+def test_scaling_what_is_read_is_scaling_the_weights(name: str) -> None:
+    """The first pass scales weights, later ones whatever is smaller."""
+    model = narrow(name, 0)
+    gated = Gated(model, trace(model, EXAMPLE)).train()
+    gated.model.eval()
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        outputs.append(gated(images(1)))
+    assert any(gated._input_is_smaller(layer, 1) for layer in gated.sources)
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-9, rtol=1e-9)

@@ -1,0 +1,51 @@
+"""When a model counts as warm, and as alone on the machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from edgecompress.measure import latency
+
+
+@dataclass
+class Timed:
+    """Stands for a loaded model whose n-th run takes as long as `ms` says; the last value is for all others."""
+
+    ms: list[float]
+    threads: int = 1
+    runs: int = 0
+    taken: list[float] = field(default_factory=list)
+
+    def run(self, batch: object) -> None:
+        wanted = self.ms[min(self.runs, len(self.ms) - 1)]
+        start = time.perf_counter()
+        while 1e3 * (time.perf_counter() - start) < wanted:
+            pass
+        self.runs += 1
+
+    def random_batch(self, size: int, generator: object) -> object:
+        return np.zeros(size)
+
+
+def test_a_model_is_warm_when_two_blocks_agree() -> None:
+    falling = Timed([40.0] * 5 + [20.0] * 5 + [10.0] * 5 + [5.0])
+    assert latency.warm_up(falling, np.zeros(1)) == falling.runs >= 25  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("threads", "least_ms"), [(1, 0.0), (2, latency.SPIN_MS)])
+def test_a_model_settles_until_other_threads_rest(threads: int, least_ms: float) -> None:
+    model, start = Timed([2.0], threads), time.perf_counter()
+    latency.settle(model, np.zeros(1))  # type: ignore[arg-type]
+    assert model.runs >= latency.UNCOUNTED
+    assert 1e3 * (time.perf_counter() - start) >= least_ms
+
+
+def test_turns_leave_the_first_runs_out() -> None:
+    slow_first = Timed([1.0] * 10 + [200.0, 200.0] + [1.0])
+    other = Timed([1.0])
+    one, _ = latency.measure([slow_first, other], samples=20, limit_s=0.5)  # type: ignore[list-item]
+    assert max(one.samples_ms) < 150, "the two slow runs came first in its turn"
