@@ -119,8 +119,8 @@ class Gated(nn.Module):
 
     def _input_is_smaller(self, name: str, samples: int) -> bool:
         """Does the consumer read fewer numbers of so many samples than it has weights? No, where it has not run yet."""
-        weight = self.model.get_submodule(name).get_parameter("weight")
-        return name in self._read and samples * self._read[name] < weight.numel()
+        weight = self.model.get_submodule(name).weight  # under vmap a tensor, no Parameter
+        return isinstance(weight, Tensor) and name in self._read and samples * self._read[name] < weight.numel()
 
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         u = 0.5 + self.noise * (torch.rand(shape, device=self.log_alpha.device, dtype=self.log_alpha.dtype) - 0.5)

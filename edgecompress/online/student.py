@@ -70,6 +70,7 @@ class Student:
         self.shelf, self.tally = plan.shelf(shelf), Tally()
         self.mentor, self.mentor_epoch = mentor, 0
         self.instance = secrets.token_hex(8)
+        self._ends = list(map_ends(model, torch.zeros(1, *data.image_shape))) if plan.exchange == "features" else []
         self._line: Line | None = None
         self._batch: Batch | None = None
         self._said = Answer(torch.zeros(0), [], 0)
@@ -181,7 +182,7 @@ class Student:
         if self.plan.exchange != "features":
             return loss, None
         torch.manual_seed(self.plan.seed)  # for the adapters, which are the same at every try
-        ends = list(map_ends(self.model, torch.zeros(1, *self.data.image_shape)))[-len(line.maps) :]
+        ends = self._ends[-len(line.maps) :]
         channels = [shape[0] for shape in line.maps]
         told = FeatureLoss(self.plan.features, ends, self.model, channels, self._maps, loss, self.feature_weight)
         return told, told
