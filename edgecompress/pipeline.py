@@ -376,7 +376,7 @@ TOLD = ("profile", "gradual", "distill", "merge", "compare", "int8", "qat")
 """What stages have to tell of themselves, in `result.json` under their own names."""
 
 
-UNMET = ("floors_reached", "not_better", "left_float")
+UNMET = ("floors_reached", "not_better", "left_float", "drop_unmet")
 """Numbers that a stage leaves where something asked for was not reached, in words."""
 
 

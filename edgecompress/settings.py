@@ -346,7 +346,8 @@ class CompareStage(Training):
     """Epochs of each strategy."""
     repeats: Annotated[int, Field(ge=2)] = 3
     lambda_scale: Annotated[float, Field(gt=0)] = 1.0
-    lambda_start: Annotated[float, Field(gt=0)] = 0.01
+    lambda_start: Annotated[float, Field(gt=0)] | None = None
+    """None: 0.01, on the sine problem 0.05."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ def bench(
     model: Annotated[Path, typer.Argument(help="an .onnx file")],
     against: Annotated[Path | None, typer.Option("--against", help="an .onnx file that it must not be slower than")] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="stored results instead: the output of bench MODEL --json")] = None,
-    max_regression: Annotated[str, typer.Option("--max-regression", help="how much slower is allowed")] = "5%",
+    max_regression: Annotated[str | None, typer.Option("--max-regression", help="how much slower is allowed (5%)")] = None,
     max_drop: Annotated[str | None, typer.Option("--max-drop", help="accuracy it may lose, absolute; needs --data")] = None,
     max_bytes: Annotated[str | None, typer.Option("--max-bytes", help="largest size of the file: 4MB")] = None,
     data: Annotated[str | None, typer.Option("--data", help="data whose test split --max-drop is measured on")] = None,
@@ -43,7 +43,15 @@ def bench(
     from edgecompress.measure import regression
     from edgecompress.report import ci
 
-    tolerance = units.parse_share(max_regression)
+    tolerance, allowed = units.parse_share(max_regression or "5%"), None if max_drop is None else units.parse_share(max_drop)
+    given = {"--max-regression": max_regression is not None, "--strict": strict}
+    idle = next((name for name, is_given in given.items() if is_given and against is None and baseline is None), None)
+    if idle is not None:
+        raise UsageError(f"{idle} judges a comparison: give --against OLD.onnx or --baseline FILE.json")
+    if cross_machine and baseline is None:
+        raise UsageError("--cross-machine is about a stored baseline: give --baseline FILE.json")
+    if max_drop is None and (data is not None or image_size is not None):
+        raise UsageError("--data and --image-size are for the accuracy that --max-drop gates: give it too")
     if against is not None and baseline is not None:
         raise UsageError("--against and --baseline are both given: compare with a file or with stored results, not both")
     if max_drop is not None and (against is None or data is None):
@@ -56,6 +64,10 @@ def bench(
         threads=threads, batch_size=sizes[0], provider=provider, processes=processes, blocks=blocks,
         looks=(2 * processes, 4 * processes),
     )  # fmt: skip
+    if data is not None:
+        from edgecompress.data import load_data
+
+        load_data(data, image_size=image_size)
     for path in (model, *([against] if against is not None else [])):
         _check(path, provider)
     if against is not None:
@@ -66,7 +78,7 @@ def bench(
     else:
         result = regression.stored(model, protocol)
         result["profile"] = regression.profile(model, protocol, sizes)
-    result["gates"] = _gates(model, against, limit, max_drop, data, image_size, threads)
+    result["gates"] = _gates(model, against, limit, allowed, data, image_size, threads)
     appended = [Path(found)] if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else []
     targets = {"junit": junit, "summary": summary, "github_action_benchmark": github_action_benchmark, "bencher": bencher}
     ci.write(result, strict, targets, appended)
@@ -97,25 +109,24 @@ def _gates(
     model: Path,
     against: Path | None,
     limit: int | None,
-    max_drop: str | None,
+    allowed: float | None,
     data: str | None,
     image_size: int | None,
     threads: int | None,
 ) -> list[dict[str, Any]]:
     """The gates beside latency: `{"name", "passed", "text", ...}`."""
-    from edgecompress import units
     from edgecompress.cli.predict import accuracy_on
     from edgecompress.measure import runtime
 
     gates: list[dict[str, Any]] = []
-    size = model.stat().st_size
+    size = runtime.file_bytes(model)
     if limit is not None:
         gates.append(
             {"name": "bytes", "passed": size <= limit, "bytes": size, "max_bytes": limit, "text": f"{size} bytes, allowed {limit}"}
         )
-    if max_drop is not None and against is not None and data is not None:
-        allowed = units.parse_share(max_drop)
-        new, old = (accuracy_on(runtime.load(path, threads=threads), data, image_size, False)["accuracy"] for path in (model, against))
+    if allowed is not None and against is not None and data is not None:
+        scores = (accuracy_on(runtime.load(path, threads=threads), data, image_size, False) for path in (model, against))
+        new, old = (float(row["accuracy"] if "accuracy" in row else row["metric"]) for row in scores)
         text = f"accuracy {new:.4f} against {old:.4f} on the test split of {data}, allowed drop {allowed:.4f}"
         passed = old - new <= allowed + 1e-12
         gates.append({"name": "accuracy", "passed": passed, "candidate": new, "baseline": old, "max_drop": allowed, "text": text})

@@ -66,6 +66,7 @@ def accuracy_on(loaded: Runtime, name: str, image_size: int | None, skip_bad: bo
     import torch
 
     from edgecompress.data import Preprocess, load_data
+    from edgecompress.measure.runtime import check_finite
 
     said = loaded.metadata
     side = (said.get("image_shape") or loaded.input_shape)[-1]
@@ -80,7 +81,7 @@ def accuracy_on(loaded: Runtime, name: str, image_size: int | None, skip_bad: bo
     def read(part: torch.Tensor) -> Array:
         return part.permute(0, 2, 3, 1).contiguous().numpy() if loaded.reads_pixels else preprocess(part).numpy()
 
-    outputs = torch.from_numpy(loaded.run_all(read(part) for part in split.pixels.split(32)))
+    outputs = torch.from_numpy(check_finite(loaded.run_all(read(part) for part in split.pixels.split(32))))
     found = {"model": str(loaded.path), "data": name, "split": "test", "images": len(split)}
     score = data.task.score(outputs, split.labels)
     if data.task.metric == "accuracy":
@@ -116,6 +117,8 @@ def _files(folder: Path, loaded: Runtime, skip_bad: bool) -> list[tuple[Path, st
             good.append((path, label))
         except (OSError, UnidentifiedImageError):
             print_line(f"skipped {path}: no readable image", sys.stderr)
+    if not good:
+        raise UsageError(f"folder '{folder}' holds no image that can be read: all {len(found)} were skipped")
     return good
 
 
@@ -140,6 +143,8 @@ def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
     from PIL import Image, UnidentifiedImageError
 
     channels, height, width = loaded.metadata.get("image_shape") or loaded.input_shape
+    if not all((channels, height, width)) and not loaded.reads_pixels:
+        raise UsageError(f"'{loaded.path}' does not say the size of its images: export it with edgecompress")
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB" if channels == 3 else "L")
@@ -163,6 +168,9 @@ def _said(loaded: Runtime, path: Path, logits: Array) -> dict[str, Any]:
     """The label of `logits` (K,) with its probability; of a file with several heads, each head's."""
     import numpy as np
 
+    from edgecompress.measure.runtime import check_finite
+
+    check_finite(logits)
     classes = loaded.metadata.get("classes") or [str(i) for i in range(len(logits))]
     sizes, heads = loaded.metadata.get("heads") or [len(logits)], []
     for part, names in zip(np.split(logits, np.cumsum(sizes)[:-1]), _split(classes, sizes), strict=True):

@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import TensorProto, helper
 
 from edgecompress.errors import EdgecompressError
-from edgecompress.measure import latency, machine, runtime
+from edgecompress.measure import latency, machine, products, runtime
 from edgecompress.measure.runtime import Array
 
 SIDE = 768
@@ -73,26 +71,7 @@ def ceiling(threads: int) -> dict[str, float]:
         "float32": [generator.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2)],
         "int8": [generator.integers(0, 255, (SIDE, SIDE), dtype=np.uint8), generator.integers(-127, 127, (SIDE, SIDE), dtype=np.int8)],
     }
-    types = {np.dtype("float32"): TensorProto.FLOAT, np.dtype("uint8"): TensorProto.UINT8, np.dtype("int8"): TensorProto.INT8}
-    found = {}
-    for kind, (left, right) in inputs.items():
-        weight = onnx.numpy_helper.from_array(right, "b")
-        graph = helper.make_graph(
-            [helper.make_node("MatMul" if kind == "float32" else "MatMulInteger", ["a", "b"], ["c"])], "ceiling",
-            [helper.make_tensor_value_info("a", types[left.dtype], [SIDE, SIDE])],
-            [helper.make_tensor_value_info("c", TensorProto.FLOAT if kind == "float32" else TensorProto.INT32, [SIDE, SIDE])], [weight],
-        )  # fmt: skip
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        taken = []
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            session.run(None, {"a": left})
-            taken.append(time.perf_counter() - start)
-        found[kind] = SIDE**3 / min(taken) / 1e9
-    return found
+    return {kind: SIDE**3 / min(products.seconds(left, right, threads, REPEATS)) / 1e9 for kind, (left, right) in inputs.items()}
 
 
 def work(asked: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError, UsageError
-from edgecompress.measure import machine
+from edgecompress.measure import machine, runtime
 from edgecompress.measure.runtime import Array
 
 PROCESSES = 5
@@ -67,6 +67,7 @@ class Measured:
     samples_ms: tuple[Array, ...]
     threads: int
     reference_ms: float
+    input: str = ""
 
     def percentiles(self, side: int) -> dict[str, float]:
         """`{"p50_ms", "p90_ms", "p99_ms"}` of single runs of one model."""
@@ -79,7 +80,7 @@ def measure(models: Sequence[Path], protocol: Protocol, processes: int, first: i
     samples = [np.concatenate([answer["samples_ms"][side] for answer in answers]) for side in range(len(models))]
     blocks = tuple(np.asarray(answer["blocks_ms"]) for answer in answers)
     reference = float(np.median([answer["reference_ms"] for answer in answers]))
-    return Measured(blocks, tuple(samples), int(answers[0]["threads"]), reference)
+    return Measured(blocks, tuple(samples), int(answers[0]["threads"]), reference, str(answers[0]["input"]))
 
 
 def _child(models: Sequence[Path], protocol: Protocol, number: int) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def merged(first: Measured, second: Measured) -> Measured:
     """Both measurements as one of more processes."""
     samples = tuple(np.concatenate(pair) for pair in zip(first.samples_ms, second.samples_ms, strict=True))
     reference = (first.reference_ms + second.reference_ms) / 2
-    return Measured(first.blocks_ms + second.blocks_ms, samples, first.threads, reference)
+    return Measured(first.blocks_ms + second.blocks_ms, samples, first.threads, reference, first.input)
 
 
 def resampled_medians(groups: Sequence[Array], seed: int, count: int = RESAMPLES) -> Array:
@@ -156,6 +157,8 @@ def compare(candidate: Path, baseline: Path, tolerance: float, protocol: Protoco
     protocol = protocol or Protocol()
     found = measure([candidate, baseline], protocol, protocol.processes)
     for look in (None, *protocol.looks):
+        if look is not None and look <= len(found.blocks_ms):
+            continue
         if look is not None:
             found = merged(found, measure([candidate, baseline], protocol, look - len(found.blocks_ms), len(found.blocks_ms)))
         ratios = [blocks[:, 0] / blocks[:, 1] for blocks in found.blocks_ms]
@@ -164,8 +167,8 @@ def compare(candidate: Path, baseline: Path, tolerance: float, protocol: Protoco
         if said != "inconclusive":
             break
     return {
-        "candidate": {"file": str(candidate), "bytes": candidate.stat().st_size, **found.percentiles(0)},
-        "baseline": {"file": str(baseline), "bytes": baseline.stat().st_size, **found.percentiles(1)},
+        "candidate": {"file": str(candidate), "bytes": runtime.file_bytes(candidate), **found.percentiles(0)},
+        "baseline": {"file": str(baseline), "bytes": runtime.file_bytes(baseline), **found.percentiles(1)},
         **judged(ratio, said, tolerance, found, protocol),
     }
 
@@ -178,7 +181,8 @@ def judged(ratio: Interval, said: str, tolerance: float, found: Measured, protoc
         "verdict": said, "max_regression": tolerance,
         "blocks_needed": blocks_needed(ratio, tolerance, blocks) if said == "inconclusive" else None,
         "processes": len(found.blocks_ms), "blocks": blocks, "batch": protocol.batch_size, "threads": found.threads,
-        "provider": protocol.provider, "reference_ms": found.reference_ms, "hardware": machine.hardware(), "versions": machine.versions(),
+        "provider": protocol.provider, "input": found.input, "reference_ms": found.reference_ms, "hardware": machine.hardware(),
+        "versions": machine.versions(),
     }  # fmt: skip
 
 
@@ -186,9 +190,10 @@ def stored(model: Path, protocol: Protocol) -> dict[str, Any]:
     """What a baseline file holds of `model`: percentiles and the blocks of every process, with the machine and its reference workload."""
     found = measure([model], protocol, protocol.processes)
     return {
-        "schema": 1, "candidate": {"file": str(model), "bytes": model.stat().st_size, **found.percentiles(0)},
+        "schema": 1, "candidate": {"file": str(model), "bytes": runtime.file_bytes(model), **found.percentiles(0)},
         "blocks_ms": [blocks[:, 0].tolist() for blocks in found.blocks_ms], "batch": protocol.batch_size, "threads": found.threads,
-        "provider": protocol.provider, "reference_ms": found.reference_ms, "hardware": machine.hardware(), "versions": machine.versions(),
+        "provider": protocol.provider, "input": found.input, "reference_ms": found.reference_ms, "hardware": machine.hardware(),
+        "versions": machine.versions(),
     }  # fmt: skip
 
 
@@ -201,6 +206,9 @@ def read_stored(path: Path) -> dict[str, Any]:
     blocks = found.get("blocks_ms") if isinstance(found, dict) else None
     if not blocks or not all(isinstance(group, list) and group for group in blocks) or len(blocks) < 2:
         raise UsageError(f"baseline '{path}' holds no measurements: make one with edgecompress bench MODEL --json > {path}")
+    missing = [key for key in ("candidate", "batch", "threads", "provider", "input", "reference_ms", "hardware") if key not in found]
+    if missing:
+        raise UsageError(f"baseline '{path}' does not say its {missing[0]}: make it anew with edgecompress bench MODEL --json > {path}")
     return dict(found)
 
 
@@ -218,6 +226,11 @@ def compare_stored(model: Path, baseline: dict[str, Any], tolerance: float, prot
             "measure it here, or pass --cross-machine for a rough, normalised comparison"
         )
     found = measure([model], protocol, protocol.processes)
+    if (baseline["input"], baseline["provider"]) != (found.input, protocol.provider):
+        raise UsageError(
+            f"baseline was measured on inputs {baseline['input']} by {baseline['provider']}, this is {found.input} by {protocol.provider}: "
+            "compare models of one input on one provider"
+        )
     if baseline.get("batch") != protocol.batch_size or baseline.get("threads") != found.threads:
         raise UsageError(
             f"baseline was measured with batch {baseline.get('batch')} and {baseline.get('threads')} thread(s), this is batch "
@@ -228,7 +241,7 @@ def compare_stored(model: Path, baseline: dict[str, Any], tolerance: float, prot
     theirs = [np.asarray(group, dtype=np.float64) for group in baseline["blocks_ms"]]
     ratio = _ratio_of_medians(mine, theirs, scale, protocol.seed)
     return {
-        "candidate": {"file": str(model), "bytes": model.stat().st_size, **found.percentiles(0)},
+        "candidate": {"file": str(model), "bytes": runtime.file_bytes(model), **found.percentiles(0)},
         "baseline": baseline["candidate"], **judged(ratio, verdict(ratio, tolerance), tolerance, found, protocol), "normalised": not same,
     }  # fmt: skip
 

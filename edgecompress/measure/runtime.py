@@ -20,7 +20,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Runtime:
-    """A loaded model with one input: its session, the input's name and shape (without batch), and our metadata."""
+    """A loaded model with one input: its session, the input's name and shape (without batch; 0 where it is free), and our metadata.
+
+    `batch` is the only batch that it takes, None for any.
+    """
 
     path: Path
     session: ort.InferenceSession
@@ -29,6 +32,7 @@ class Runtime:
     metadata: dict[str, Any]
     threads: int
     input_type: str = "tensor(float)"
+    batch: int | None = None
 
     @property
     def reads_pixels(self) -> bool:
@@ -40,13 +44,26 @@ class Runtime:
         if self.reads_pixels:
             channels, height, width = self.metadata.get("image_shape") or (self.input_shape[-1], 224, 224)
             return generator.integers(0, 256, (size, height, width, channels), dtype=np.uint8)
-        return generator.standard_normal((size, *self.input_shape), dtype=np.float32)
+        shape = self.input_shape
+        if 0 in shape:
+            shape = tuple(self.metadata.get("image_shape") or ())
+            if len(shape) != len(self.input_shape):
+                raise UsageError(f"'{self.path.name}' reads inputs of any size {self.input_shape}: export it with a fixed one to time it")
+        return generator.standard_normal((size, *shape), dtype=np.float32)
 
     def run(self, batch: Array) -> Array:
         """Outputs (N, K) for a `batch` (N, C, H, W) float32, or uint8 (N, height, width, C). Raises `UsageError` for another shape."""
-        if batch.shape[1:] != self.input_shape and not self.reads_pixels:
+        fits = len(batch.shape) == len(self.input_shape) + 1 and all(
+            w in (0, s) for s, w in zip(batch.shape[1:], self.input_shape, strict=True)
+        )
+        if not fits and not self.reads_pixels:
             raise UsageError(f"input of shape {batch.shape[1:]} for '{self.path.name}': it reads {self.input_shape}")
-        output: Array = self.session.run(None, {self.input_name: batch})[0]
+        if self.batch is not None and len(batch) != self.batch:
+            raise UsageError(f"a batch of {len(batch)} for '{self.path.name}', which takes {self.batch} only: export it with a free batch")
+        try:
+            output: Array = self.session.run(None, {self.input_name: batch})[0]
+        except Exception as error:  # onnxruntime raises its own undocumented classes
+            raise UsageError(f"'{self.path.name}' cannot run on inputs {batch.shape}: {' '.join(str(error).split())[:300]}") from error
         return output
 
     def run_all(self, batches: Iterable[Array]) -> Array:
@@ -74,13 +91,37 @@ def load(path: Path, *, threads: int | None = None, provider: str = "CPUExecutio
         session = ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises its own undocumented classes
         raise UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+    if provider not in session.get_providers():
+        raise EnvironmentMissingError(
+            f"provider '{provider}' could not start here, ONNX Runtime would run on {session.get_providers()[0]}: look at its libraries, "
+            "e.g. those of CUDA, or choose another"
+        )
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise UsageError(f"'{path}' has {len(inputs)} inputs: models with one input are supported")
     custom = session.get_modelmeta().custom_metadata_map
     metadata = {k.removeprefix("edgecompress."): _json(v) for k, v in custom.items() if k.startswith("edgecompress.")}
-    shape = tuple(size if isinstance(size, int) else 1 for size in inputs[0].shape[1:])
-    return Runtime(path, session, inputs[0].name, shape, metadata, options.intra_op_num_threads, inputs[0].type)
+    if inputs[0].type not in ("tensor(float)", "tensor(uint8)"):
+        raise UsageError(f"'{path}' reads {inputs[0].type}: float32 tensors, or uint8 images, are supported")
+    batch, *rest = inputs[0].shape or [None]
+    shape = tuple(size if isinstance(size, int) else 0 for size in rest)
+    only = batch if isinstance(batch, int) else None
+    return Runtime(path, session, inputs[0].name, shape, metadata, options.intra_op_num_threads, inputs[0].type, only)
+
+
+def file_bytes(path: Path) -> int:
+    """Size of an ONNX file with its external data, bytes on disk."""
+    import onnx
+
+    proto = onnx.load(str(path), load_external_data=False)
+    outside = {
+        entry.value
+        for tensor in proto.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return path.stat().st_size + sum((path.parent / str(name)).stat().st_size for name in outside)
 
 
 def _json(text: str) -> Any:
@@ -92,4 +133,12 @@ def _json(text: str) -> Any:
 
 def accuracy(logits: Array, labels: Array) -> float:
     """Share of rows whose largest logit is at the label, 0..1."""
+    check_finite(logits)
     return float((logits.argmax(1) == labels).mean())
+
+
+def check_finite(outputs: Array) -> Array:
+    """`outputs`, which must be numbers. Raises `UsageError`."""
+    if not np.isfinite(outputs).all():
+        raise UsageError("the model gives NaN or infinite outputs: what it says means nothing; export it again")
+    return outputs

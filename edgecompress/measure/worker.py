@@ -17,23 +17,8 @@ from typing import Any
 import numpy as np
 
 from edgecompress.errors import EdgecompressError, UsageError
-from edgecompress.measure import latency, runtime
+from edgecompress.measure import latency, products, runtime
 from edgecompress.measure.runtime import Array, Runtime
-
-REFERENCE_SIZE = 256
-
-
-def reference_ms(repeats: int = 15) -> float:
-    """Median milliseconds of a fixed workload (a float32 matrix product of 256×256, 8 times): how fast this machine is, roughly."""
-    generator = np.random.default_rng(0)
-    left, right = (generator.standard_normal((REFERENCE_SIZE, REFERENCE_SIZE)).astype(np.float32) for _ in range(2))
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter_ns()
-        for _ in range(8):
-            left @ right
-        taken.append((time.perf_counter_ns() - start) / 1e6)
-    return float(np.median(taken))
 
 
 def timed_runs(loaded: Runtime, batch: Array, count: int) -> list[float]:
@@ -84,7 +69,16 @@ def work(asked: dict[str, Any]) -> dict[str, Any]:
             samples[side] += taken
             sums[side] += sum(taken) / (2 * count)
         blocks.append(sums)
-    return {"samples_ms": samples, "blocks_ms": blocks, "runs": count, "threads": loaded[0].threads, "reference_ms": reference_ms()}
+    time.sleep(latency.SPIN_MS / 1e3)
+    reference = products.reference_ms(loaded[0].threads)
+    return {
+        "samples_ms": samples,
+        "blocks_ms": blocks,
+        "runs": count,
+        "threads": loaded[0].threads,
+        "reference_ms": reference,
+        "input": shapes.pop(),
+    }
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from edgecompress.core.stack import stack
 from edgecompress.data.sine import Samples, SineData
+from edgecompress.errors import UsageError
 from edgecompress.files import cache_dir
 from edgecompress.methods.compare import STRATEGIES, SineSetting, compared, sine_experiment
 from edgecompress.methods.distill import learning_from
@@ -56,8 +57,14 @@ def together(context: Context, settings: CompareStage, state: State) -> State:
     data, usual = context.data, SineSetting()
     setting = replace(
         usual, budget=settings.budget, repeats=settings.repeats, rate=settings.learning_rate or usual.rate, seed=context.recipe.seed,
-        batch_size=settings.batch_size or usual.batch_size, lambda_start=settings.lambda_start, lambda_scale=settings.lambda_scale,
+        batch_size=settings.batch_size or usual.batch_size, lambda_start=settings.lambda_start or usual.lambda_start,
+        lambda_scale=settings.lambda_scale,
     )  # fmt: skip
+    fixed = ("optimizer", "weight_decay", "warmup", "dropout", "clip", "label_smoothing", "lr_schedule", "precision")
+    usual_stage = CompareStage(stage="compare")
+    other = next((name for name in fixed if getattr(settings, name) != getattr(usual_stage, name)), None)
+    if other is not None:
+        raise UsageError(f"{other} {getattr(settings, other)}: the sine problem's networks train as the source did; leave it out")
     splits = (Samples(split.pixels[:].flatten(1), split.labels) for split in (data.train, data.validation, data.test))
     results, best = sine_experiment(SineData(*splits), setting, context.reporter.note)
     held = validation_accuracy(context, best)
@@ -86,7 +93,7 @@ def finals(context: Context, settings: CompareStage, state: State) -> tuple[dict
 
 
 def _merging(settings: CompareStage, epochs: int) -> MergeStage:
-    shared = settings.model_dump(exclude={"stage", "budget", "repeats", "epochs"})
+    shared = settings.model_dump(exclude={"stage", "budget", "repeats", "epochs"}, exclude_none=True)
     return MergeStage(stage="merge", checkpoints=("first", "second"), epochs=epochs, finetune_epochs=epochs, **shared)
 
 

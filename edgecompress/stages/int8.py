@@ -86,6 +86,9 @@ def make_int8(context: Context, settings: QuantizeStage, state: State, fp32: Pat
             kept = None if scales is None else {name: pair for name, pair in scales.items() if name not in exclude}
             proto = quantizer.quantized(calibrated, exclude=exclude, scales=kept)
         told["left_in_float"] = exclude
+        short = least - _score(context, proto)
+        if short > 1e-9:
+            told["drop_unmet"] = f"int8 loses {short + settings.max_drop:.2%} on validation, more than {settings.max_drop:.2%}"
     return proto, told
 
 

@@ -50,7 +50,7 @@ def parity(context: Context, model: torch.nn.Module, path: Path, limit: int = 40
         for images, batch in pairs:
             with torch.no_grad():
                 expected = model(torch.from_numpy(images)).numpy()
-            found = loaded.run(batch)
+            found = runtime.check_finite(loaded.run(batch))
             if seen == 0:
                 single = np.concatenate([loaded.run(batch[:1]), loaded.run(batch[1:8])])
                 worst = float(np.abs(single - expected[:8]).max())
@@ -96,6 +96,8 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> State:
     state = state.with_numbers(formats=rows, chosen={**chosen, "reason": why}, **({"int8": told} if told else {}))
     if settings.strict and chosen["float_layers"]:
         state = state.with_numbers(left_float=f"layers left in float: {', '.join(chosen['float_layers'])}")
+    if chosen["format"] == "int8-qdq" and "drop_unmet" in told:
+        state = state.with_numbers(drop_unmet=told["drop_unmet"])
     earlier = state.numbers.get("int8_attempt")
     if earlier is not None and earlier["chosen"]["accuracy"] >= chosen["accuracy"]:
         return _back_to(context, state, earlier)
@@ -155,8 +157,8 @@ def not_shrunk(row: dict[str, Any], before: int) -> str:
 def choose(rows: list[dict[str, Any]], planned: dict[str, Any] | None, settings: QuantizeStage) -> tuple[dict[str, Any], str]:
     """The row that ships, and why, in words.
 
-    Among the formats that may ship: those within the byte target; of these, those whose validation accuracy is within `max_int8_loss`
-    of the best; of these, the fastest file when it is clearly so (10 %), else the smallest.
+    Among the formats that may ship: those within the byte target; of these, those whose validation accuracy is within `max_drop` (or
+    else `max_int8_loss`) of the best; of these, the fastest file when it is clearly so (10 %), else the smallest.
     """
     allowed = rows if planned is None else [r for r in rows if r["format"] in planned["formats"]]
     if planned is None and settings.quantize != "auto":
@@ -164,7 +166,8 @@ def choose(rows: list[dict[str, Any]], planned: dict[str, Any] | None, settings:
     limit = (planned or {}).get("bytes")
     fitting = [r for r in allowed if limit is None or r["bytes"] <= limit] or allowed
     best = max(r["accuracy"] for r in fitting)
-    good = [r for r in fitting if r["accuracy"] >= best - settings.max_int8_loss] or fitting
+    loss = settings.max_int8_loss if settings.max_drop is None else settings.max_drop
+    good = [r for r in fitting if r["accuracy"] >= best - loss] or fitting
     fastest = min(good, key=lambda r: r["p50_ms"])
     smallest = min(good, key=lambda r: r["bytes"])
     chosen = smallest if fastest["p50_ms"] > 0.9 * smallest["p50_ms"] else fastest
@@ -173,7 +176,7 @@ def choose(rows: list[dict[str, Any]], planned: dict[str, Any] | None, settings:
     elif len(good) == 1:
         why = f"{chosen['format']} alone fits and keeps its accuracy"
     else:
-        why = f"{chosen['format']} is the {'fastest' if chosen is fastest else 'smallest'} within {settings.max_int8_loss:.1%} of the best"
+        why = f"{chosen['format']} is the {'fastest' if chosen is fastest else 'smallest'} within {loss:.1%} of the best"
     measured = f"{chosen['bytes']} bytes, accuracy {chosen['accuracy']:.4f} on validation, p50 {chosen['p50_ms']:.3f} ms"
     return chosen, f"{why} ({measured})"
 

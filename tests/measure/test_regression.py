@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgecompress.measure import products, regression, runtime
 from edgecompress.measure.regression import Interval, blocks_needed, interval, verdict
 from tests.cli.test_cli import one_line, run
 
@@ -189,3 +191,51 @@ def test_the_fixture_of_the_pytest_plugin(files: dict[str, Path], tmp_path: Path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     assert "regression: candidate" in done.stdout
+
+
+def fixed_batch(path: Path, batch: object, shape: tuple[object, ...] = (3, 8, 8), kind: int = TensorProto.FLOAT) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "g", [helper.make_tensor_value_info("x", kind, [batch, *shape])],
+        [helper.make_tensor_value_info("y", kind, None)],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize(("made", "options", "words"), [
+    (("b", (3, "H", "W")), (), "reads inputs of any size"),
+    ((4, (3, 8, 8)), (), "takes 4 only"),
+    (("b", (3, 8, 8), TensorProto.DOUBLE), (), "tensor(double)"),
+    (("b", (3, 8, 8)), ("--strict",), "--strict judges a comparison"),
+    (("b", (3, 8, 8)), ("--max-regression", "3%"), "--max-regression judges a comparison"),
+    (("b", (3, 8, 8)), ("--cross-machine",), "give --baseline FILE.json"),
+    (("b", (3, 8, 8)), ("--data", "digits"), "that --max-drop gates"),
+])  # fmt: skip
+def test_what_cannot_be_timed_or_gated_is_refused(made: tuple[Any, ...], options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    path = fixed_batch(tmp_path / "m.onnx", *made)
+    assert words in one_line(run("bench", path, *options, *FAST, cwd=tmp_path), 2)
+
+
+def test_a_file_weighs_what_lies_beside_it_too(tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((1000, 3, 1, 1), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [weight],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    whole = (tmp_path / "m.onnx").stat().st_size + (tmp_path / "m.data").stat().st_size
+    assert runtime.file_bytes(tmp_path / "m.onnx") == whole > 12_000
+    done = run("bench", "m.onnx", "--max-bytes", "5kB", *FAST, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert f"{whole} bytes, allowed 5000" in done.stdout
+
+
+def test_looks_that_were_passed_are_left_out(files: dict[str, Path]) -> None:
+    protocol = regression.Protocol(threads=1, processes=3, looks=(2, 3), blocks=5, block_ms=0.5)
+    found = regression.compare(files["three"], files["three"], 0.0, protocol)
+    assert found["processes"] == 3
+
+
+def test_the_reference_is_that_of_the_threads_asked_for() -> None:
+    assert 0 < products.reference_ms(1, 9) < 100
