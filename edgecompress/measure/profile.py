@@ -90,13 +90,14 @@ def work(asked: dict[str, Any]) -> dict[str, Any]:
         rows.append({"batch": size, **{f"{key}_ms": value for key, value in taken.summary().items()}})
         rows[-1]["samples_per_s"] = round(1e3 * size / taken.percentile(50), 2)
     peak = machine.peak_rss_bytes()
-    count, peaks = macs(path), ceiling(loaded.threads)
+    on_cpu = asked["provider"] == "CPUExecutionProvider"  # the ceiling of another device is not measured
+    count, peaks = macs(path), ceiling(loaded.threads) if on_cpu else None
     kind = "int8" if any(node.op_type == "DequantizeLinear" for node in onnx.load(str(path)).graph.node) else "float32"
     rate = None if count is None else count * rows[0]["samples_per_s"] / 1e9
     return {
         "load_ms": round(loading * 1e3, 3), "first_run_ms": round(first * 1e3, 3), "cold_start_ms": round((loading + first) * 1e3, 3),
         "peak_rss_bytes": peak, "rss_before_load_bytes": empty, "batches": rows, "macs": count, "gmacs_per_s": rate,
-        "ceiling_gmacs_per_s": peaks, "ceiling_kind": kind, "share_of_ceiling": None if rate is None else rate / peaks[kind],
+        "ceiling_gmacs_per_s": peaks, "ceiling_kind": kind, "share_of_ceiling": None if rate is None or peaks is None else rate / peaks[kind],
         "threads": loaded.threads,
     }  # fmt: skip
 

@@ -169,6 +169,7 @@ def compare(candidate: Path, baseline: Path, tolerance: float, protocol: Protoco
     return {
         "candidate": {"file": str(candidate), "bytes": runtime.file_bytes(candidate), **found.percentiles(0)},
         "baseline": {"file": str(baseline), "bytes": runtime.file_bytes(baseline), **found.percentiles(1)},
+        "blocks_ms": {side: [blocks[:, n].tolist() for blocks in found.blocks_ms] for n, side in enumerate(("candidate", "baseline"))},
         **judged(ratio, said, tolerance, found, protocol),
     }
 

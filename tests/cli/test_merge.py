@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from edgecompress import checkpoint
+from edgecompress.lesson import Lesson, network
 from edgecompress.measure import runtime
 from tests.cli.test_cli import one_line, run
 from tests.cli.test_prune import result_of
@@ -210,3 +211,28 @@ def test_the_sine_experiment_from_the_command_line(tmp_path: Path) -> None:
     told = json.loads(done.stdout)["compare"]
     assert told["score"] == "test loss"
     assert all(len(values) == 3 for values in told["results"].values())
+
+
+def test_three_networks_at_once(parents: list[Path], tmp_path: Path) -> None:
+    assert run("train", "lenet5", "--epochs", 1, "--seed", 3, "-o", "c", cwd=tmp_path).returncode == 0
+    done = run("merge", *parents, tmp_path / "c", "--epochs", 1, "--finetune-epochs", 0, "-o", "m", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["merge"]["parents"]) == 3
+    assert result["student"]["params"] == 62_006
+    shares = [row["kept"] / row["size"] for row in result["merge"]["gates"]]
+    assert shares == pytest.approx([1 / 3] * len(shares), abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+def test_deeper_networks_are_merged(name: str, tmp_path: Path) -> None:
+    """Residual streams, BatchNorm and depthwise layers, from two files to the one that ships."""
+    data = Lesson().load()
+    for seed in (1, 2):
+        made = network(name, data, seed)
+        checkpoint.save(tmp_path / f"p{seed}" / "model.safetensors", made.model, made.source, checkpoint.notes_for(data))
+    done = run("merge", "p1", "p2", "--epochs", 1, "--finetune-epochs", 0, "-o", "m", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["student"]["params"] == sum(p.numel() for p in made.model.parameters())
+    assert result["parity"]["max_abs_logit_diff"] < 1e-3

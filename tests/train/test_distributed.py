@@ -56,3 +56,11 @@ def test_bad_input_ends_both(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "unknown data 'nothing'" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_two_processes_merge(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        alone("train", "lenet5", "--epochs", 1, "--seed", seed, "-o", f"p{seed}", cwd=tmp_path)
+    done = torchrun("merge", "p1", "p2", "--epochs", 1, "--finetune-epochs", 1, "-o", "m", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["student"]["params"] == 62_006
