@@ -97,7 +97,8 @@ def work(asked: dict[str, Any]) -> dict[str, Any]:
     return {
         "load_ms": round(loading * 1e3, 3), "first_run_ms": round(first * 1e3, 3), "cold_start_ms": round((loading + first) * 1e3, 3),
         "peak_rss_bytes": peak, "rss_before_load_bytes": empty, "batches": rows, "macs": count, "gmacs_per_s": rate,
-        "ceiling_gmacs_per_s": peaks, "ceiling_kind": kind, "share_of_ceiling": None if rate is None or peaks is None else rate / peaks[kind],
+        "ceiling_gmacs_per_s": peaks, "ceiling_kind": kind,
+        "share_of_ceiling": None if rate is None or peaks is None else rate / peaks[kind],
         "threads": loaded.threads,
     }  # fmt: skip
 
