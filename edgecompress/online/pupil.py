@@ -33,6 +33,7 @@ class Pupil:
     epoch: int = 0
     answered: int = 0
     have: list[int] = field(default_factory=list)
+    greeted: bool = False
     present: bool = False
     connected: bool = False
     done: dict[str, Any] | None = None

@@ -111,6 +111,17 @@ class Roster:
             Shelf(folder).clear()
         self.pupils.clear()
 
+    def greet(self, pupil: Pupil) -> None:
+        """A student has its place for good: nothing about it was refused."""
+        with self.changed:
+            pupil.greeted = True
+            self.changed.notify_all()
+
+    def complete(self) -> bool:
+        """Are all students of the lesson known?"""
+        known = [pupil for pupil in list(self.pupils.values()) if pupil.greeted or pupil.done is not None]
+        return len(known) == self.students
+
     def dismiss(self, name: str, pupil: Pupil) -> None:
         """A student that was refused at its first hello has no place."""
         with self.changed:

@@ -107,6 +107,7 @@ class Teacher:
             self.note(f"a student is here, from step {pupil.answered}")
             told = {"start": pupil.answered, "training": self.train is not None, "maps": self._maps_of(pupil)}
             greeted = True
+            self.roster.greet(pupil)
             yield from self._sent(wire.HELLO, run=plan.run, said=told)
             yield from self._exchanged(pupil, messages) if plan.mutual else self._answers(pupil, messages)
         except grpc.RpcError:
@@ -327,7 +328,7 @@ class Teacher:
 
     def lesson(self, timeout: float | None = None) -> None:
         """Wait for all students, teach them to the end, and return when all are done. Raises `EdgecompressError` when one stays away."""
-        self.roster.until(lambda: len(self.pupils) == self.students, timeout, "not all students have connected")
+        self.roster.until(self.roster.complete, timeout, "not all students have connected")
         patience = None if timeout is None else max(timeout, PATIENCE)
         if self.train is not None:
             self._train(patience)

@@ -664,6 +664,8 @@ def test_who_was_refused_may_come_again(data: lessons.DataSet, serving: list[Ser
         Student(mine, data, SETTINGS, plan_for(data, exchange="features", features="hint", maps=maps)).attend(
             f"localhost:{served.port}", None, 5
         )
+    time.sleep(0.5)
+    assert served.thread.is_alive(), "who was refused is nobody to have taught"
     learned(data, served.port, plan_for(data))
     served.thread.join(10)
     assert served.error is None
