@@ -119,7 +119,7 @@ class Line:
     def say(self, step: int, logits: Tensor) -> None:
         """Send what the student makes of `step`, logits (B, K) float32: mutual learning."""
         payload = self.mouth.encode(logits.numpy(), self.plan.ids(step).numpy())
-        if step % self.plan.keep_every == 0:
+        if self.plan.keeps(step):
             self.spoken[step] = self.mouth.state()
         self.uttered[step] = len(payload)
         self._put(wire.SAY, **self.plan.stamp(step), payload=payload)
@@ -147,9 +147,9 @@ class Line:
     def end(self, said: dict[str, Any], timeout: float = 30.0) -> bool:
         """Say that the lesson is over. Has the teacher heard it?"""
         self._put(wire.DONE, run=self.plan.run, said=said)
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         with self._arrived:
-            while self.ended is None and self._error is None and time.monotonic() < deadline:
+            while self.ended is None and self._error is None and time.monotonic() - max(began, self._heard_at) < timeout:
                 self._arrived.wait(0.2)
         return self.ended is not None
 
@@ -202,7 +202,7 @@ class Line:
             answer, maps = wire.without_maps(answer, self.maps, len(ids), self.plan.codec)
         logits = torch.from_numpy(self.ear.decode(answer, ids.numpy()))
         self._given[step] = Answer(logits, [torch.from_numpy(one) for one in maps], size)
-        if step % self.plan.keep_every == 0:
+        if self.plan.keeps(step):
             self.listened[step] = self.ear.state()
 
 

@@ -37,6 +37,7 @@ class Pupil:
     present: bool = False
     connected: bool = False
     done: dict[str, Any] | None = None
+    heard_the_end: bool = False
     meetings: int = 0
     wrong: EdgecompressError | None = None
 

@@ -33,7 +33,8 @@ class Roster:
         self._claimed = False
         if resume:
             for name, values in (self.shelf.noted("done") or {}).items():
-                self._place(name, Plan.parsed(values["plan"])).done = values["said"]
+                pupil = self._place(name, Plan.parsed(values["plan"]))
+                pupil.done, pupil.heard_the_end = values["said"], True
         else:
             self._forget()
 
@@ -53,7 +54,7 @@ class Roster:
             held = {0, *have}
             held &= {0, *self.shelf.steps()} if self.training else held
             held &= {0, *pupil.shelf.steps()} if plan.codec == "soft" else held
-            pupil.have, pupil.wrong, pupil.done, pupil.instance = sorted(held), None, None, instance
+            pupil.have, pupil.wrong, pupil.done, pupil.instance, pupil.heard_the_end = sorted(held), None, None, instance, False
             pupil.meetings, pupil.present, pupil.connected = pupil.meetings + 1, True, False
             self.changed.notify_all()
         return pupil
@@ -140,11 +141,11 @@ class Roster:
                             other.wrong, other.done = BrokenError("another student broke off"), None
             self.changed.notify_all()
 
-    def end(self, pupil: Pupil, said: dict[str, Any]) -> None:
-        """A student has ended its lesson: that is kept, too."""
+    def end(self, pupil: Pupil) -> None:
+        """A student that has ended its lesson is told so now, and will not come back: that is kept, too."""
         with self.changed:
-            pupil.done = said
-            done = {name: {"plan": one.plan.as_dict(), "said": one.done} for name, one in self.pupils.items() if one.done is not None}
+            pupil.heard_the_end = True
+            done = {name: {"plan": one.plan.as_dict(), "said": one.done} for name, one in self.pupils.items() if one.heard_the_end}
             self.shelf.note("done", done)
             self.changed.notify_all()
 
@@ -162,8 +163,9 @@ class Roster:
         return [pupil for pupil in list(self.pupils.values()) if pupil.done is None or pupil.plan.mutual]
 
     def all_here(self) -> bool:
-        """Is everyone connected who has not ended?"""
-        return all(pupil.connected or pupil.done is not None for pupil in list(self.pupils.values()))
+        """Is everyone connected who is still needed: who has not ended, or learns mutually and was not told that this is the end?"""
+        known = list(self.pupils.values())
+        return all(one.connected or one.heard_the_end or (one.done is not None and not one.plan.mutual) for one in known)
 
     def all_done(self) -> bool:
         """Has everyone ended?"""

@@ -99,6 +99,10 @@ class Plan:
         """Batches of the lesson."""
         return self.steps_an_epoch * self.epochs
 
+    def keeps(self, step: int) -> bool:
+        """Do both ends keep their state after `step`? After the last one, too: then nothing needs to be said again."""
+        return step % self.keep_every == 0 or step == self.steps
+
     def place(self, step: int) -> tuple[int, int]:
         """(epoch from 1, batch from 0 within it) of `step` (from 1)."""
         epoch, batch = divmod(step - 1, self.steps_an_epoch)

@@ -91,7 +91,7 @@ class Student:
             try:
                 start = line.meet(self.shelf.steps(), self.shelf.get, min(5.0, patience))
                 wait = 0.2
-                if result is None:
+                if result is None or (self.plan.mutual and start < self.plan.steps):  # the teacher needs it once more
                     result = self._learn(line, start, pristine)
                     since = time.monotonic()
                     self._count(line)
@@ -153,7 +153,13 @@ class Student:
 
         loss, companion = self._taught(line, start)
         hooks = replace(
-            self.cut, on_epoch=on_epoch, keep=keep, keep_every=self.plan.keep_every, begin=self.shelf.get(start), companion=companion
+            self.cut,
+            on_epoch=on_epoch,
+            keep=keep,
+            keep_every=self.plan.keep_every,
+            keep_last=self.plan.steps,
+            begin=self.shelf.get(start),
+            companion=companion,
         )
         return fit(self.model, self.data, loss, self.settings, seed=self.plan.seed, device=torch.device("cpu"), hooks=hooks)
 

@@ -128,7 +128,7 @@ class Teacher:
             if pupil.meetings != meeting:
                 return  # it has connected again elsewhere
             if frame.kind == wire.DONE:
-                yield from self._goodbye(pupil, said)
+                yield from self._goodbye(pupil, said, meeting)
                 return
             if frame.kind == wire.WEIGHTS and plan.exchange == "weights" and frame.run == plan.run:
                 yield from self._weights_given(pupil, frame.epoch, meeting)
@@ -148,7 +148,7 @@ class Teacher:
         if pupil.wrong is not None:
             raise pupil.wrong
         if pupil.done is not None:
-            yield from self._goodbye(pupil, pupil.done)
+            yield from self._goodbye(pupil, pupil.done, meeting)
 
     def _listen(self, pupil: Pupil, messages: Iterator[Any], meeting: int) -> None:
         """Collect what a student says, in a thread of its own, until its stream ends."""
@@ -179,12 +179,24 @@ class Teacher:
             raise UsageError(f"the student's logits of step {step} are not finite: lower its --learning-rate")
         self._counted(len(payload))
         pupil.heard[step] = logits
-        if step % pupil.plan.keep_every == 0:
+        if pupil.plan.keeps(step):
             pupil.listened[step] = pupil.ear.state()
             pupil.keep_codecs(step)
 
-    def _goodbye(self, pupil: Pupil, said: dict[str, Any]) -> Iterator[Any]:
-        self.roster.end(pupil, said)
+    def _goodbye(self, pupil: Pupil, said: dict[str, Any], meeting: int) -> Iterator[Any]:
+        """A student has ended; it hears so once the teacher's own training is whole, which may still need it."""
+        with self.roster.changed:
+            pupil.done = said
+            self.roster.changed.notify_all()
+        begun = time.monotonic()
+        while self.train is not None and self.result is None:
+            with self.roster.changed:
+                self.roster.check_there(pupil, meeting)
+                self.roster.changed.wait(0.2)
+            if time.monotonic() - begun > BEAT:
+                yield from self._sent(wire.BUSY)
+                begun = time.monotonic()
+        self.roster.end(pupil)
         yield from self._sent(wire.DONE, run=pupil.plan.run, said={"steps": self.steps})
 
     def _given(self, pupil: Pupil, steps: range, payload: bytes, meeting: int) -> Iterator[Any]:
@@ -218,7 +230,7 @@ class Teacher:
         with self.roster.changed:
             self.roster.check_there(pupil, meeting)  # its codec may be another one by now
             data = pupil.codec.encode(logits, plan.ids(step).numpy())
-            if step % plan.keep_every == 0:
+            if plan.keeps(step):
                 pupil.spoken[step] = pupil.codec.state()
                 pupil.keep_codecs(step)
         return wire.with_maps(data, maps, plan.codec) if plan.exchange == "features" else data
@@ -346,6 +358,7 @@ class Teacher:
                 needed = min((pupil.answered for pupil in self.roster.active()), default=plan.steps)
                 start = max(step for step in self.roster.shelf.steps() if step <= needed)
                 self._weights.clear()
+            self.result = None
             self.roster.shelf.back_to(start)
             first.load_state_dict(pristine)
             try:
@@ -389,8 +402,8 @@ class Teacher:
             return loss(logits, batch)
 
         hooks = replace(
-            self.cut, keep=lambda kept: shelf.put(kept["step"], kept), keep_every=plan.keep_every, begin=shelf.get(start),
-            companion=companion,
+            self.cut, keep=lambda kept: shelf.put(kept["step"], kept), keep_every=plan.keep_every, keep_last=plan.steps,
+            begin=shelf.get(start), companion=companion,
         )  # fmt: skip
         return fit(model, self.data, watched, self.train, seed=plan.seed, device=torch.device("cpu"), hooks=hooks)
 

@@ -98,7 +98,8 @@ class Hooks:
     epoch's training and before its validation: the network is shrunk to the masks that it returns, `mend(model, small, keep)` may change
     the smaller one, and training goes on with it. `eligible(model)` says which epochs may be chosen. After `patience` epochs without
     improvement on an eligible one training stops.
-    `keep(state)` is called after every `keep_every` steps; a training with `begin`, such a state, goes on from there to the same result.
+    `keep(state)` is called after every `keep_every` steps and after step `keep_last`; a training with `begin`, such a state, goes on from
+    there to the same result.
     """
 
     on_step: Callable[[int, int], None] | None = None
@@ -110,6 +111,7 @@ class Hooks:
     companion: Companion | None = None
     keep: Callable[[Kept], None] | None = None
     keep_every: int = 0
+    keep_last: int = 0
     begin: Kept | None = None
 
 
@@ -290,9 +292,11 @@ class _Run:
 
     def keep(self, epoch: int, number: int) -> None:
         """Hand the state of the training after batch `number` of `epoch` to who asked for it."""
-        if self.hooks.keep is None or not self.hooks.keep_every or self.step % self.hooks.keep_every:
+        keep, every = self.hooks.keep, self.hooks.keep_every
+        due = self.step == self.hooks.keep_last or (every > 0 and self.step % every == 0)
+        if keep is None or not due:
             return
-        self.hooks.keep({
+        keep({
             "epoch": epoch, "done": number, "step": self.step, "rate": self.rate, "loss_sum": self.loss_sum, "seen": self.seen,
             "model": {name: value.detach().clone() for name, value in self.model.state_dict().items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()), "random": torch.get_rng_state(),

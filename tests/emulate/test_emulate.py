@@ -124,14 +124,14 @@ def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:
 
 
 def test_both_learn_are_pruned_and_survive_a_killed_teacher(tmp_path: Path) -> None:
-    options = ["--teacher", "lenet5", "--student", "lenet5", "--epochs", 8, "--batch-size", 16, "--keep-every", 10,
+    options = ["--teacher", "lenet5", "--student", "lenet5", "--epochs", 24, "--batch-size", 16, "--keep-every", 10,
                "--mutual", "--staleness", 4, "--prune-teacher", "30%", "--prune-student", "40%", "--step", "30%"]  # fmt: skip
     done = emulate(TWO_HOST, *options, "--fault", "kill-teacher@6s", "-o", "run", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     lesson = result["distill"]
     assert [(fault["kind"], fault["at_s"] is not None) for fault in result["faults"]] == [("kill-teacher", True)]
-    assert lesson["samples"] == 8 * 1168, "every sample counts once in the history that survived"
+    assert lesson["samples"] == 24 * 1168, "every sample counts once in the history that survived"
     assert (lesson["mutual"], lesson["staleness"]) == (True, 4)
     assert lesson["students"]["student"]["breaks"] >= 1
     for row, share in ((lesson["teachers"]["teacher"], 0.7), (lesson["students"]["student"], 0.6)):

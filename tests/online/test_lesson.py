@@ -760,3 +760,19 @@ def test_a_teacher_needs_no_data_when_it_is_told_all_pixels(data: lessons.DataSe
         assert json.loads((tmp_path / "t" / "result.json").read_text())["accuracy"] is None
     finally:
         teacher.kill()
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_a_teacher_that_was_killed_at_the_very_end_has_what_it_learned(both_ways: bool, data: lessons.DataSet, tmp_path: Path) -> None:
+    """All students have heard of the end and gone: the teacher that is started again needs none of them."""
+    teacher = Teacher(lessons.network("lenet5", data, 1).model, data, train=SETTINGS, shelf=tmp_path / "kept")
+    server, port = serve(teacher, "127.0.0.1:0", None)
+    thread = threading.Thread(target=teacher.lesson, args=(30,), daemon=True)
+    thread.start()
+    plan = plan_for(data, mutual=both_ways)
+    Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan).attend(f"localhost:{port}", None, 20)
+    thread.join(20)
+    server.stop(None).wait()
+    again = Teacher(lessons.network("lenet5", data, 1).model, data, train=SETTINGS, shelf=tmp_path / "kept", resume=True)
+    again.lesson(5)
+    same(again.model, teacher.model)
