@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("edgecompress", deadline=None, max_examples=10, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("edgecompress")
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its handlers abort children of a process in which it has run
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="edgecompress-tests-")
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
