@@ -159,8 +159,9 @@ class Roster:
             raise pupil.wrong or BrokenError("the student has gone")
 
     def active(self) -> list[Pupil]:
-        """The students that have not ended their lesson; all of them in mutual learning, where each is needed to the end."""
-        return [pupil for pupil in list(self.pupils.values()) if pupil.done is None or pupil.plan.mutual]
+        """The students that have not ended; in mutual learning, where each is needed to the end, those that were not told of it."""
+        known = list(self.pupils.values())
+        return [pupil for pupil in known if pupil.done is None or (pupil.plan.mutual and not pupil.heard_the_end)]
 
     def all_here(self) -> bool:
         """Is everyone connected who is still needed: who has not ended, or learns mutually and was not told that this is the end?"""
