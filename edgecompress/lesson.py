@@ -157,7 +157,8 @@ def serve_lesson(
 ) -> dict[str, Any]:  # fmt: skip
     """Serve one lesson, to its end; writes `model.safetensors` and `result.json` into `output`. `ready` is told the port.
 
-    With `resume` it goes on from the states in `output`. Data `none` are enough for a teacher that stands still and is told all pixels.
+    With `resume` it goes on from the states in `output`; the result says `resumed`, and its bytes are those since. Data `none` are enough
+    for a teacher that stands still and is told all pixels.
     """
     if cutting is not None and not train:
         raise UsageError(f"--prune {cutting.amount} cuts a teacher that trains: give --train too")
@@ -187,7 +188,7 @@ def serve_lesson(
         "schema": 1, "command": "teacher", "model": made.source.name, "data": lesson.data, "data_label": data.label if data else "no data",
         "seed": lesson.seed, "trained": train,
         "students": sorted(teacher.pupils), "accuracy": accuracy, "loss": loss, "steps": teacher.steps,
-        "params": count(teacher.model), **_told_of_cuts(cuts, teacher.result, before),
+        "params": count(teacher.model), **_told_of_cuts(cuts, teacher.result, before), "resumed": resume,
         "payload_bytes": teacher.payload_bytes, "wire_bytes": teacher.wire_bytes, "wall_s": time.perf_counter() - start,
         "hardware": machine.hardware(), "versions": machine.versions(),
     }  # fmt: skip
@@ -283,7 +284,7 @@ def attend_lesson(
         results.append(result)
 
     student.attend(target, tls, patience, finished)
-    return results[0]
+    return results[-1]
 
 
 def _other(known: Mapping[str, Any], label: Mapping[str, Any]) -> str:
@@ -296,7 +297,7 @@ def tallied(tally: Tally) -> dict[str, Any]:
     """What a lesson took, as JSON values."""
 
     def percentiles(values: list[float]) -> dict[str, float]:
-        return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 99)} if values else {"p50": 0.0, "p99": 0.0}
+        return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 99)}
 
     compute = [step - wait for step, wait in zip(tally.step_ms, tally.wait_ms, strict=True)]
     return {

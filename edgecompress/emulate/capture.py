@@ -11,6 +11,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from edgecompress.emulate import shell
 from edgecompress.errors import EdgecompressError
@@ -72,12 +73,12 @@ def capture(host: str, interface: str, pid: int, path: Path, timeout: float = 10
         "--time-stamp-precision=nano",
     )  # fmt: skip
     child = shell.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert child.stderr is not None
+    heard = cast(IO[str], child.stderr).fileno()
     said, deadline = "", time.monotonic() + timeout
     while "listening on" not in said:
         if child.poll() is not None or time.monotonic() > deadline:
             shell.stop(child)
             raise EdgecompressError(f"tcpdump did not start at {host}: {' '.join(said.split())[:200]}")
-        if select.select([child.stderr], [], [], 0.1)[0]:
-            said += os.read(child.stderr.fileno(), 4096).decode(errors="replace")
+        if select.select([heard], [], [], 0.1)[0]:
+            said += os.read(heard, 4096).decode(errors="replace")
     return Capture(host, interface, pid, path, child, counters(pid, interface))

@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from edgecompress.emulate import shell
 from edgecompress.emulate.topology import Link
@@ -181,9 +181,8 @@ def _paced(built: Built, one: int, other: int, address: str, packets: int, inter
     receive = shell.start(
         shell.inside(built.pids[other], sys.executable, "-I", "-S", PROBE, "receive", "7001", str(3 * seconds)), stdout=subprocess.PIPE
     )
-    assert receive.stdout is not None
     try:
-        receive.stdout.readline()
+        cast(IO[str], receive.stdout).readline()
         send = shell.inside(
             built.pids[one], sys.executable, "-I", "-S", PROBE, "send", address, "7001", str(packets), str(interval_us), str(size)
         )

@@ -61,7 +61,8 @@ class Mutual(Onlooker):
         self.say(step, self._said[step])
 
     def _forward(self, step: int) -> Tensor:
-        assert self._model is not None
+        if self._model is None:
+            raise ValueError("a batch is said before there is a network: attach it first")
         modes = [(module, module.training) for module in self._model.modules()]
         _, pixels = self.plan.pixels(self.data, step)
         self._model.eval()

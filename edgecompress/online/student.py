@@ -205,7 +205,8 @@ class Student:
         """What is said of a batch; it is waited for once."""
         if batch is not self._batch:
             line = self._line
-            assert line is not None
+            if line is None:
+                raise ValueError("a lesson needs its line: call attend")
             self._advance(batch)
             if self.plan.exchange == "weights":
                 self._said = Answer(self._from_weights(line, batch), [], 0)

@@ -165,7 +165,7 @@ class Teacher:
                         raise UsageError(f"message '{frame.kind}' is not one of mutual learning: start both ends again")
                     self.roster.changed.notify_all()
         except grpc.RpcError:
-            pass
+            pass  # it hung up: below it leaves
         except Exception as error:  # a message may be anything
             known = isinstance(error, EdgecompressError)
             pupil.wrong = error if known else UsageError(f"not a student's message: {error!r}")  # type: ignore[assignment]
@@ -254,8 +254,9 @@ class Teacher:
             if len(payload) != size:
                 raise UsageError(f"step {step} brings {len(payload)} bytes of pixels, {size} expected: start both ends again")
             pixels = torch.frombuffer(bytearray(payload), dtype=torch.uint8).reshape(-1, *plan.native)
+        elif self.data is None:
+            raise UsageError("this teacher has no data: use --exchange inputs, or serve it with --data")
         else:
-            assert self.data is not None
             _, pixels = plan.pixels(self.data, step)
         with self._lock, torch.no_grad(), contextlib.ExitStack() as stack:
             if pupil.taps is not None:
@@ -342,13 +343,12 @@ class Teacher:
         """Wait for all students, teach them to the end, and return when all are done. Raises `EdgecompressError` when one stays away."""
         self.roster.until(self.roster.complete, timeout, "not all students have connected")
         patience = None if timeout is None else max(timeout, PATIENCE)
-        if self.train is not None:
-            self._train(patience)
+        if self.train is not None and self.data is not None:
+            self._train(self.train, self.data, patience)
         self.roster.until(self.roster.all_done, patience, "a student did not end its lesson", True)
 
-    def _train(self, patience: float | None) -> None:
+    def _train(self, train: FitSettings, data: DataSet, patience: float | None) -> None:
         """The teacher's own training, which publishes what it says; after a break it goes back to where its students start again."""
-        assert self.train is not None
         plan, first = next(iter(self.pupils.values())).plan, self.model
         pristine = {key: value.clone() for key, value in first.state_dict().items()}
         while True:
@@ -362,7 +362,7 @@ class Teacher:
             self.roster.shelf.back_to(start)
             first.load_state_dict(pristine)
             try:
-                self.result = self._trained(first, plan, start, generation)
+                self.result = self._trained(first, train, data, plan, start, generation)
             except BrokenError as error:
                 self.note(f"{error}; waiting for the student to come back")
                 self.roster.until_back(generation, PATIENCE)
@@ -375,16 +375,15 @@ class Teacher:
     def _done_or_back(self, generation: int) -> Callable[[], bool]:
         return lambda: self.roster.all_done() or self.roster.generation != generation
 
-    def _trained(self, model: nn.Module, plan: Plan, start: int, generation: int) -> FitResult:
+    def _trained(self, model: nn.Module, train: FitSettings, data: DataSet, plan: Plan, start: int, generation: int) -> FitResult:
         """One try of the training, from `start`. Raises `BrokenError` when a student breaks off."""
-        assert self.train is not None
-        assert self.data is not None
+        self.steps = start
         companion: Mutual | EpochWeights | None = None
         loss: Loss = label_loss
         if plan.mutual:
             loss = companion = Mutual(
                 plan,
-                self.data,
+                data,
                 lambda step, logits: self._publish(step, logits, generation),
                 lambda step: [self._hear(pupil, step, generation) for pupil in self.roster.active()],
                 start,
@@ -405,7 +404,7 @@ class Teacher:
             self.cut, keep=lambda kept: shelf.put(kept["step"], kept), keep_every=plan.keep_every, keep_last=plan.steps,
             begin=shelf.get(start), companion=companion,
         )  # fmt: skip
-        return fit(model, self.data, watched, self.train, seed=plan.seed, device=torch.device("cpu"), hooks=hooks)
+        return fit(model, data, watched, train, seed=plan.seed, device=torch.device("cpu"), hooks=hooks)
 
     def _publish(self, step: int, logits: Tensor, generation: int) -> None:
         """Hand the logits of a step to every student's stream; waits where one is behind."""

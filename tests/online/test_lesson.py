@@ -104,6 +104,18 @@ def cable_pulled(student: Student, at: int) -> None:
     student._advance = advance  # type: ignore[method-assign]
 
 
+def taught(served: Served, student: Student, broken_before: int | None) -> FitResult:
+    """The student learns to the end, through one break where a step is named."""
+    if broken_before is not None:
+        cable_pulled(student, broken_before)
+    result = student.attend(f"localhost:{served.port}", None, 20)
+    served.thread.join(20)
+    assert served.error is None
+    assert student.tally.breaks == int(broken_before is not None)
+    assert student.tally.samples == 400
+    return result
+
+
 def taught_together(served: Served, students: dict[str, Student]) -> dict[str, FitResult]:
     """All students learn at once."""
     results = dict[str, FitResult]()
@@ -226,13 +238,7 @@ def test_mutual_learning_is_that_of_one_process(staleness: int, broken: bool, da
     serving.append(served)
     plan = plan_for(data, mutual=True, staleness=staleness)
     student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan)
-    if broken:
-        cable_pulled(student, 10)
-    result = student.attend(f"localhost:{served.port}", None, 20)
-    served.thread.join(20)
-    assert served.error is None
-    assert student.tally.breaks == int(broken)
-    assert student.tally.samples == 400
+    result = taught(served, student, broken_before=10 if broken else None)
     models = {"teacher": lessons.network("lenet5", data, 1).model, "student": lessons.network("mlp", data, 2).model}
     losses: dict[str, tuple[Loss, Hooks]] = {"teacher": (mutual("student"), Hooks()), "student": (mutual("teacher"), Hooks())}
     if staleness:
@@ -290,16 +296,11 @@ def cutting(model: torch.nn.Module, data: lessons.DataSet, folder: Path) -> Hook
 @pytest.mark.parametrize("broken", [False, True])
 def test_both_are_pruned_while_they_train(broken: bool, data: lessons.DataSet, serving: list[Served], tmp_path: Path) -> None:
     """The same two smaller networks as in one process, through a break after the first cut."""
-    taught, learning = lessons.network("lenet5", data, 1).model, lessons.network("lenet5", data, 2).model
-    served = Served(data, train=SETTINGS, cut=cutting(taught, data, tmp_path / "t"))
+    teaching, learning = lessons.network("lenet5", data, 1).model, lessons.network("lenet5", data, 2).model
+    served = Served(data, train=SETTINGS, cut=cutting(teaching, data, tmp_path / "t"))
     serving.append(served)
     student = Student(learning, data, SETTINGS, plan_for(data), shelf=tmp_path / "kept", cut=cutting(learning, data, tmp_path / "s"))
-    if broken:
-        cable_pulled(student, 10)
-    result = student.attend(f"localhost:{served.port}", None, 20)
-    served.thread.join(20)
-    assert served.error is None
-    assert student.tally.breaks == int(broken)
+    result = taught(served, student, broken_before=10 if broken else None)
     before = lessons.count(lessons.network("lenet5", data, 2).model)
     assert lessons.count(result.model) <= 0.6 * before
     assert lessons.count(served.teacher.model) <= 0.6 * before
@@ -319,12 +320,7 @@ def test_the_weights_of_a_teacher_that_trains(broken: bool, data: lessons.DataSe
     serving.append(served)
     plan = plan_for(data, exchange="weights")
     student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan, mentor=lessons.network("lenet5", data, 99).model)
-    if broken:
-        cable_pulled(student, 8)
-    result = student.attend(f"localhost:{served.port}", None, 20)
-    served.thread.join(20)
-    assert served.error is None
-    assert student.tally.breaks == int(broken)
+    result = taught(served, student, broken_before=8 if broken else None)
     teacher, stages = lessons.network("lenet5", data, 1).model, list[dict[str, torch.Tensor]]()
     stages.append({name: value.clone() for name, value in teacher.state_dict().items()})
     after = Hooks(on_epoch=lambda _: stages.append({name: value.clone() for name, value in teacher.state_dict().items()}))
@@ -775,4 +771,5 @@ def test_a_teacher_that_was_killed_at_the_very_end_has_what_it_learned(both_ways
     server.stop(None).wait()
     again = Teacher(lessons.network("lenet5", data, 1).model, data, train=SETTINGS, shelf=tmp_path / "kept", resume=True)
     again.lesson(5)
+    assert again.steps == teacher.steps == plan.steps
     same(again.model, teacher.model)
