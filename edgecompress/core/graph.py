@@ -14,8 +14,11 @@ cut exactly (LayerNorm, attention), is *frozen*, with the reason. No weight is r
 from __future__ import annotations
 
 import copy
+import threading
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -79,10 +82,35 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
+class _OwnThread(fx.Tracer):
+    """Records what its own thread runs. torch.fx changes how every module of the process is called meanwhile: here as without a trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+_tracing = threading.RLock()
+"""Held by the thread that traces: two at once would undo each other's change of `nn.Module`."""
+
+
 def symbolic_trace(model: nn.Module) -> fx.GraphModule:
-    """`torch.fx` trace of `model`. Raises `UsageError` naming the operation that stops it."""
+    """`torch.fx` trace of `model`; other threads may run and train networks meanwhile. Raises `UsageError` naming what stops it."""
     try:
-        return fx.symbolic_trace(model)
+        with _tracing:
+            tracer = _OwnThread()
+            graph = tracer.trace(model)
+            return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:  # fx raises whatever the model's own code raises on a Proxy
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(

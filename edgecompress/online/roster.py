@@ -30,7 +30,7 @@ class Roster:
     def __init__(self, students: int, folder: Path | None, own: Mapping[str, Any], *, training: bool, resume: bool) -> None:
         self.students, self.folder, self.own, self.training = students, folder, own, training
         self.shelf, self.pupils, self.changed, self.generation = Shelf(folder), dict[str, Pupil](), threading.Condition(), 0
-        self._claimed = False
+        self._claimed, self._failure = False, ""
         if resume:
             for name, values in (self.shelf.noted("done") or {}).items():
                 pupil = self._place(name, Plan.parsed(values["plan"]))
@@ -41,9 +41,11 @@ class Roster:
     def meet(self, name: str, instance: str, plan: Plan, have: list[int]) -> Pupil:
         """A student says hello, for the first time or again, and which steps it holds.
 
-        Raises `UsageError` when there is no place for it, `BrokenError` when one of its name is connected.
+        Raises `UsageError` when there is no place for it, `BrokenError` when one of its name is connected or the lesson has failed.
         """
         with self.changed:
+            if self._failure:
+                raise BrokenError(self._failure)
             pupil = self.pupils.get(name)
             if pupil is None:
                 pupil = self._enrolled(name, plan)
@@ -139,6 +141,15 @@ class Roster:
                     for other in self.pupils.values():
                         if other is not pupil and other.present:
                             other.wrong, other.done = BrokenError("another student broke off"), None
+            self.changed.notify_all()
+
+    def fail(self, reason: str) -> None:
+        """The lesson cannot go on: its students hear why, and none is taken any more."""
+        with self.changed:
+            self._failure = f"the teacher gave up: {reason}"
+            for pupil in self.pupils.values():
+                if pupil.present and not pupil.heard_the_end:
+                    pupil.wrong = BrokenError(self._failure)
             self.changed.notify_all()
 
     def end(self, pupil: Pupil) -> None:

@@ -273,7 +273,7 @@ class Teacher:
         if plan.exchange != "features":
             return []
         example = torch.zeros(1, *self.preprocess.shape((plan.native[0], plan.native[1], plan.native[2])))
-        with self._lock, torch.no_grad():  # a trace changes how every module of the process is called
+        with self._lock, torch.no_grad():  # its layers are listened to
             self._ends = self._ends or map_ends(self.model, example)
             count = min(len(self._ends), len(plan.maps))
             names, pupil.sizes = list(self._ends)[-count:], [(size[0], size[1]) for size in plan.maps[-count:]]
@@ -340,12 +340,19 @@ class Teacher:
     # the lesson
 
     def lesson(self, timeout: float | None = None) -> None:
-        """Wait for all students, teach them to the end, and return when all are done. Raises `EdgecompressError` when one stays away."""
-        self.roster.until(self.roster.complete, timeout, "not all students have connected")
-        patience = None if timeout is None else max(timeout, PATIENCE)
-        if self.train is not None and self.data is not None:
-            self._train(self.train, self.data, patience)
-        self.roster.until(self.roster.all_done, patience, "a student did not end its lesson", True)
+        """Wait for all students, teach them to the end, and return when all are done. Raises `EdgecompressError` when one stays away.
+
+        Whatever ends it before, its students hear of.
+        """
+        try:
+            self.roster.until(self.roster.complete, timeout, "not all students have connected")
+            patience = None if timeout is None else max(timeout, PATIENCE)
+            if self.train is not None and self.data is not None:
+                self._train(self.train, self.data, patience)
+            self.roster.until(self.roster.all_done, patience, "a student did not end its lesson", True)
+        except Exception as error:
+            self.roster.fail(" ".join(str(error).split())[:200] or type(error).__name__)
+            raise
 
     def _train(self, train: FitSettings, data: DataSet, patience: float | None) -> None:
         """The teacher's own training, which publishes what it says; after a break it goes back to where its students start again."""

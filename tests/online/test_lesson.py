@@ -313,6 +313,25 @@ def test_both_are_pruned_while_they_train(broken: bool, data: lessons.DataSet, s
     same(result.model, reference["student"].model)
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_a_training_that_fails_is_told_to_the_student(both_ways: bool, data: lessons.DataSet, serving: list[Served]) -> None:
+    """It does not wait for answers that cannot come; the reason stands in its own error."""
+
+    def fails(model: torch.nn.Module, epoch: int) -> None:
+        raise OSError("no space left on device")
+
+    served = Served(data, train=SETTINGS, cut=Hooks(cut=fails))
+    serving.append(served)
+    plan = plan_for(data, mutual=both_ways)
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan)
+    began = time.monotonic()
+    with pytest.raises(EdgecompressError, match="the teacher gave up: no space left on device"):
+        student.attend(f"localhost:{served.port}", None, 3)
+    assert time.monotonic() - began < 30
+    served.thread.join(20)
+    assert isinstance(served.error, OSError)
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_weights_of_a_teacher_that_trains(broken: bool, data: lessons.DataSet, serving: list[Served]) -> None:
     """Each epoch of the student learns from the teacher as it was before that epoch of its own training."""

@@ -1,0 +1,75 @@
+"""A trace is its thread's own affair: torch.fx changes how every module of the process is called while it traces."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.core.graph import symbolic_trace
+
+
+class Meanwhile(nn.Module):
+    """Waits in its forward until another thread has done `work`, and keeps what that raised."""
+
+    def __init__(self, work: object) -> None:
+        super().__init__()
+        self.inner, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+        self.work, self.errors = work, list[Exception]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        def watched() -> None:
+            try:
+                self.work()  # type: ignore[operator]
+            except Exception as error:
+                self.errors.append(error)
+
+        thread = threading.Thread(target=watched)
+        thread.start()
+        thread.join(20)
+        result: Tensor = self.inner(x) * self.scale
+        return result
+
+
+def test_another_thread_may_run_and_train_its_network_meanwhile() -> None:
+    other = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    images, heard = torch.randn(4, 1, 4, 4), list[Tensor]()
+
+    def work() -> None:
+        other.train()(images).sum().backward()
+        heard.append(other.eval()(images))
+
+    traced = symbolic_trace(network := Meanwhile(work))
+    assert network.errors == []
+    torch.testing.assert_close(heard[0], other(images))
+    assert other[3].weight.grad is not None
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "get_attr", "call_function", "output"]
+
+
+def test_another_thread_may_run_the_network_that_is_traced() -> None:
+    heard = list[Tensor]()
+    inner = nn.Linear(2, 2)
+    network = Meanwhile(lambda: heard.append(inner(torch.ones(1, 2))))
+    network.inner = inner
+    symbolic_trace(network)
+    assert network.errors == []
+    torch.testing.assert_close(heard[0], inner(torch.ones(1, 2)))
+
+
+def test_traces_of_several_threads_follow_one_another() -> None:
+    """None is lost, none sees another's nodes, and all is as before when the last is done."""
+    call, found = nn.Module.__call__, list[list[str]]()
+
+    def work() -> None:
+        for _ in range(30):
+            network = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
+            found.append([str(node.target) for node in symbolic_trace(network).graph.nodes])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [["input", "0", "1.0", "1.1", "output"]] * 120
+    assert nn.Module.__call__ is call
