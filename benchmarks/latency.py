@@ -2,6 +2,7 @@
 
     python benchmarks/latency.py --int8                # int8 against fp32, ours and ONNX Runtime's own tool, 2 threads; 3 minutes
     python benchmarks/latency.py --int8 --data DIR     # their accuracies on trained networks; 10 minutes
+    python benchmarks/latency.py --traps               # int8 files that are not what they seem, on VGG16 and ResNet-50; 10 minutes
     python benchmarks/latency.py --injected 20         # a slow-down of 1.05x at 3 % tolerance, and of 1.5x; 8 minutes
     python benchmarks/latency.py --same 200            # a file against itself at 5 %, half of them with one core kept busy; 40 minutes
 
@@ -111,8 +112,11 @@ def injected(count: int) -> None:
                                 "versions": machine.versions()})  # fmt: skip
 
 
-def plain_tool(fp32: Path, target: Path, batches: list[np.ndarray[Any, Any]]) -> None:
-    """ONNX Runtime's `quantize_static` as its examples call it: pre-processed, per channel, QDQ, uint8 activations and int8 weights."""
+def plain_tool(fp32: Path, target: Path, batches: list[np.ndarray[Any, Any]], *, prepare: bool = True, **other: Any) -> None:
+    """ONNX Runtime's `quantize_static` as its examples call it: pre-processed, per channel, QDQ, uint8 activations and int8 weights.
+
+    `other` overrides its options; without `prepare` the file is not pre-processed.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -124,12 +128,52 @@ def plain_tool(fp32: Path, target: Path, batches: list[np.ndarray[Any, Any]]) ->
             batch = next(self.left, None)
             return None if batch is None else {"input": batch}
 
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
-    quantize_static(
-        str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8, reduce_range=not machine.has_int8_dot(),
-    )  # fmt: skip
+    source = fp32
+    if prepare:
+        source = target.with_suffix(".prepared.onnx")
+        quant_pre_process(str(fp32), str(source), skip_symbolic_shape=True)
+    options = {"per_channel": True, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8,
+               "reduce_range": not machine.has_int8_dot(), **other}  # fmt: skip
+    quantize_static(str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, **options)
+
+
+def traps() -> None:
+    """Int8 files that the plain tool makes with other options, against fp32: layers that run in float, and how fast they are."""
+    from onnxruntime.quantization import QuantType
+
+    from edgecompress.models import ModelSource, build
+
+    rows = []
+    for model in ("vgg16", "resnet50"):
+        with tempfile.TemporaryDirectory() as name:
+            work, shape = Path(name), (3, 224, 224)
+            torch.manual_seed(0)
+            fp32 = work / "fp32.onnx"
+            onnx_export.save(onnx_export.to_onnx(build(ModelSource(model, 1000, shape)).eval(), torch.zeros(1, *shape)), fp32)
+            batches = [np.random.default_rng(n).standard_normal((4, *shape)).astype(np.float32) for n in range(4)]
+            calibrated = quantizer.calibrate(fp32, batches)
+            onnx_export.save(quantizer.quantized(calibrated), work / "ours.onnx")
+            plain_tool(fp32, work / "prepared.onnx", batches)
+            plain_tool(fp32, work / "not prepared.onnx", batches, prepare=False)
+            plain_tool(fp32, work / "per-tensor U8U8.onnx", batches, per_channel=False, weight_type=QuantType.QUInt8)
+            plain_tool(fp32, work / "S8S8.onnx", batches, activation_type=QuantType.QInt8)
+            for kind in ("ours", "prepared", "not prepared", "per-tensor U8U8", "S8S8"):
+                path = work / f"{kind}.onnx"
+                found = regression.compare(path, fp32, 0.0, regression.Protocol(threads=2, looks=()))
+                rows.append({
+                    "model": model, "file": kind, "layers": len(calibrated.layers()), "in_float": len(quantizer.float_layers(path)),
+                    "to_fp32": found["ratio"], "p50_ms": [found["candidate"]["p50_ms"], found["baseline"]["p50_ms"]],
+                    "bytes": path.stat().st_size,
+                })  # fmt: skip
+                print(json.dumps(rows[-1]), flush=True)
+            kept = list(calibrated.layers())[3:6]
+            onnx_export.save(quantizer.quantized(calibrated, exclude=kept), work / "ours.onnx")
+            plain_tool(fp32, work / "plain.onnx", batches, nodes_to_exclude=[calibrated.layers()[layer] for layer in kept])
+            rows.append({"model": model, "file": "three layers left in float",
+                         "in_float": {kind: len(quantizer.float_layers(work / f"{kind}.onnx")) for kind in ("ours", "plain")}})  # fmt: skip
+            print(json.dumps(rows[-1]), flush=True)
+        store(traps={"command": "python benchmarks/latency.py --traps", "threads": 2, "rows": rows, "hardware": machine.hardware(),
+                     "versions": machine.versions()})  # fmt: skip
 
 
 def int8(folder: Path | None, epochs: int) -> None:
@@ -207,11 +251,14 @@ def main() -> None:
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--data", type=Path, metavar="DIR")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--traps", action="store_true")
     parser.add_argument("--injected", type=int, default=0)
     parser.add_argument("--same", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.int8:
         int8(arguments.data, arguments.epochs)
+    if arguments.traps:
+        traps()
     if arguments.injected:
         injected(arguments.injected)
     if arguments.same:

@@ -28,10 +28,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure.machine import has_int8_dot
-from edgecompress.measure.runtime import Array
+from edgecompress.measure.runtime import Array, fused_graph
 
 FORMATS = ("fp32", "fp16", "int8-qdq")
 COMPUTE = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+FLOAT_KERNELS = (*COMPUTE, "FusedConv", "FusedGemm", "FusedMatMul")
+"""The same in ONNX Runtime's own graph, where its int8 kernels have names of their own (QLinearConv, QGemm, ...)."""
 SHRUNK = 0.35
 """Share of the fp32 file that an int8 file should take at most."""
 _METHODS = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}
@@ -144,10 +146,27 @@ def quantized(
             quantizer.quantize_model()
         except Exception as error:  # onnxruntime raises what its parts raise
             raise EdgecompressError(f"int8 quantization failed: {str(error).splitlines()[0]}") from error
+    _shield_float(quantizer.model)
     quantizer.model.topological_sort()
     proto = quantizer.model.model
     _finish(proto, calibrated.original)
     return proto
+
+
+def _shield_float(model: Any) -> None:
+    """Keep in float at run time what an `onnxruntime.quantization.onnx_model.ONNXModel` leaves in float.
+
+    From version 1.21 on ONNX Runtime quantizes at load the float weight of a layer that reads dequantized values, with one scale for all of
+    it. A `Max` of one input, which changes no value, stands between them.
+    """
+    graph = model.model.graph
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    shields = dict[str, str]()
+    for node in graph.node:
+        if node.op_type in COMPUTE and node.input[0] in dequantized and node.input[1] in weights:
+            node.input[0] = shields.setdefault(node.input[0], f"{node.input[0]}_kept")
+    model.add_nodes([onnx.helper.make_node("Max", [read], [kept], name=f"{kept}_Max") for read, kept in shields.items()])
 
 
 def to_int8(
@@ -182,14 +201,24 @@ def _finish(proto: onnx.ModelProto, original: onnx.ModelProto) -> None:
     onnx_export.set_metadata(proto, {p.key: p.value for p in original.metadata_props})
 
 
-def float_layers(proto: onnx.ModelProto) -> list[str]:
-    """Layers of an int8 model (convolutions, matrix products) that do not read dequantized values: left in float."""
-    made_by = {output: node.op_type for node in proto.graph.node for output in node.output}
-    return [
-        layer_of(node)
-        for node in proto.graph.node
-        if node.op_type in COMPUTE and any(made_by.get(i) != "DequantizeLinear" for i in node.input[:2])
-    ]
+def float_layers(path: Path) -> list[str]:
+    """Layers (convolutions, matrix products) of the model at `path` that ONNX Runtime computes in float on the CPU.
+
+    Those are the layers left in float by the file, and those that look quantized but for which there is no int8 kernel.
+    """
+    graph, names = onnx.load(str(path)).graph, dict[str, str]()
+    stored = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in graph.node:
+        if node.op_type in COMPUTE:
+            weight = stored.get(node.input[1], node.input[1]).removesuffix("_quantized")
+            layer = weight.removesuffix(".weight") if weight.endswith(".weight") else node.name or node.output[0]
+            names.update(dict.fromkeys((node.input[1], node.name, node.output[0]), layer))
+    found = []
+    for node in fused_graph(path).graph.node:
+        if node.op_type in FLOAT_KERNELS:
+            known = [names[name] for name in (node.input[1], node.name, node.output[0]) if name in names]
+            found.append(known[0] if known else node.name or node.output[0])
+    return list(dict.fromkeys(found))
 
 
 def float_tensors(proto: onnx.ModelProto) -> dict[str, int]:

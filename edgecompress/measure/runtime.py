@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,26 @@ def load(path: Path, *, threads: int | None = None, provider: str = "CPUExecutio
     shape = tuple(size if isinstance(size, int) else 0 for size in rest)
     only = batch if isinstance(batch, int) else None
     return Runtime(path, session, inputs[0].name, shape, metadata, options.intra_op_num_threads, inputs[0].type, only)
+
+
+def fused_graph(path: Path) -> Any:
+    """The model at `path` as ONNX Runtime runs it on the CPU (an `onnx.ModelProto`): after all fusions, before it chooses memory layouts.
+
+    What a file asks for and what runs differ: an operation between QuantizeLinear and DequantizeLinear for which there is no int8 kernel
+    runs in float. Raises `UsageError` for a file that cannot be loaded.
+    """
+    import onnx
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "fused.onnx")
+        try:
+            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own undocumented classes
+            raise UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+        return onnx.load(options.optimized_model_filepath)
 
 
 def file_bytes(path: Path) -> int:

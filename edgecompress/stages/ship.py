@@ -136,7 +136,7 @@ def measure_formats(
                 "file": str(path.relative_to(context.run.root)),
                 "bytes": path.stat().st_size,
                 "accuracy": file_accuracy(context, path, context.data.validation),
-                "float_layers": quantizer.float_layers(proto) if form == "int8-qdq" else [],
+                "float_layers": quantizer.float_layers(path) if form == "int8-qdq" else [],
             }
         )
         if form == "int8-qdq" and path.stat().st_size > quantizer.SHRUNK * fp32.stat().st_size:

@@ -99,8 +99,8 @@ def test_formats_shrink_the_file_and_keep_the_metadata(formats: dict[str, Path])
 
 
 def test_int8_leaves_no_layer_in_float(formats: dict[str, Path]) -> None:
-    assert quantizer.float_layers(onnx.load(str(formats["int8-qdq"]))) == []
-    assert len(quantizer.float_layers(onnx.load(str(formats["fp32"])))) == 12
+    assert quantizer.float_layers(formats["int8-qdq"]) == []
+    assert len(quantizer.float_layers(formats["fp32"])) == 12
 
 
 @pytest.mark.parametrize("form", quantizer.FORMATS)

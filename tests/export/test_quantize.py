@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from torch import nn
 
 from edgecompress.errors import UsageError
 from edgecompress.export import onnx as onnx_export
@@ -78,12 +80,17 @@ def test_every_method_of_calibration(method: str, fp32: Path, tmp_path: Path) ->
     assert np.abs(found - reference).max() < 0.1 * np.abs(reference).max()
 
 
-def test_layers_left_in_float_are_those_asked_for(calibrated: Calibrated) -> None:
+def left_in_float(proto: onnx.ModelProto, folder: Path) -> list[str]:
+    onnx_export.save(proto, folder / "trial.onnx")
+    return quantizer.float_layers(folder / "trial.onnx")
+
+
+def test_layers_left_in_float_are_those_asked_for(calibrated: Calibrated, tmp_path: Path) -> None:
     names = list(calibrated.layers())
     assert names[:2] == ["conv1", "layers.0.conv1"], "layers are called as in the network"
-    assert quantizer.float_layers(quantizer.quantized(calibrated)) == []
-    assert quantizer.float_layers(quantizer.quantized(calibrated, exclude=[names[3]])) == [names[3]]
-    alone = quantizer.float_layers(quantizer.quantized(calibrated, only=[names[2]]))
+    assert left_in_float(quantizer.quantized(calibrated), tmp_path) == []
+    assert left_in_float(quantizer.quantized(calibrated, exclude=[names[3]]), tmp_path) == [names[3]]
+    alone = left_in_float(quantizer.quantized(calibrated, only=[names[2]]), tmp_path)
     assert sorted(alone) == sorted(set(names) - {names[2]})
     with pytest.raises(UsageError, match="no layer 'nothing'"):
         quantizer.quantized(calibrated, exclude=["nothing"])
@@ -142,6 +149,17 @@ def test_trap_signed_activations_leave_convolutions_in_float(fp32: Path, calibra
     naive(fp32, tmp_path / "signed.onnx", activation_type=QuantType.QInt8, weight_type=QuantType.QInt8)
     signed = fused_kinds(tmp_path / "signed.onnx", tmp_path)
     assert sum(kind == "QLinearConv" for kind in ours) >= sum(kind == "QLinearConv" for kind in signed)
+
+
+def test_trap_no_int8_kernel(tmp_path: Path) -> None:
+    """The file quantizes a transposed convolution, and ONNX Runtime runs it in float: it is named by what runs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    onnx_export.save(onnx_export.to_onnx(model, EXAMPLE), tmp_path / "decoder.onnx")
+    made = quantizer.to_int8(tmp_path / "decoder.onnx", lambda: quantizer.batches_of(VALUES))
+    node = next(node for node in made.graph.node if node.op_type == "ConvTranspose")
+    assert all(other.op_type == "DequantizeLinear" for name in node.input[:2] for other in made.graph.node if name in other.output)
+    assert left_in_float(made, tmp_path) == ["2"]
 
 
 def test_trap_one_scale_for_a_whole_weight(calibrated: Calibrated, fp32: Path, tmp_path: Path) -> None:
