@@ -2,7 +2,7 @@
 
     python benchmarks/latency.py --int8                # int8 against fp32, ours and ONNX Runtime's own tool, 2 threads; 3 minutes
     python benchmarks/latency.py --int8 --data DIR     # their accuracies on trained networks; 10 minutes
-    python benchmarks/latency.py --traps               # int8 files that are not what they seem, on VGG16 and ResNet-50; 10 minutes
+    python benchmarks/latency.py --traps               # int8 files that are not what they seem, on VGG16 and ResNet-50; 17 minutes
     python benchmarks/latency.py --injected 20         # a slow-down of 1.05x at 3 % tolerance, and of 1.5x; 8 minutes
     python benchmarks/latency.py --same 200            # a file against itself at 5 %, half of them with one core kept busy; 40 minutes
 
