@@ -26,6 +26,9 @@ from pydantic import Field, ValidationError, model_validator
 from edgecompress.errors import UnknownNameError, UsageError
 from edgecompress.settings import STAGE_NAMES, AnyStage, Strict
 
+TEACHING = ("teacher", "simplify", "merge")
+"""Stages that leave a teacher for those that follow."""
+
 
 class Recipe(Strict):
     """A whole run."""
@@ -51,6 +54,15 @@ class Recipe(Strict):
         if isinstance(values, dict) and "stages" in values and values["stages"] is None:
             raise ValueError("stages is empty: list at least one, e.g. - stage: train")
         return values
+
+    @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        taught = False
+        for stage in self.stages:
+            taught = taught or stage.stage in TEACHING
+            if stage.stage == "distill" and not taught and (asked := stage.asked_of_a_teacher()):
+                raise ValueError(f"stage distill has no teacher for its {', '.join(asked)}: put a stage teacher before it, or drop that")
+        return self
 
     def digest(self) -> str:
         """SHA-256 (hex) of every value: two runs with the same digest do the same."""

@@ -256,6 +256,11 @@ class DistillStage(Training):
     step: Share = 0.1
     schedule: Literal["early", "middle", "late"] = "early"
 
+    def asked_of_a_teacher(self) -> list[str]:
+        """Names of the settings, other than the defaults, that say how to learn from a teacher."""
+        names = ("mode", "loss", "temperature", "alpha", "top_k", "features", "feature_layers", "control", "prune_student", "prune_teacher")
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
     @model_validator(mode="after")
     def _fitting(self) -> DistillStage:
         if self.top_k is not None and (self.loss != "kl" or self.mode != "offline"):

@@ -42,6 +42,17 @@ def test_all_errors_come_at_once_with_their_lines(tmp_path: Path) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize("setting", [{"features": "hint"}, {"prune_student": "50%"}, {"mode": "online"}, {"top_k": 2}, {"control": True}])
+def test_a_stage_that_learns_from_a_teacher_needs_one(setting: dict[str, object]) -> None:
+    """Without one it trains on the labels: what it would have asked of a teacher must not be ignored."""
+    train, distill = {"stage": "train", "epochs": 1}, {"stage": "distill", "epochs": 1, **setting}
+    with pytest.raises(UsageError, match=f"stage distill has no teacher for its {next(iter(setting))}: put a stage teacher before it"):
+        validate({"model": "lenet5", "stages": [train, distill]}, "recipe")
+    validate({"model": "lenet5", "stages": [train, {"stage": "distill", "epochs": 1}]}, "recipe")
+    for teacher in ({"stage": "teacher", "checkpoint": "t.safetensors"}, {"stage": "simplify"}):
+        validate({"model": "lenet5", "stages": [teacher, train, distill]}, "recipe")
+
+
 def test_sizes_need_units(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no unit"):
         validate({"model": "vgg16", "stages": [{"stage": "plan", "targets": {"bytes": 4}}]}, "test")

@@ -29,6 +29,7 @@ from edgecompress.cli.console import (
     Verbose,
 )
 from edgecompress.cli.verbs import Quantize, checkpoint_in, go, source
+from edgecompress.errors import UsageError
 
 
 def distill(
@@ -89,6 +90,8 @@ def distill(
         first |= {"checkpoint": checkpoint_in(Path(teacher)), "model": teacher_model}
     if Path(student).exists() and student not in model_names():
         second, name = source(Path(student), model)
+    elif model is not None:
+        raise UsageError(f"--model {model} names the network of a student in a file, and student '{student}' is no file: leave --model out")
     else:
         second, name = {"stage": "train", "epochs": 0}, student
     learning = {

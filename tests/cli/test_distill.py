@@ -132,6 +132,7 @@ def test_a_student_may_read_larger_images_than_its_teacher(trained: Path, tmp_pa
         (["--prune-teacher", "30%"], "use mode online or mutual"),
         (["--alpha", "3"], "less than or equal to 1"),
         (["--epochs", "0", "--control"], "give epochs above 0, or drop control"),
+        (["--model", "lenet5"], "student 'student1' is no file: leave --model out"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(trained: Path, tmp_path: Path, more: list[str], text: str) -> None:
