@@ -13,7 +13,7 @@ import edgecompress
 
 PACKAGE = Path(edgecompress.__file__).parent
 ORDER = ["errors", "units", "files", "core", "models", "data", "train", "methods", "measure", "export", "checkpoint", "result", "report",
-         "online", "settings", "recipe", "rundir", "pipeline", "stages", "compress", "lesson", "emulate", "cli", "pytest_plugin",
+         "online", "settings", "recipe", "rundir", "prepare", "pipeline", "stages", "compress", "lesson", "emulate", "cli", "pytest_plugin",
          "__main__"]  # fmt: skip
 """A room may import those to its left, and itself."""
 EXCEPTIONS = {("export", "measure")}

@@ -33,6 +33,7 @@ def launch(
 ) -> None:
     """Execute `recipe`; ends the command with exit code 3 when a target was missed."""
     from edgecompress import pipeline
+    from edgecompress.prepare import prepare
     from edgecompress.recipe import to_yaml
     from edgecompress.rundir import check_root, default_root
     from edgecompress.stages import STAGES
@@ -45,7 +46,7 @@ def launch(
     if not int(os.environ.get("RANK", "0")):
         check_root(root, resume=resume, exist_ok=exist_ok)
     if dry_run:
-        pipeline.prepare(recipe)
+        prepare(recipe)
         print_line(to_yaml(recipe, origins).rstrip())
         return
     if int(os.environ.get("RANK", "0")):

@@ -19,7 +19,8 @@ from edgecompress.methods.gates import Gated, lambdas, most_open, statistics
 from edgecompress.methods.greedy import GreedySettings, identify, mimic, samples_within
 from edgecompress.methods.merge import averaged, matched
 from edgecompress.methods.repair import channel_statistics, repair_
-from edgecompress.pipeline import Context, State, check_parents
+from edgecompress.pipeline import Context, State
+from edgecompress.prepare import check_parents
 from edgecompress.settings import MergeStage
 from edgecompress.stages.common import count, fit_settings, validation_accuracy, watched, with_history, with_row
 from edgecompress.stages.gradual import fresh, seconds

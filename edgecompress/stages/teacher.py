@@ -15,7 +15,8 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.measure.cost import cost
 from edgecompress.models.registry import ModelSource, build
 from edgecompress.models.weights import load_weights
-from edgecompress.pipeline import Context, State, check_teacher, seed_everything
+from edgecompress.pipeline import Context, State, seed_everything
+from edgecompress.prepare import check_teacher
 from edgecompress.settings import LoadStage, TeacherStage, TrainStage
 from edgecompress.stages.common import count, fit_settings, input_spec, validation_accuracy, watched, with_history, with_row
 from edgecompress.train.fit import FitResult, fit, smoothed
