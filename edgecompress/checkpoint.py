@@ -100,8 +100,8 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def notes_for(data: DataSet) -> dict[str, Any]:
-    """What a checkpoint notes of the data that its network reads: their name, and how pixels become its input."""
-    return {"data": data.label, "preprocess": data.preprocess.as_dict()}
+    """What a checkpoint notes of the data that its network reads: name, digest, classes, and how pixels become its input."""
+    return {"data": data.label, "data_digest": data.digest(), "classes": list(data.classes), "preprocess": data.preprocess.as_dict()}
 
 
 def preprocess_of(manifest: Manifest) -> Preprocess | None:
@@ -119,7 +119,7 @@ def load(path: Path, allow_code: str | None = None) -> tuple[nn.Module, Manifest
     """The network of the checkpoint at `path`, in eval mode on the CPU, and its manifest.
 
     A network built by the user's own `file.py:factory` runs that code only when `allow_code` names it again. Raises `UsageError` when the
-    file is no checkpoint or its tensors do not fit the network.
+    file is no checkpoint, its tensors do not fit the network, or a parameter is not finite.
     """
     manifest = read_manifest(path)
     name = manifest.model.name
@@ -135,6 +135,9 @@ def load(path: Path, allow_code: str | None = None) -> tuple[nn.Module, Manifest
                 raise UsageError(f"'{path}' sets '{key}' of '{layer}': allowed are {', '.join(_ATTRIBUTES)}")
             setattr(modules[layer], key, tuple(value) if isinstance(value, list) else value)
     _place(model, load_file(path), str(path))
+    broken = next((key for key, value in model.named_parameters() if not bool(torch.isfinite(value).all())), None)
+    if broken is not None:
+        raise UsageError(f"checkpoint '{path}': tensor '{broken}' holds values that are not finite: train that network again")
     return model.eval(), manifest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -49,6 +50,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    hashed = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while part := stream.read(1 << 20):
+            hashed.update(part)
+    return hashed.hexdigest()
 
 
 def to_json(value: Any) -> str:

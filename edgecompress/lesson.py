@@ -143,6 +143,16 @@ class Cutting:
         return shrinking(context, asked, model, label_loss, settings.epochs, "lesson")
 
 
+def _check_learnable(lesson: Lesson, data: DataSet) -> None:
+    """Raises `UsageError` for data or settings that no lesson can use."""
+    if data.task.metric != "accuracy":
+        raise UsageError(f"data '{lesson.data}' is a regression ({data.task.metric}): what a lesson exchanges is about classes")
+    if lesson.learning_rate is not None and not 0 < lesson.learning_rate < float("inf"):
+        raise UsageError(f"--learning-rate {lesson.learning_rate}: give a number above 0")
+    if lesson.epochs is not None and lesson.epochs < 1:
+        raise UsageError(f"--epochs {lesson.epochs}: a lesson has at least 1")
+
+
 def _told_of_cuts(cuts: Shrinking | None, result: FitResult | None, params: int) -> dict[str, Any]:
     """What `result.json` says of a pruning."""
     if cuts is None or result is None:
@@ -165,6 +175,8 @@ def serve_lesson(
     if lesson.data == "none" and train:
         raise UsageError("--train needs data: give --data")
     data = None if lesson.data == "none" else lesson.load()
+    if data is not None:
+        _check_learnable(lesson, data)
     made = network(model, data, lesson.begins_with("teacher"))
     data = None if data is None else replace(data, preprocess=made.preprocess)
     settings = lesson.settings(made.model, data) if train and data is not None else None
@@ -237,6 +249,7 @@ def attend_lesson(
         raise UsageError("--exchange weights and --teacher-model, the name of the network whose weights come, go together")
     known = Shelf(output / "kept").label() if resume else None
     data = lesson.load()
+    _check_learnable(lesson, data)
     made = network(model, data, lesson.begins_with(f"student {name}"))
     data = replace(data, preprocess=made.preprocess)
     settings, before, by_maps = lesson.settings(made.model, data), count(made.model), exchange == "features"
@@ -253,16 +266,17 @@ def attend_lesson(
     label = label_of(plan, own)
     if known is not None and known != label:
         raise UsageError(f"'{output}' holds a lesson with {_other(known, label)}: give the same options, or --exist-ok to begin anew")
+    mentor = build(ModelSource(teacher_model, len(data.classes), data.image_shape)) if teacher_model else None
+    cuts = learning.cutting.plan(lesson, made.model, made.source, data, settings, output) if learning.cutting is not None else None
     shelf = plan.shelf(output / "kept")
     if not resume:
         shelf.clear()
     shelf.claim(label)
-    cuts = learning.cutting.plan(lesson, made.model, made.source, data, settings, output) if learning.cutting is not None else None
     student = Student(
         made.model, data, settings, plan, name=name, shelf=output / "kept", loss=learning.loss, temperature=learning.temperature,
         alpha=learning.alpha, feature_weight=1.0 if learning.feature_weight is None else learning.feature_weight,
         cut=cuts.hooks if cuts else None, on_epoch=on_epoch, note=note,
-        mentor=build(ModelSource(teacher_model, len(data.classes), data.image_shape)) if teacher_model else None,
+        mentor=mentor,
     )  # fmt: skip
     _end_on_sigterm()
     start, results = time.perf_counter(), list[dict[str, Any]]()
@@ -271,7 +285,8 @@ def attend_lesson(
         loss_value, accuracy = evaluate(found.model, data, data.test, CPU)
         result = {
             "schema": 1, "command": "student", "model": made.source.name, "data": lesson.data, "data_label": data.label,
-            "seed": lesson.seed, "run": plan.run, "name": name, "exchange": exchange, "codec": codec, "accuracy": accuracy,
+            "seed": lesson.seed, "run": plan.run, "name": name, "exchange": exchange,
+            "codec": None if exchange == "weights" else codec, "accuracy": accuracy,
             "loss": loss_value, "features": plan.features or None, "mutual": plan.mutual,
             "staleness": plan.staleness if plan.mutual else None, "params": count(found.model), **_told_of_cuts(cuts, found, before),
             "validation_accuracy": found.best.validation_accuracy, "epochs": plan.epochs, "batch_size": plan.batch_size,

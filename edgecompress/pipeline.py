@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from edgecompress import checkpoint, files
 from edgecompress import result as results
 from edgecompress.data import DataSet
-from edgecompress.errors import UsageError
+from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure import machine
 from edgecompress.measure.cost import cost, layer_table
 from edgecompress.measure.machine import cores
 from edgecompress.models.registry import ModelSource
-from edgecompress.prepare import Mentor, prepare
+from edgecompress.prepare import Mentor, inputs, prepare
 from edgecompress.recipe import Recipe, to_yaml
 from edgecompress.report.html import write_report
 from edgecompress.rundir import RunDirectory
@@ -144,17 +144,38 @@ def execute(
 ) -> Outcome:
     """Run all stages of `recipe` into `root`; complete stages are read back when `resume` is set.
 
-    Stages may lengthen the run: a stage that leaves `numbers["next_stages"]` has them run after it. Raises what the stages raise.
+    Stages may lengthen the run: a stage that leaves `numbers["next_stages"]` has them run after it. Raises what the stages raise. What an
+    earlier run left in `root` goes when the new one is whole, and is put back when that fails before a stage is complete.
     """
-    reporter = reporter or Silent()
     data, device, source = prepare(recipe)
-    text = to_yaml(recipe, origins)
+    digests = {str(path): files.digest(path) for path in inputs(recipe)}
     run = RunDirectory(root)
+    text = to_yaml(recipe, origins)
     if resume:
         _same_recipe(root / "resolved.yaml", text)
     else:
-        run.clear()
-    files.write_bytes(root / "resolved.yaml", text.encode())
+        for path in inputs(recipe):
+            if root.resolve() in path.resolve().parents:
+                raise UsageError(f"output '{root}' holds '{path}', which this run reads: give another -o")
+        run.set_aside()
+    state = State(source, numbers={"data_digest": data.digest(), "input_digests": digests})
+    try:
+        files.write_bytes(root / "resolved.yaml", text.encode())
+        outcome = _stages_run(recipe, stages, run, state, (data, device), resume=resume, reporter=reporter or Silent())
+    except EdgecompressError as error:
+        if not resume and not run.begun() and (isinstance(error, UsageError) or run.aside.is_dir()):
+            run.give_back()
+        raise
+    run.forget()
+    return outcome
+
+
+def _stages_run(
+    recipe: Recipe, stages: Mapping[str, Stage], run: RunDirectory, state: State, where: tuple[DataSet, torch.device], *, resume: bool,
+    reporter: Reporter,
+) -> Outcome:  # fmt: skip
+    """All stages, from `state` on; those that are complete are read back with `resume`."""
+    root, (data, device) = run.root, where
     distributed.start(device)
     threads = recipe.threads or cores()
     torch.set_num_threads(threads)
@@ -162,7 +183,7 @@ def execute(
     if data.skipped:
         reporter.note(f"skipped {len(data.skipped)} corrupt image(s), first {data.skipped[0]}")
         run.log("skipped", files=list(data.skipped))
-    state = State(source, numbers={"data_digest": data.digest()})
+    began = state.numbers
     queue = list(expand(recipe))
     number = 0
     while queue:
@@ -176,8 +197,10 @@ def execute(
             distributed.stop()
         context = Context(recipe, data, device, run, folder, recipe.seed * 1000 + number, reporter, threads)
         done = read_stage(folder, state, _named(recipe)) if resume else None
-        if done is not None and done.numbers["data_digest"] != data.digest():
+        if done is not None and done.numbers["data_digest"] != began["data_digest"]:
             raise UsageError(f"--resume with other data than the run in '{root}': '{recipe.data}' has changed; start a new run")
+        if done is not None and (other := _changed(done.numbers.get("input_digests", {}), began["input_digests"])):
+            raise UsageError(f"--resume with another '{other}' than the run in '{root}' read: start a new run")
         if done is None:
             state = _run_stage(context, stages[settings.stage], name, settings, state)
         else:
@@ -258,6 +281,11 @@ def expand(recipe: Recipe) -> list[tuple[str, Any]]:
 def _parse_stages(recipe: Recipe, wanted: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     extra = Recipe.model_validate({**recipe.model_dump(mode="python"), "stages": wanted})
     return expand(extra)
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """A file whose digest is another one now."""
+    return next((path for path, digest in now.items() if before.get(path, digest) != digest), None)
 
 
 def _same_recipe(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgecompress import checkpoint
 from edgecompress.core import trace
-from edgecompress.core.stack import check_alike
+from edgecompress.core.stack import check_alike, check_stackable
 from edgecompress.data import DataSet, Preprocess, load_data
 from edgecompress.data.joined import part_of
 from edgecompress.errors import EnvironmentMissingError, UsageError
@@ -81,7 +81,35 @@ def prepare(recipe: Recipe) -> tuple[DataSet, torch.device, ModelSource]:
             blank = build(source)
         check_names(recipe, blank, data)
         check_features(recipe, blank, teacher)
+    check_comparisons(recipe, source, data)
     return data, device, source
+
+
+def check_comparisons(recipe: Recipe, source: ModelSource, data: DataSet) -> None:
+    """Raises `UsageError` where a stage would train several networks first, and could not merge them."""
+    for stage in recipe.stages:
+        if stage.stage == "compare" and data.name == "sine" and source.name == "mlp":
+            other = stage.unlike_the_source()
+            if other:
+                name = other[0]
+                raise UsageError(f"{name} {getattr(stage, name)}: the sine problem's networks train as the source did; leave it out")
+        elif stage.stage == "compare" or (stage.stage == "merge" and stage.train_parents is not None):
+            check_stackable([build(source), build(source)], torch.zeros(1, *data.image_shape))
+
+
+def inputs(recipe: Recipe) -> list[Path]:
+    """Files with networks that the stages of `recipe` read."""
+    named = list[str | None]()
+    for stage in recipe.stages:
+        if stage.stage == "load":
+            named.append(stage.checkpoint)
+        elif stage.stage == "merge":
+            named += stage.checkpoints
+        elif stage.stage == "teacher":
+            named += [stage.checkpoint, stage.weights]
+        elif stage.stage == "train":
+            named.append(stage.weights)
+    return [Path(name) for name in named if name is not None and Path(name).is_file()]
 
 
 def as_trained(paths: list[Path], recipe: Recipe, data: DataSet) -> DataSet:
@@ -127,6 +155,7 @@ def check_teacher(stage: TeacherStage, recipe: Recipe, data: DataSet) -> Mentor:
             f"teacher '{path}' knows {manifest.model.num_classes} classes, data '{recipe.data}' has {len(data.classes)}: give a teacher "
             "trained on these classes"
         )
+    check_classes(path, data, recipe.data)
     preprocess = checkpoint.preprocess_of(manifest) or data.preprocess
     if preprocess.shape(data.native_shape) != manifest.model.image_shape:
         raise UsageError(
@@ -144,12 +173,22 @@ def check_parents(paths: list[Path], recipe: Recipe, data: DataSet, heads: str =
     if (heads == "separate") != bool(data.parts) or (data.parts and len(data.parts) != len(paths)):
         wanted = f"data '{recipe.data}' with {len(data.parts) or 1} part(s)"
         raise UsageError(f"{wanted} for {len(paths)} networks and heads {heads}: --heads separate goes with --data A+B, a part a network")
-    models = []
-    for number, path in enumerate(paths):
-        _checked_checkpoint(path, recipe, part_of(data, number) if data.parts else data)
+    manifests = [checkpoint.read_manifest(path) for path in paths]
+    models = list[nn.Module]()
+    for number, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
+        if manifest.model.name != manifests[0].model.name:
+            first = models[0] if models else checkpoint.load(paths[0], allow_code=recipe.model)[0]
+            check_alike([first, checkpoint.load(path, allow_code=recipe.model)[0]])
+        own = part_of(data, number) if data.parts else data
+        _checked_checkpoint(path, recipe, own)
+        told = manifest.notes.get("data_digest")
+        for other, part in enumerate(data.parts):
+            if told == part.digest() != own.digest():
+                raise UsageError(
+                    f"network {number + 1} ('{path}') was trained on part {other + 1} of '{recipe.data}': give them in one order"
+                )
         models.append(checkpoint.load(path, allow_code=recipe.model)[0])
-    if heads == "average":
-        check_alike(models)
+    check_stackable(models, torch.zeros(1, *data.image_shape), heads=heads)
     return models
 
 
@@ -187,4 +226,17 @@ def _checked_checkpoint(path: Path, recipe: Recipe, data: DataSet) -> ModelSourc
             f"checkpoint '{path}' is for {source.num_classes} classes of images {source.image_shape}, "
             f"data '{recipe.data}' has {len(data.classes)} of {data.image_shape}: give matching --data"
         )
+    check_classes(path, data, recipe.data)
     return source
+
+
+def check_classes(path: Path, data: DataSet, name: str) -> None:
+    """Raises `UsageError` for a network that has learned other classes than those of the data, where its checkpoint says so."""
+    notes = checkpoint.read_manifest(path).notes
+    known = notes.get("classes", list(data.classes))
+    if known != list(data.classes):
+        other = next(pair for pair in zip([*known, "none"], [*data.classes, "none"], strict=False) if pair[0] != pair[1])
+        raise UsageError(
+            f"checkpoint '{path}' has learned the classes of {notes.get('data')} ('{other[0]}'), data '{name}' has others ('{other[1]}'): "
+            "give the --data that it was trained on"
+        )

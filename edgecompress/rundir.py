@@ -2,10 +2,13 @@
 
 resolved.yaml  result.json  history.csv  log.jsonl  model.onnx  model-fp32.onnx  model.safetensors  report.html
 01-train/ 02-simplify/ ...  a folder a stage; its stage.json is written last, so a stage that has one is complete
+.before/  an earlier run of the folder, until the new one is whole
 """
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +17,10 @@ from typing import Any
 
 from edgecompress import files
 from edgecompress.errors import UsageError
+from edgecompress.settings import STAGE_NAMES
+
+FILES = ("resolved.yaml", "result.json", "report.html", "history.csv", "log.jsonl", "model.onnx", "model-fp32.onnx", "model.safetensors")
+STAGE_FOLDER = re.compile(rf"[0-9]{{2}}-({'|'.join(STAGE_NAMES)})(-[0-9]+of[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,53 @@ class RunDirectory:
         """Folder of stage `number` (from 1)."""
         return self.root / f"{number:02d}-{name}"
 
-    def clear(self) -> None:
-        """Remove what an earlier run said in this folder, so that nothing of it can be taken for the new one's."""
-        names = ("result.json", "report.html", "history.csv", "log.jsonl", "model.onnx", "model-fp32.onnx", "model.safetensors")
-        for path in (*(self.root / name for name in names), *self.root.glob("[0-9][0-9]-*/stage.json")):
-            path.unlink(missing_ok=True)
+    @property
+    def aside(self) -> Path:
+        """Where an earlier run of this folder waits until the new one is whole."""
+        return self.root / ".before"
+
+    def set_aside(self) -> None:
+        """Put what an earlier run left in this folder aside, so that nothing of it can be taken for the new one's.
+
+        What was aside already, behind a run that was stopped, stays there if it is whole and that run is not.
+        """
+        if (self.aside / "result.json").is_file() and not (self.root / "result.json").is_file():
+            self._remove()
+            return
+        self.forget()
+        found = self._parts()
+        if found:
+            self.aside.mkdir()
+        for path in found:
+            path.rename(self.aside / path.name)
+
+    def give_back(self) -> None:
+        """Remove what the new run left, and put the earlier one back."""
+        self._remove()
+        for path in sorted(self.aside.iterdir()) if self.aside.is_dir() else []:
+            path.rename(self.root / path.name)
+        self.forget()
+        if self.root.is_dir() and not any(self.root.iterdir()):
+            self.root.rmdir()
+
+    def forget(self) -> None:
+        """The new run is whole: the earlier one goes."""
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+    def begun(self) -> bool:
+        """Has a stage of the present run completed?"""
+        return any(self.root.glob("[0-9][0-9]-*/stage.json"))
+
+    def _parts(self) -> list[Path]:
+        folders = [path for path in sorted(self.root.glob("[0-9][0-9]-*")) if STAGE_FOLDER.fullmatch(path.name)]
+        return [path for path in (*(self.root / name for name in FILES), *folders) if path.exists()]
+
+    def _remove(self) -> None:
+        for path in self._parts():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one event to `log.jsonl`."""

@@ -57,7 +57,7 @@ Criterion = Literal["l1", "l2", "bn", "taylor", "random"]
 class Strict(BaseModel):
     """Frozen settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Training(Strict):
@@ -338,8 +338,10 @@ class MergeStage(Training):
             raise ValueError(f"method {self.method} has no such gates: {', '.join(sorted(given))} apply to method gates")
         if self.heads == "separate" and (self.hierarchical or self.method in ("average", "align")):
             raise ValueError("heads separate keeps all outputs: merge all networks at once, by gates or greedy")
-        if self.width > count:
-            raise ValueError(f"width {self.width:g} is more than the {count} networks have together: allowed is up to {count}")
+        together = 2 if self.hierarchical else count
+        if self.width > together:
+            where = f"the {count} networks" if together == count else "two networks, of which each merging of --hierarchical is,"
+            raise ValueError(f"width {self.width:g} is more than {where} have together: allowed is up to {together}")
         return self
 
 
@@ -361,7 +363,15 @@ class CompareStage(Training):
             raise ValueError(f"budget {self.budget} cannot be spent alike: strategies take thirds and sixths of it; give a multiple of 6")
         if self.epochs is not None:
             raise ValueError(f"epochs {self.epochs}: a comparison has a budget of epochs for each strategy; set budget")
+        if self.patience is not None:
+            raise ValueError(f"patience {self.patience} would end strategies before their budget: leave it out of a comparison")
         return self
+
+    def unlike_the_source(self) -> list[str]:
+        """Names of the settings, other than the defaults, that the sine problem's networks do not have: they train as the source did."""
+        theirs = {"stage", "budget", "repeats", "learning_rate", "batch_size", "lambda_scale", "lambda_start"}
+        names = [name for name in type(self).model_fields if name not in theirs]
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
 
 class QatStage(Training):
@@ -412,6 +422,14 @@ class QuantizeStage(Strict):
     """Measure what each layer costs when it alone is quantized (`max_drop` does too)."""
     strict: bool = False
     """An int8 file with a convolution or linear layer left in float counts as a missed target."""
+
+    @model_validator(mode="after")
+    def _about_int8(self) -> QuantizeStage:
+        names = ("method", "max_drop", "sensitivity", "strict")
+        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if self.quantize in ("fp16", "none") and given:
+            raise ValueError(f"{', '.join(given)} say how int8 is made: with quantize {self.quantize} leave them out")
+        return self
 
 
 class SearchStage(Training):

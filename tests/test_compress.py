@@ -301,7 +301,7 @@ def test_a_folder_of_images_and_the_other_verbs(digits_folder: Path, tmp_path: P
     assert run("export", "p", *data, "-o", "e", cwd=tmp_path).returncode == 0
     image = next((digits_folder / "class1").iterdir())
     assert "class" in run("predict", tmp_path / "q" / "model.onnx", image, cwd=tmp_path).stdout
-    measured = json.loads(run("bench", tmp_path / "q" / "model.onnx", "--json", "--blocks", 5, "--processes", 2, cwd=tmp_path).stdout)
+    measured = json.loads(run("bench", tmp_path / "q" / "model.onnx", "--json", "--blocks", 5, "--processes", 5, cwd=tmp_path).stdout)
     assert measured["candidate"]["p50_ms"] > 0
     image.write_bytes(next((digits_folder / "class0").iterdir()).read_bytes())
     changed = run("train", "student1", *data, "--epochs", 2, "-o", "t", "--resume", "-q", cwd=tmp_path)

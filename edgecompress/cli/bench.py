@@ -23,7 +23,7 @@ def bench(
     strict: Annotated[bool, typer.Option("--strict", help="an inconclusive result fails too")] = False,
     cross_machine: Annotated[bool, typer.Option("--cross-machine", help="allow a baseline of other hardware, normalised")] = False,
     batch_size: Annotated[str, typer.Option("--batch-size", help="images a run; alone also several: 1,8,32")] = "1",
-    processes: Annotated[int, typer.Option("--processes", help="fresh processes to begin with", min=2)] = 5,
+    processes: Annotated[int, typer.Option("--processes", help="fresh processes to begin with", min=5)] = 5,
     blocks: Annotated[int, typer.Option("--blocks", help="blocks a process", min=5)] = 30,
     provider: Annotated[str, typer.Option("--provider", help="of ONNX Runtime")] = "CPUExecutionProvider",
     junit: Annotated[Path | None, typer.Option("--junit", help="write JUnit XML")] = None,
@@ -64,6 +64,11 @@ def bench(
         threads=threads, batch_size=sizes[0], provider=provider, processes=processes, blocks=blocks,
         looks=(2 * processes, 4 * processes),
     )  # fmt: skip
+    appended = [Path(found)] if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else []
+    targets = {"junit": junit, "summary": summary, "github_action_benchmark": github_action_benchmark, "bencher": bencher}
+    for target in (*targets.values(), *appended):
+        if target is not None and (target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK)):
+            raise UsageError(f"'{target}' cannot be written: name a file in a folder that is there and may be written")
     if data is not None:
         from edgecompress.data import load_data
 
@@ -79,13 +84,11 @@ def bench(
         result = regression.stored(model, protocol)
         result["profile"] = regression.profile(model, protocol, sizes)
     result["gates"] = _gates(model, against, limit, allowed, data, image_size, threads)
-    appended = [Path(found)] if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else []
-    targets = {"junit": junit, "summary": summary, "github_action_benchmark": github_action_benchmark, "bencher": bencher}
-    ci.write(result, strict, targets, appended)
     if as_json:
         print_json(result)
     else:
         _show(result, strict)
+    ci.write(result, strict, targets, appended)
     if any(status == "fail" for _, status, _ in ci.checks(result, strict)):
         raise typer.Exit(3)
 

@@ -23,7 +23,7 @@ def env(name: str) -> str:
 Data = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder:DIR", envvar=env("DATA"))]
 Seed = Annotated[int, typer.Option("--seed", help="random seed", envvar=env("SEED"), min=0)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N", envvar=env("DEVICE"))]
-Threads = Annotated[int | None, typer.Option("--threads", help="default: all cores", envvar=env("THREADS"), min=1)]
+Threads = Annotated[int | None, typer.Option("--threads", help="default: all cores", envvar=env("THREADS"), min=1, max=256)]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="folder of the run", envvar=env("OUTPUT"))]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="default: from network and data", envvar=env("EPOCHS"), min=0)]
 Rate = Annotated[float | None, typer.Option("--learning-rate", envvar=env("LEARNING_RATE"))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +69,7 @@ def emulate(
 
     Example: sudo edgecompress emulate topologies/two_host.py --epochs 4
     """
+    from edgecompress import files
     from edgecompress.emulate import session
     from edgecompress.emulate import topology as topologies
     from edgecompress.errors import UsageError
@@ -102,11 +105,17 @@ def emulate(
         more |= properties
         faults += [found] if found is not None else []
     links = {name: dict(topologies.profile(name)) for name in {run["link"] for run in runs} if name}
+    longest = parse_duration(timeout)
     session.need_root()
+    user = session.invoking_user()
+    graphs = [session.read_topology(topology, user, {**links.get(run["link"], {}), **more}) for run in runs]
+    if before is not None:
+        _check_alike(before, {"exchange": exchange, "codec": None if exchange == "weights" else codec, "graph": graphs[0].as_dict()})
     root = output or default_root("emulate", topology.stem)
     check_root(root, resume=False, exist_ok=exist_ok)
+    names = {host.name for host in graphs[0].hosts} | {run["name"] for run in runs}
     if exist_ok and root.is_dir():
-        _forget(root)
+        _forget(root, names)
     shared = ["--data", data, "--seed", str(seed)]
     for name, value in (("--epochs", epochs), ("--batch-size", batch_size), ("--learning-rate", learning_rate)):
         shared += [name, str(value)] if value is not None else []
@@ -122,8 +131,7 @@ def emulate(
             console.print(text, markup=False)
 
     if len(runs) > 1:
-        root.mkdir(parents=True, exist_ok=True)
-        (root / session.MARKER).touch()
+        session.make_folder(root, user)
     results = []
     for run in runs:
         own = root.absolute() if len(runs) == 1 else root.absolute() / run["name"]
@@ -131,16 +139,18 @@ def emulate(
             note(f"run {run['name']}")
         by_maps = ("--features", features) if features and run["exchange"] == "features" else ()
         if exist_ok and own.is_dir():
-            _forget(own)
+            _forget(own, names)
         settings = session.Settings(
             topology, own, run["exchange"], run["codec"], backend, _absolute(teacher), _absolute(student), not fixed_teacher, insecure,
-            pcap, parse_duration(timeout), {**links.get(run["link"], {}), **more}, tuple(faults), tuple(shared),
+            pcap, longest, {**links.get(run["link"], {}), **more}, tuple(faults), tuple(shared),
             students + by_maps, teachers,
         )  # fmt: skip
         result = session.emulate(settings, note)
         worse = _regressions(result, before, tolerance)
         if worse:
             result["regressions"] = worse
+            files.write_json(own / "result.json", result)
+            os.chown(own / "result.json", user.uid, user.gid)
         _report(result, own)
         results.append((run["name"], result))
     told: dict[str, Any] = results[0][1] if len(runs) == 1 else {"schema": 1, "command": "emulate", "sweep": dict(results)}
@@ -183,6 +193,8 @@ def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
         key, equals, values = text.partition("=")
         if key not in usual or not equals or not all(values.split(",")):
             raise UsageError(f"--sweep '{text}' is not known: write {', '.join(f'{name}=A,B' for name in usual)}")
+        if key in axes:
+            raise UsageError(f"--sweep {key} is given twice: list all values at once, {key}={','.join(axes[key])},{values}")
         axes[key] = values.split(",")
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     runs = [{**usual, **values, "name": "-".join(values.values()) or "run"} for values in chosen]
@@ -207,20 +219,19 @@ def _show_sweep(results: list[tuple[str, dict[str, Any]]], root: Path) -> None:
 
 def _report(result: dict[str, Any], root: Path) -> None:
     """`report.html`, the user's like everything else."""
-    import os
-
     from edgecompress.report.emulation import write_report
 
     write_report(root, result)
-    os.chown(root / "report.html", result["user"]["uid"], -1)
+    whose = root.stat()
+    os.chown(root / "report.html", whose.st_uid, whose.st_gid)
 
 
 def _absolute(name: str | None) -> str | None:
     return str(Path(name).absolute()) if name and Path(name).exists() else name
 
 
-def _forget(root: Path) -> None:
-    """Remove what an earlier emulation left in this folder: kept states would be taken for this one's.
+def _forget(root: Path, names: set[str]) -> None:
+    """Remove what an earlier emulation left in this folder, in folders of these `names` too: kept states would be taken for this one's.
 
     Raises `UsageError` for a folder in use that no emulation of ours made: what is in it will be given to the user.
     """
@@ -231,8 +242,10 @@ def _forget(root: Path) -> None:
 
     if any(root.iterdir()) and not (root / MARKER).is_file():
         raise UsageError(f"output folder '{root}' is not one of an emulation: give another -o")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # an earlier one may have had other hosts
+        names = names | {host["name"] for host in json.loads((root / "result.json").read_text())["graph"]["hosts"]}
     for path in root.iterdir():
-        if path.is_dir() and ((path / "kept").is_dir() or (path / "result.json").is_file()):
+        if path.is_dir() and path.name in names and ((path / "kept").is_dir() or (path / "result.json").is_file()):
             shutil.rmtree(path)
         elif path.suffix in (".log", ".pcap") or path.name in ("result.json", "report.html"):
             path.unlink()
@@ -247,9 +260,23 @@ def _baseline(path: Path | None) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["command"] != "emulate" or not found["valid"]:
             raise KeyError("a valid result of emulate")
+        for value in (found["distill"]["step_ms"]["p50"], found["distill"]["bytes_per_sample"]):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{value} is no number above 0")
         return dict(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"baseline '{path}' is no valid result of an emulation ({error}): give the result.json of one") from error
+
+
+def _check_alike(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises `UsageError` for a baseline of another network, or another way to exchange."""
+    from edgecompress.errors import UsageError
+
+    then = json.loads(json.dumps({key: before.get(key) for key in now}))
+    other = [key for key, value in json.loads(json.dumps(now)).items() if then[key] != value]
+    if other:
+        what = {"graph": "another topology or other links"}.get(other[0], f"{other[0]} {then[other[0]]}, this is {now[other[0]]}")
+        raise UsageError(f"the baseline was measured with {what}: compare like with like")
 
 
 def _regressions(result: dict[str, Any], before: dict[str, Any] | None, tolerance: float) -> list[str]:
@@ -275,7 +302,8 @@ def _show(result: dict[str, Any], root: Path) -> None:
     seen = f"captured {traffic['packets']} frames, {traffic['captured_bytes']} bytes (the kernel counted {traffic['counter_bytes']}"
     print_line(f"{seen}, dropped {traffic['kernel_dropped']}); {traffic['goodput_mbps']:.3g} Mbit/s of payload")
     print_line(f"{traffic['retransmissions']} retransmissions, {len(result['faults'])} faults")
-    told = f"{lesson['samples']} samples in {lesson['steps']} steps, {lesson['bytes_per_sample']:.2f} bytes a sample ({result['codec']})"
+    told = f"{lesson['samples']} samples in {lesson['steps']} steps, {lesson['bytes_per_sample']:.2f} bytes a sample"
+    told += f" ({result['codec'] or result['exchange']})"
     print_line(f"{told}; a step {lesson['step_ms']['p50']:.1f} ms (p50), of it waiting {lesson['wait_ms']['p50']:.1f}")
     for name, row in {**lesson["teachers"], **lesson["students"]}.items():
         cut = f", {row['params']} of {row['params_before']} parameters left" if "params_before" in row else ""

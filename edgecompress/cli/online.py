@@ -58,6 +58,8 @@ def _check_output(root: Path, resume: bool, exist_ok: bool) -> None:
     """Raises `UsageError` for a folder in use."""
     from edgecompress.errors import UsageError
 
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"output '{root}' is a file: give a folder with -o")
     if root.is_dir() and any(root.iterdir()) and not resume and not exist_ok:
         raise UsageError(f"output folder '{root}' is not empty: give another -o, --resume to go on, or --exist-ok to overwrite")
 
@@ -187,8 +189,10 @@ def run(
 
     tls, longest = chosen(tls_ca, tls_cert, tls_key, insecure), parse_duration(patience)
     host, _, port = connect.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"--connect '{connect}' is no HOST:PORT: write it like 10.0.0.1:50051")
+    if resume and output is None:
+        raise UsageError("--resume without -o: name the folder of the lesson that was stopped")
     root = output or default_root("student", model)
     _check_output(root, resume, exist_ok)
     asked = lessons.Lesson(data, image_size, epochs, batch_size, learning_rate, seed, threads)

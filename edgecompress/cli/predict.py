@@ -31,7 +31,11 @@ def predict(
 
     if bool(images) == (data is not None):
         raise UsageError("predict needs images or --data, not both: give IMAGE... or --data digits")
+    if data is None and image_size is not None:
+        raise UsageError("--image-size is about --data: of images the file itself says how it reads them")
     loaded = runtime.load(model, threads=threads)
+    if images and loaded.metadata.get("task") == "regression":
+        raise UsageError(f"'{model}' answers with numbers, not classes, and reads no images: give --data")
     if data is not None:
         result = accuracy_on(loaded, data, image_size, skip_bad)
         name = "accuracy" if "accuracy" in result else "R²"
@@ -72,6 +76,8 @@ def accuracy_on(loaded: Runtime, name: str, image_size: int | None, skip_bad: bo
     side = (said.get("image_shape") or loaded.input_shape)[-1]
     size = image_size or said.get("resize") or (side if ":" in name else None)
     data = load_data(name, image_size=size, skip_bad=skip_bad)
+    if "mean" not in said and not loaded.reads_pixels:
+        raise UsageError(f"'{loaded.path}' has no input normalisation in its metadata: how it reads '{name}' is not known; export it anew")
     if said.get("classes") not in (None, list(data.classes)):
         raise UsageError(f"'{loaded.path}' has classes {said['classes'][:4]}..., data '{name}' has {list(data.classes)[:4]}...")
     preprocess = Preprocess.from_dict(said) if "resize" in said and image_size is None else data.preprocess
@@ -142,13 +148,18 @@ def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
-    channels, height, width = loaded.metadata.get("image_shape") or loaded.input_shape
+    shape = loaded.metadata.get("image_shape") or loaded.input_shape
+    if len(shape) != 3:
+        raise UsageError(f"'{loaded.path}' reads inputs of shape {tuple(shape)}, which are no images")
+    channels, height, width = shape
     if not all((channels, height, width)) and not loaded.reads_pixels:
         raise UsageError(f"'{loaded.path}' does not say the size of its images: export it with edgecompress")
     try:
         with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise UsageError(f"image '{path}' has more than 8 bits a pixel (mode {opened.mode}): give an 8-bit image")
             image = opened.convert("RGB" if channels == 3 else "L")
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UsageError(f"image '{path}' cannot be read: give a PNG or JPEG file") from error
     if loaded.reads_pixels:
         pixels = np.asarray(image).reshape(image.height, image.width, channels)

@@ -251,6 +251,10 @@ def quantize(
 ) -> None:
     """Write a checkpoint as ONNX in fp32, fp16 and int8, measure each, and place the best as model.onnx."""
     path, name = named_checkpoint(checkpoint, model)
+    if qat_epochs and quantize in ("fp16", "none"):
+        from edgecompress.errors import UsageError
+
+        raise UsageError(f"--qat-epochs tunes for int8: with --quantize {quantize} leave it out")
     tuned = [{"stage": "qat", "epochs": qat_epochs}] if qat_epochs else []
     asked = {"quantize": quantize, "calibration_images": calibration_images, "method": method, "max_drop": max_drop,
              "sensitivity": sensitivity, "strict": strict}  # fmt: skip

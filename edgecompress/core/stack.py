@@ -10,6 +10,7 @@ streams need no code of their own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 
@@ -63,10 +64,42 @@ def stack(models: Sequence[nn.Module], example: Tensor, *, heads: str = "average
     if heads == "separate":
         wide = _checked(_stacked(parts, graph, example, widen_output=True), parts, example, side_by_side=True)
         return _without_padding(wide, outputs, example)
-    wide = _stacked(parts, graph, example, widen_output=False)
-    if _difference(wide, parts, example, side_by_side=False) <= _allowed(example):
-        return wide
+    with contextlib.suppress(UsageError):  # a BatchNorm of the outputs cannot write a sum
+        wide = _stacked(parts, graph, example, widen_output=False)
+        if _difference(wide, parts, example, side_by_side=False) <= _allowed(example):
+            return wide
     return _checked(Averaged(_stacked(parts, graph, example, widen_output=True), len(parts)), parts, example, side_by_side=False)
+
+
+def check_stackable(models: Sequence[nn.Module], example: Tensor, *, heads: str = "average") -> None:
+    """Raises `UsageError`, as `stack` would, for networks that differ or cannot be made wider: what is known without their values."""
+    parts = _with_equal_heads(models, example)[0] if heads == "separate" else list(models)
+    check_alike(parts)
+    graph = trace(parts[0], example)
+    _check_free(graph, parts[0])
+    grown = [*graph.groups, *(g for g in graph.frozen if g.frozen == OUTPUT)]
+    _join(parts, _side_by_side(parts, graph, grown), on_meta=True)
+
+
+def with_one_head(model: nn.Module, example: Tensor) -> nn.Module:
+    """`model`, perhaps shrunk; where it is `Averaged`, a network of its parts' own kind whose last layers are the mean of theirs.
+
+    Then the outputs change, since what follows the last layers is not affine.
+    """
+    if not isinstance(model, Averaged):
+        return model
+    wide, count = model.wide, model.count
+    head = next(group for group in trace(wide, example).frozen if group.frozen == OUTPUT)
+    each = head.size // count
+    single: list[nn.Module] = []
+    for number in range(count):
+        kept = kept_positions(wide, {head: torch.arange(head.size) // each == number})
+        single.append(rebuilt(wide, {name: layers.cut(find(wide, name), axes) for name, axes in kept.items()}))
+    states = [one.state_dict() for one in single]
+    for name, value in states[0].items():
+        if value.is_floating_point():
+            value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
+    return single[0]
 
 
 def _with_equal_heads(models: Sequence[nn.Module], example: Tensor) -> tuple[list[nn.Module], list[int]]:

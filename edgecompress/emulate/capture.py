@@ -34,18 +34,21 @@ class Capture:
     after: dict[str, int] | None = None
     dropped: int = 0
     captured: int = 0
+    whole: bool = False
 
     def stop(self) -> None:
         """End the capture and read the counters; what is under way has arrived."""
         self.after = counters(self.pid, self.interface)
         time.sleep(0.2)
-        if self.child.poll() is None:
+        running = self.child.poll() is None
+        if running:
             self.child.send_signal(signal.SIGINT)
         try:
             _, said = self.child.communicate(timeout=10)
         except subprocess.TimeoutExpired:
             self.child.kill()
             _, said = self.child.communicate()
+        self.whole = running and "dropped by kernel" in (said or "")
         self.captured = _number(said, r"(\d+) packets? captured")
         self.dropped = _number(said, r"(\d+) packets? dropped by kernel")
 

@@ -90,7 +90,7 @@ def network(graph: Graph, backend: str, note: Note) -> Iterator[Network]:
                 net.nodes[node] = Node(f"{begin}-{node}", inNamespace=True)
                 shell.run(*shell.inside(net.pid(node)), "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", check=False)
                 shell.run(*shell.inside(net.pid(node)), "ip", "link", "set", "lo", "up")
-            netem = linking.kernel_has_netem(f"{begin}n") if any(link.filtered for link in graph.links) else False
+            netem = linking.kernel_has_netem() if any(link.filtered for link in graph.links) else False
             numbers = itertools.count()
             for third, link in enumerate(graph.links, start=1):
                 kind = linking.backend_for(link, backend, netem)

@@ -8,6 +8,7 @@ import os
 import pwd
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,7 @@ ENDED = (0, 3)
 """Exit codes of a role that has written its result."""
 RECONCILED = 0.01
 """Share by which captured bytes and the kernel's counters may differ."""
-FAULT = re.compile(r"(link-down|kill-student|kill-teacher)@([^:]+)(?::(.+))?|loss=([\d.]+)%")
+FAULT = re.compile(r"(link-down|kill-student|kill-teacher)@([^:]+)(?::(.+))?|loss=(\d+(?:\.\d+)?)%")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ class User:
 
 def invoking_user() -> User:
     """Who called sudo, or the caller."""
-    uid = int(os.environ.get("SUDO_UID", os.getuid()))
-    gid = int(os.environ.get("SUDO_GID", os.getgid()))
+    try:
+        uid, gid = int(os.environ.get("SUDO_UID", os.getuid())), int(os.environ.get("SUDO_GID", os.getgid()))
+    except ValueError as error:
+        raise UsageError(f"SUDO_UID and SUDO_GID are the numbers of a user and a group: {error}") from error
     with contextlib.suppress(KeyError):
         return User(uid, gid, pwd.getpwuid(uid).pw_name, "SUDO_UID" in os.environ)
     return User(uid, gid, str(uid), "SUDO_UID" in os.environ)
@@ -92,8 +95,9 @@ def invoking_user() -> User:
 def need_root() -> None:
     """Raises `EnvironmentMissingError` with the exact line that mends it."""
     if os.geteuid() != 0:
-        program = shutil.which("edgecompress") or str(Path(sys.executable).with_name("edgecompress"))
-        words = " ".join([str(Path(program).resolve()), *sys.argv[1:]])
+        beside = Path(sys.executable).with_name("edgecompress")
+        program = str(beside) if beside.is_file() else shutil.which("edgecompress") or str(beside)
+        words = shlex.join([str(Path(program).resolve()), *sys.argv[1:]])
         raise EnvironmentMissingError(f"namespaces and captures need root: run sudo {words}")
 
 
@@ -117,6 +121,8 @@ def read_topology(path: Path, user: User, link: dict[str, Any]) -> Graph:
     except (IndexError, ValueError) as error:
         said = " ".join((done.stderr or "it printed nothing").split())[-300:]
         raise UsageError(f"topology '{path}' cannot be read: {said}") from error
+    if not isinstance(answer, dict) or not ("error" in answer or {"name", "hosts", "switches", "links"} <= {*answer}):
+        raise UsageError(f"topology '{path}' prints after its graph: {' '.join(lines[-1].split())[:100]}; let it print nothing at its end")
     if "error" in answer:
         raise UsageError(str(answer["error"]))
     return graph_from(answer, link)
@@ -163,13 +169,18 @@ class Role:
         deadline = time.monotonic() + seconds
         while self.log.read_text().count(text) < self.starts:
             if self.child is None or self.child.poll() is not None or time.monotonic() > deadline:
-                raise EdgecompressError(f"{self.host.name} did not start: {self.last_line()}")
+                raise self.failure("did not start")
             time.sleep(0.05)
 
     def last_line(self) -> str:
         """What it said last."""
         lines = self.log.read_text().strip().splitlines() if self.log.is_file() else []
         return lines[-1] if lines else "it said nothing"
+
+    def failure(self, what: str) -> EdgecompressError:
+        """The error of a role that ended: bad input (exit code 2) is bad input of the emulation."""
+        kind = UsageError if self.child is not None and self.child.poll() == UsageError.exit_code else EdgecompressError
+        return kind(f"{self.host.name} {what}: {self.last_line()}")
 
     def running(self) -> bool:
         """Is it?"""
@@ -196,19 +207,32 @@ def emulate(settings: Settings, note: Callable[[str], None]) -> dict[str, Any]:
     shell.needed()
     user = invoking_user()
     graph = read_topology(settings.topology, user, settings.link)
-    root = settings.output
-    root.mkdir(parents=True, exist_ok=True)
-    (root / MARKER).touch()
-    _own(root, user)
-    with _interruptible(), network(graph, settings.backend, note) as net:
-        check_network(net)
-        try:
-            result = _lesson(settings, net, user, root, note)
-        finally:
-            _own(root, user)
+    root, fresh = settings.output, not settings.output.exists()
+    make_folder(root, user)
+    try:
+        with _interruptible(), network(graph, settings.backend, note) as net:
+            check_network(net)
+            try:
+                result = _lesson(settings, net, user, root, note)
+            finally:
+                _own(root, user)
+    except UsageError:
+        if fresh:
+            shutil.rmtree(root)  # bad input leaves no half result
+        raise
     files.write_json(root / "result.json", result)
     _own(root, user)
     return result
+
+
+def make_folder(root: Path, user: User) -> None:
+    """The folder of an emulation, marked as such; it and the folders made on the way to it are the user's."""
+    made = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for path in made:
+        os.chown(path, user.uid, user.gid)
+    (root / MARKER).touch()
+    _own(root, user)
 
 
 @contextlib.contextmanager
@@ -236,9 +260,6 @@ def _roles(settings: Settings, net: Network, user: User, root: Path, keys: Path)
     python = [sys.executable, "-m", "edgecompress"]
     teachers, students = net.graph.of_role("teacher"), net.graph.of_role("student")
     pupils = {teacher.name: [s for n, s in enumerate(students) if n % len(teachers) == place] for place, teacher in enumerate(teachers)}
-    for teacher in teachers:
-        if not pupils[teacher.name]:
-            raise UsageError(f"teacher '{teacher.name}' has no student: give at least as many students as teachers")
     secured: dict[str, list[str]] = {host.name: ["--insecure"] for host in (*teachers, *students)}
     if not settings.insecure:
         from edgecompress.emulate.certificates import make
@@ -333,9 +354,9 @@ def _watch(
             item[1]()
             note(f"mended: {item[2]}")
         for role in (*students, *teachers):
-            struck = any(role.host.name in text for _, _, text in mending)
+            struck = any(text == f"{role.host.name} started again" for _, _, text in mending)
             if role.child is not None and role.child.poll() not in (None, *ENDED) and not struck:
-                raise EdgecompressError(f"{role.host.name} failed: {role.last_line()}")
+                raise role.failure("failed")
         time.sleep(0.05)
     for fault in waiting:
         happened.append({"kind": fault.kind, "at_s": None, "for_s": fault.for_s, "why_not": "the lesson had ended"})
@@ -388,12 +409,17 @@ def _result(
     counted = sum(captures[role.host.name].counted() for role in students)
     if dropped:
         reasons.append(f"the kernel dropped {dropped} packets of the captures")
-    if abs(traffic["captured_bytes"] / max(1, counted) - 1) > RECONCILED:
-        reasons.append(f"captured {traffic['captured_bytes']} bytes, the kernel counted {counted}: more than {RECONCILED:.0%} apart")
+    for host, one in captures.items():
+        if not one.whole:
+            reasons.append(f"the capture at {host} ended before the lesson")
+        found = traffic["bytes_at"][host]
+        if abs(found / max(1, one.counted()) - 1) > RECONCILED:
+            reasons.append(f"captured {found} bytes at {host}, the kernel counted {one.counted()}: more than {RECONCILED:.0%} apart")
     first = next(iter(told.values()))
     payload, samples = sum(row["payload_bytes"] for row in told.values()), sum(row["samples"] for row in told.values())
     return {
-        "schema": 1, "command": "emulate", "valid": not reasons, "reasons": reasons, "exchange": settings.exchange, "codec": settings.codec,
+        "schema": 1, "command": "emulate", "valid": not reasons, "reasons": reasons, "exchange": settings.exchange,
+        "codec": None if settings.exchange == "weights" else settings.codec,
         "topology": net.graph.name, "graph": net.graph.as_dict(), "tls": not settings.insecure,
         "user": {"uid": user.uid, "name": user.name, "invoked_by_sudo": user.invoked},
         "links": [built.row() for built in net.built],

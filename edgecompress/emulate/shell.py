@@ -45,7 +45,10 @@ def inside(pid: int, *command: str) -> tuple[str, ...]:
 
 def as_user(uid: int, gid: int, *command: str) -> tuple[str, ...]:
     """`command` with the rights of a user, who then owns what it writes."""
-    return ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--init-groups", "--", *command) if uid else command
+    if not uid:
+        return command
+    # the change of user would clear what `_die_with_parent` has set
+    return ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--init-groups", "--pdeathsig=KILL", "--", *command)
 
 
 def _die_with_parent() -> None:

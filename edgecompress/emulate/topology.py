@@ -108,6 +108,8 @@ def graph_from(values: Mapping[str, Any], link: Mapping[str, Any] | None = None)
         raise UsageError(f"topology '{graph.name}' has no teacher: give a host role='teacher'")
     if not graph.of_role("student"):
         raise UsageError(f"topology '{graph.name}' has no student: give a host role='student'")
+    if len(graph.of_role("teacher")) > len(graph.of_role("student")):
+        raise UsageError(f"topology '{graph.name}' has a teacher without a student: give at least as many students as teachers")
     _check_tree(graph)
     return graph
 
@@ -119,8 +121,10 @@ def _host(name: str, params: Mapping[str, Any]) -> Host:
     role, cpu = str(params.get("role") or ""), params.get("cpu")
     if role and role not in ROLES:
         raise UsageError(f"host '{name}': role '{role}' is not known: allowed are {', '.join(ROLES)}")
-    if cpu is not None and (not _number(cpu) or not 0 < cpu <= 1024):
-        raise UsageError(f"host '{name}': cpu {cpu!r} is no share of a core: give a number above 0, e.g. 0.5")
+    if cpu is not None and (not _number(cpu) or not 0.01 <= cpu <= 1024):
+        raise UsageError(f"host '{name}': cpu {cpu!r} is no share of a core: give a number from 0.01 on, e.g. 0.5")
+    if name == "ca":
+        raise UsageError("host 'ca': the run's certificate authority is called so: give another name")
     model = params.get("model")
     return Host(name, role, None if model is None else str(model), None if cpu is None else float(cpu))
 
@@ -180,10 +184,10 @@ def _check_tree(graph: Graph) -> None:
 
 
 def profile(name: str) -> dict[str, Any]:
-    """The properties of a named link. Raises `UsageError` for an unknown name."""
+    """All properties of a named link, None where it has none. Raises `UsageError` for an unknown name."""
     if name not in PROFILES:
         raise UnknownNameError("link", name, PROFILES)
-    return PROFILES[name]
+    return {**dict.fromkeys(sorted(LINK_KEYS)), **PROFILES[name]}
 
 
 def described(path: Path, name: str | None = None) -> dict[str, Any]:

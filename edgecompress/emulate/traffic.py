@@ -39,7 +39,7 @@ class Reading:
         self.flows: dict[Flow, dict[str, Any]] = defaultdict(lambda: {"packets": 0, "bytes": 0, "payload": 0, "retransmissions": 0})
         self.timeline: dict[tuple[int, Flow], int] = defaultdict(int)
         self.round_trips: list[float] = []
-        self.seen: dict[tuple[Flow, int, int], float] = {}
+        self.seen: dict[tuple[Flow, int, int, int], float] = {}
         self._end: dict[Flow, int] = {}
         self._waiting: dict[Flow, dict[int, float]] = defaultdict(dict)
         self._sent_twice: dict[Flow, set[int]] = defaultdict(set)
@@ -91,6 +91,8 @@ class Reading:
         if payload <= 0 and not flags & 3:
             return
         end = (sequence + payload + bool(flags & 3)) % 2**32
+        if payload > 0:
+            self.seen.setdefault((flow, sequence, payload, ident), now)
         known = self._end.get(flow)
         if payload > 0 and known is not None and (known - end) % 2**32 < 2**31:
             row["retransmissions"] += 1
@@ -100,7 +102,6 @@ class Reading:
         self._end[flow] = end
         if self.address in (None, flow[0]):  # what this host sends goes the whole way and back; what it receives it acknowledges at once
             self._waiting[flow][end] = now
-        self.seen.setdefault((flow, sequence, payload), now)
 
     def _dissect(self, syns: list[tuple[float, bytes]]) -> None:
         """The handshakes, with the options that the ends offered, by Scapy's dissector."""
@@ -128,7 +129,9 @@ def summary(captures: dict[str, Path], students: list[str], addresses: dict[str,
     for host in students:
         reading = readings[host]
         for flow, row in reading.flows.items():
-            rows.append({"at": host, "from": f"{flow[0]}:{flow[1]}", "to": f"{flow[2]}:{flow[3]}", **row})
+            sender = next((r for r in readings.values() if r.address == flow[0] and flow in r.flows), None)
+            again = row["retransmissions"] if sender is None else sender.flows[flow]["retransmissions"]  # of those lost, too
+            rows.append({"at": host, "from": f"{flow[0]}:{flow[1]}", "to": f"{flow[2]}:{flow[3]}", **row, "retransmissions": again})
         for (number, flow), size in reading.timeline.items():
             way = "down" if any(f[0] == flow[2] for f in reading.flows) and _is_server(flow, reading) else "up"
             timeline[round(number * BIN_S - int(begin / BIN_S) * BIN_S, 3)][way] += size
@@ -140,18 +143,24 @@ def summary(captures: dict[str, Path], students: list[str], addresses: dict[str,
             for key, at in readings[host].seen.items():
                 there = reading.seen.get(key)
                 if there is not None:
-                    delays["up" if there > at else "down"].append(1e3 * abs(there - at))
+                    up = key[0][0] == readings[host].address if readings[host].address else there > at
+                    delays["up" if up else "down"].append(1e3 * (there - at if up else at - there))
     payload = sum(row["payload"] for row in rows)
     seconds = max(1e-9, end - begin)
     return {
         "packets": sum(r.packets for r in counted), "captured_bytes": sum(r.bytes for r in counted),
+        "bytes_at": {host: reading.bytes for host, reading in readings.items()},
+        "captured": "behind the sender's own queue: time in it is in no round trip and no delay",
         "other_packets": sum(r.other for r in counted),
         "goodput_mbps": 8 * payload / seconds / 1e6, "payload_bytes": payload, "seconds": seconds,
         "retransmissions": sum(row["retransmissions"] for row in rows), "rtt_ms": _percentiles([t for r in counted for t in r.round_trips]),
         "one_way_ms": {way: _percentiles(values) for way, values in delays.items()},
         "jitter_ms": {way: _jitter(values) for way, values in delays.items()},
         "rtt_samples_ms": _thinned([t for r in counted for t in r.round_trips]),
-        "timeline": [{"time_s": at, "up": ways.get("up", 0), "down": ways.get("down", 0)} for at, ways in sorted(timeline.items())],
+        "timeline": [
+            {"time_s": number * BIN_S, **{way: timeline.get(number * BIN_S, {}).get(way, 0) for way in ("up", "down")}}
+            for number in range(round(max(timeline, default=-BIN_S) / BIN_S) + 1)
+        ],
         "flows": sorted(rows, key=lambda row: -row["bytes"])[:40], "handshakes": [h for r in counted for h in r.handshakes][:40],
     }  # fmt: skip
 

@@ -34,6 +34,8 @@ FORMATS = ("fp32", "fp16", "int8-qdq")
 COMPUTE = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 FLOAT_KERNELS = (*COMPUTE, "FusedConv", "FusedGemm", "FusedMatMul")
 """The same in ONNX Runtime's own graph, where its int8 kernels have names of their own (QLinearConv, QGemm, ...)."""
+MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Split", "Expand", "MaxPool", "Identity")
+"""Operations through which ONNX Runtime moves quantization."""
 SHRUNK = 0.35
 """Share of the fp32 file that an int8 file should take at most."""
 _METHODS = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}
@@ -69,9 +71,13 @@ class Calibrated:
     ranges: Any
     original: onnx.ModelProto
 
-    def layers(self) -> dict[str, str]:
-        """Convolutions and matrix products: {name of the layer in the network: name of the node}."""
-        return {layer_of(node): node.name for node in self.prepared.graph.node if node.op_type in COMPUTE}
+    def layers(self) -> dict[str, list[str]]:
+        """Convolutions and matrix products: {name of the layer in the network: names of its nodes, one for each time that it is called}."""
+        found: dict[str, list[str]] = {}
+        for node in self.prepared.graph.node:
+            if node.op_type in COMPUTE:
+                found.setdefault(layer_of(node), []).append(node.name)
+        return found
 
 
 def layer_of(node: onnx.NodeProto) -> str:
@@ -130,41 +136,48 @@ def quantized(
     wrong = [name for name in (*exclude, *(only or ()), *(scales or {})) if name not in nodes]
     if wrong:
         raise UsageError(f"no layer '{wrong[0]}' in the file: there are {', '.join(nodes)}")
-    reads = {layer_of(node): node.input[0] for node in calibrated.prepared.graph.node if node.op_type in COMPUTE}
+    reads = [(layer_of(node), node.input[0]) for node in calibrated.prepared.graph.node if node.op_type in COMPUTE]
+    left_out = [node for name in exclude for node in nodes[name]]
+    chosen = {node for name in (nodes if only is None else only) for node in nodes[name]}.difference(left_out)
     overrides = {
-        reads[layer]: [{"quant_type": QuantType.QUInt8, "scale": np.asarray(scale, np.float32), "zero_point": np.asarray(zero, np.uint8)}]
-        for layer, (scale, zero) in (scales or {}).items()
+        read: [{"quant_type": QuantType.QUInt8, "scale": np.asarray(scale, np.float32), "zero_point": np.asarray(zero, np.uint8)}]
+        for layer, read in reads
+        for scale, zero in [(scales or {}).get(layer, (None, None))]
+        if scale is not None
     }
     proto = copy.deepcopy(calibrated.prepared)
     with _quiet():
         try:
             quantizer = QDQQuantizer(
                 proto, True, reduce, QuantType.QInt8, QuantType.QUInt8, copy.deepcopy(calibrated.ranges),
-                [] if only is None else [nodes[name] for name in only], [nodes[name] for name in exclude], list(_quantizable()),
+                [] if only is None else [node for name in only for node in nodes[name]], left_out,
+                list(_quantizable()),
                 {"TensorQuantOverrides": overrides},
             )  # fmt: skip
             quantizer.quantize_model()
         except Exception as error:  # onnxruntime raises what its parts raise
             raise EdgecompressError(f"int8 quantization failed: {str(error).splitlines()[0]}") from error
-    _shield_float(quantizer.model)
+    quantizer.model.topological_sort()
+    _shield_float(quantizer.model, chosen)
     quantizer.model.topological_sort()
     proto = quantizer.model.model
     _finish(proto, calibrated.original)
     return proto
 
 
-def _shield_float(model: Any) -> None:
-    """Keep in float at run time what an `onnxruntime.quantization.onnx_model.ONNXModel` leaves in float.
+def _shield_float(model: Any, chosen: Collection[str]) -> None:
+    """Keep in float at run time what an `onnxruntime.quantization.onnx_model.ONNXModel` leaves in float: nodes other than the `chosen`.
 
     From version 1.21 on ONNX Runtime quantizes at load the float weight of a layer that reads dequantized values, with one scale for all of
-    it. A `Max` of one input, which changes no value, stands between them.
+    it, and the product of two dequantized tensors is one of int8. A `Max` of one input, which changes no value, stands between them.
     """
     graph = model.model.graph
-    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    shields = dict[str, str]()
+    dequantized, shields = set[str](), dict[str, str]()
     for node in graph.node:
-        if node.op_type in COMPUTE and node.input[0] in dequantized and node.input[1] in weights:
+        if node.op_type == "DequantizeLinear" or (node.op_type in MOVES and node.input[0] in dequantized):
+            dequantized |= {*node.output}
+    for node in graph.node:
+        if node.op_type in COMPUTE and node.name not in chosen and node.input[0] in dequantized:
             node.input[0] = shields.setdefault(node.input[0], f"{node.input[0]}_kept")
     model.add_nodes([onnx.helper.make_node("Max", [read], [kept], name=f"{kept}_Max") for read, kept in shields.items()])
 
@@ -216,7 +229,7 @@ def float_layers(path: Path) -> list[str]:
     found = []
     for node in fused_graph(path).graph.node:
         if node.op_type in FLOAT_KERNELS:
-            known = [names[name] for name in (node.input[1], node.name, node.output[0]) if name in names]
+            known = [names[name] for name in (node.name, node.output[0], node.input[1]) if name in names]
             found.append(known[0] if known else node.name or node.output[0])
     return list(dict.fromkeys(found))
 

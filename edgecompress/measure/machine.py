@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import sys
 from functools import lru_cache
@@ -60,11 +61,23 @@ def _cgroup_quota() -> float | None:
         return None
 
 
+def own_peak_rss_bytes() -> int:
+    """Largest resident memory of this process since its program began, in bytes.
+
+    On Linux `getrusage` counts what the process was before it became this program, too: a child of a large parent.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return 1024 * int(found.group(1))
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process and of its ended children so far, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return unit * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return max(own_peak_rss_bytes(), unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def hardware() -> dict[str, object]:

@@ -22,6 +22,10 @@ from edgecompress.measure.runtime import Array
 SIDE = 768
 """Rows and columns of the matrix products that measure the ceiling."""
 REPEATS = 15
+WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "ConvInteger": 1, "QLinearMatMul": 3, "QGemm": 3,
+           "MatMulInteger": 1}  # fmt: skip
+"""Operations that multiply and accumulate, and which of their inputs is the weight."""
+INT8 = ("DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger")
 
 
 def macs(path: Path) -> int | None:
@@ -47,15 +51,15 @@ def macs(path: Path) -> int | None:
 
     total = 0
     for node in graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if node.op_type not in WEIGHTS:
             continue
-        weight, output = constant(node.input[1]), shapes.get(node.output[0])
+        weight, output = constant(node.input[WEIGHTS[node.op_type]]), shapes.get(node.output[0])
         source = shapes.get(node.input[0])
         if weight is None:
             continue
         if not output or not source or 0 in output or (node.op_type == "ConvTranspose" and 0 in source):
             return None
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "QLinearConv", "ConvInteger"):
             total += int(np.prod(output)) * int(np.prod(weight[1:]))
         elif node.op_type == "ConvTranspose":
             total += int(np.prod(source)) * int(np.prod(weight[1:]))
@@ -76,23 +80,23 @@ def ceiling(threads: int) -> dict[str, float]:
 
 def work(asked: dict[str, Any]) -> dict[str, Any]:
     """Load the model, run it for the first time, then by batch size."""
-    path, empty = Path(asked["model"]), machine.peak_rss_bytes()
+    path, empty = Path(asked["model"]), machine.own_peak_rss_bytes()
     start = time.perf_counter()
     loaded = runtime.load(path, threads=asked["threads"], provider=asked["provider"])
     loading = time.perf_counter() - start
     generator = np.random.default_rng(asked["seed"])
     start = time.perf_counter()
-    loaded.run(loaded.random_batch(1, generator))
+    loaded.run(loaded.random_batch(loaded.batch or 1, generator))
     first = time.perf_counter() - start
     rows = []
     for size in asked["batches"]:
         (taken,) = latency.measure([loaded], batch_size=size, samples=100, limit_s=1.0, seed=asked["seed"])
         rows.append({"batch": size, **{f"{key}_ms": value for key, value in taken.summary().items()}})
         rows[-1]["samples_per_s"] = round(1e3 * size / taken.percentile(50), 2)
-    peak = machine.peak_rss_bytes()
+    peak = machine.own_peak_rss_bytes()
     on_cpu = asked["provider"] == "CPUExecutionProvider"  # the ceiling of another device is not measured
     count, peaks = macs(path), ceiling(loaded.threads) if on_cpu else None
-    kind = "int8" if any(node.op_type == "DequantizeLinear" for node in onnx.load(str(path)).graph.node) else "float32"
+    kind = "int8" if any(node.op_type in INT8 for node in onnx.load(str(path)).graph.node) else "float32"
     rate = None if count is None else count * rows[0]["samples_per_s"] / 1e9
     return {
         "load_ms": round(loading * 1e3, 3), "first_run_ms": round(first * 1e3, 3), "cold_start_ms": round((loading + first) * 1e3, 3),

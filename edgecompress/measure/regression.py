@@ -207,6 +207,13 @@ def read_stored(path: Path) -> dict[str, Any]:
     blocks = found.get("blocks_ms") if isinstance(found, dict) else None
     if not blocks or not all(isinstance(group, list) and group for group in blocks) or len(blocks) < 2:
         raise UsageError(f"baseline '{path}' holds no measurements: make one with edgecompress bench MODEL --json > {path}")
+    numbers = [value for group in blocks for value in group] + [found.get("reference_ms", 1.0)]
+    if not all(isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < math.inf for value in numbers):
+        raise UsageError(
+            f"baseline '{path}' holds times that are no milliseconds above 0: make it anew with edgecompress bench MODEL --json"
+        )
+    if found.get("schema") != 1 or not isinstance(found.get("candidate"), dict) or not isinstance(found.get("hardware"), dict):
+        raise UsageError(f"baseline '{path}' is none of this version: make it anew with edgecompress bench MODEL --json > {path}")
     missing = [key for key in ("candidate", "batch", "threads", "provider", "input", "reference_ms", "hardware") if key not in found]
     if missing:
         raise UsageError(f"baseline '{path}' does not say its {missing[0]}: make it anew with edgecompress bench MODEL --json > {path}")
@@ -220,11 +227,11 @@ def compare_stored(model: Path, baseline: dict[str, Any], tolerance: float, prot
     time of the reference workload on their machine, and the result is marked `normalised`.
     """
     now, then = machine.hardware(), baseline["hardware"]
-    same = all(now.get(key) == then.get(key) for key in ("cpu", "cores", "machine"))
+    same = all(now.get(key) == then.get(key) for key in ("cpu", "cores", "machine", "instructions"))
     if not same and not cross_machine:
+        there, here = (f"{of.get('cpu')} with {of.get('cores')} core(s) and {of.get('instructions')}" for of in (then, now))
         raise UsageError(
-            f"baseline was measured on {then.get('cpu')} with {then.get('cores')} core(s), this is {now['cpu']} with {now['cores']}: "
-            "measure it here, or pass --cross-machine for a rough, normalised comparison"
+            f"baseline was measured on {there}, this is {here}: measure it here, or pass --cross-machine for a rough, normalised comparison"
         )
     found = measure([model], protocol, protocol.processes)
     if (baseline["input"], baseline["provider"]) != (found.input, protocol.provider):

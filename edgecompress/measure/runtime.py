@@ -43,8 +43,11 @@ class Runtime:
     def random_batch(self, size: int, generator: np.random.Generator) -> Array:
         """Inputs for timing, (size, ...): standard normal, or random pixels of the size that the network reads."""
         if self.reads_pixels:
-            channels, height, width = self.metadata.get("image_shape") or (self.input_shape[-1], 224, 224)
-            return generator.integers(0, 256, (size, height, width, channels), dtype=np.uint8)
+            channels, height, width = self.metadata.get("image_shape") or (0, 0, 0)
+            pixels = self.input_shape if 0 not in self.input_shape else (height, width, channels)
+            if 0 in pixels:
+                raise UsageError(f"'{self.path.name}' reads images of any size {self.input_shape}: export it with a fixed one to time it")
+            return generator.integers(0, 256, (size, *pixels), dtype=np.uint8)
         shape = self.input_shape
         if 0 in shape:
             shape = tuple(self.metadata.get("image_shape") or ())
@@ -62,9 +65,13 @@ class Runtime:
         if self.batch is not None and len(batch) != self.batch:
             raise UsageError(f"a batch of {len(batch)} for '{self.path.name}', which takes {self.batch} only: export it with a free batch")
         try:
-            output: Array = self.session.run(None, {self.input_name: batch})[0]
+            outputs = self.session.run(None, {self.input_name: batch})
         except Exception as error:  # onnxruntime raises its own undocumented classes
             raise UsageError(f"'{self.path.name}' cannot run on inputs {batch.shape}: {' '.join(str(error).split())[:300]}") from error
+        output: Array = outputs[0]
+        for other in outputs[1:]:
+            if isinstance(other, np.ndarray) and other.dtype.kind == "f" and not np.isfinite(other).all():
+                raise UsageError(f"'{self.path.name}' gives NaN or infinite values in another output: export it again")
         return output
 
     def run_all(self, batches: Iterable[Array]) -> Array:
@@ -88,9 +95,16 @@ def load(path: Path, *, threads: int | None = None, provider: str = "CPUExecutio
     options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if provider != "CPUExecutionProvider":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises its own undocumented classes
+        if "fallback to CPU" in str(error):
+            raise EnvironmentMissingError(
+                f"provider '{provider}' does not run all of '{path.name}', the rest would fall back to the CPU: choose another, or leave "
+                "--provider out"
+            ) from error
         raise UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
     if provider not in session.get_providers():
         raise EnvironmentMissingError(

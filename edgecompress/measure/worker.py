@@ -2,8 +2,8 @@
 
 Reads one JSON object from stdin (`models`, `threads`, `provider`, `batch_size`, `blocks`, `seed`, `swap`, `block_ms`) and prints one on
 stdout: for each model its single runs in milliseconds, and the blocks. A block of two models is A B B A (or B A A B in turns), so that a
-drift of the machine meets both alike; its numbers are the mean milliseconds of a run of each. With several threads, the runs after a change
-of model are not counted until the other's threads rest (`latency.settle`).
+drift of the machine meets both alike; its numbers are the mean milliseconds of a run of each. The first runs after a change of model are
+not counted: the other has emptied the caches, and of several threads some still spin (`latency.settle`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def work(asked: dict[str, Any]) -> dict[str, Any]:
             sides.reverse()
         sums = [0.0] * len(loaded)
         for side in (*sides, *reversed(sides)):
-            if side != last and loaded[side].threads > 1:
+            if side != last:
                 latency.settle(loaded[side], batch)
             last = side
             taken = timed_runs(loaded[side], batch, count)

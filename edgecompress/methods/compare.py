@@ -70,12 +70,13 @@ def versus(first: Sequence[float], other: Sequence[float], *, paired: bool = Fal
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if paired:
-        difference = a - b
+        scale = float(max(np.abs(a).max(), np.abs(b).max())) or 1.0
+        difference = np.round((a - b) / scale, 12)  # differences of as many images are ties
         if not difference.any():
             return {"test": "wilcoxon", "p": 1.0, "effect": 0.0}
         ranks = stats.rankdata(np.abs(difference[difference != 0]))
         signs = np.sign(difference[difference != 0])
-        p = float(stats.wilcoxon(a, b).pvalue)
+        p = float(stats.wilcoxon(difference).pvalue)
         return {"test": "wilcoxon", "p": p, "effect": float((ranks * signs).sum() / ranks.sum())}
     found = stats.mannwhitneyu(a, b, alternative="two-sided")
     return {"test": "mann-whitney", "p": float(found.pvalue), "effect": float(2 * found.statistic / (len(a) * len(b)) - 1)}

@@ -123,6 +123,9 @@ def _from_factory(where: str, attribute: str, source: ModelSource) -> nn.Module:
     return model
 
 
+_files: dict[tuple[Path, bytes], Any] = {}
+
+
 def _module(where: str) -> Any:
     torchvision()  # so that the user's own import of it works beside a CPU build of torch
     if not where.endswith(".py"):
@@ -134,6 +137,9 @@ def _module(where: str) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise UsageError(f"model file '{where}' does not exist: give file.py:factory")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    key = (path.resolve(), path.read_bytes())
+    if key not in _files:  # a file that has not changed is one module: what it builds is of one class
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        _files[key] = module
+    return _files[key]

@@ -30,7 +30,7 @@ class Roster:
     def __init__(self, students: int, folder: Path | None, own: Mapping[str, Any], *, training: bool, resume: bool) -> None:
         self.students, self.folder, self.own, self.training = students, folder, own, training
         self.shelf, self.pupils, self.changed, self.generation = Shelf(folder), dict[str, Pupil](), threading.Condition(), 0
-        self._claimed, self._failure = False, ""
+        self._claimed, self._failure, self.resume = False, "", resume
         if resume:
             for name, values in (self.shelf.noted("done") or {}).items():
                 pupil = self._place(name, Plan.parsed(values["plan"]))
@@ -51,7 +51,7 @@ class Roster:
                 pupil = self._enrolled(name, plan)
             if pupil.plan != plan:
                 raise UsageError(f"student '{name}' came back with another plan: start both ends again")
-            if pupil.connected and pupil.instance != instance:
+            if pupil.present and pupil.instance != instance:
                 raise BrokenError(f"a student called '{name}' is here already: give each a --name of its own")
             held = {0, *have}
             held &= {0, *self.shelf.steps()} if self.training else held
@@ -90,6 +90,11 @@ class Roster:
             label = label_of(shared(plan), self.own)
             self.shelf, self._claimed = plan.shelf(self.folder), True
             if self.shelf.label() not in (None, label):
+                if self.resume:
+                    self._claimed = False
+                    raise UsageError(
+                        f"this teacher goes on with a lesson of other students: '{name}' is none of it; give its --run and options"
+                    )
                 self._forget()
             self.shelf.claim(label)
         if len(self.pupils) >= self.students:

@@ -169,8 +169,9 @@ class Student:
 
     def _recall(self, kept: Tally) -> None:
         """Be as after the step of a kept state; what has travelled since has travelled, and the clock goes on."""
-        if not self.tally.step_ms and kept.elapsed_s:  # another process began
+        if not self.tally.step_ms and kept.elapsed_s:  # another process began, which was a break too
             self._began = time.monotonic() - kept.elapsed_s
+            kept = replace(kept, breaks=kept.breaks + 1)
         now = self.tally
         self.tally = replace(kept, wire_bytes=max(kept.wire_bytes, now.wire_bytes), breaks=max(kept.breaks, now.breaks))
 

@@ -442,6 +442,11 @@ class Teacher:
                 self.roster.changed.wait(0.2)
 
 
+def _not_served(address: str, tls: Tls | None) -> str:
+    why = "it is in use, or not of this machine"
+    return f"address '{address}' cannot be served: {why}{'' if tls is None else ', or --tls-cert and --tls-key are no pair of PEM files'}"
+
+
 def serve(teacher: Teacher, address: str, tls: Tls | None) -> tuple[grpc.Server, int]:
     """Start to serve at `address` (host:port, port 0 for any). Returns the server and its port; stop it with `server.stop(grace)`."""
     server = grpc.server(ThreadPoolExecutor(teacher.students + 4), options=(*wire.CHANNEL, ("grpc.so_reuseport", 0)))
@@ -450,8 +455,8 @@ def serve(teacher: Teacher, address: str, tls: Tls | None) -> tuple[grpc.Server,
     try:
         port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls.server())
     except RuntimeError as error:
-        raise UsageError(f"address '{address}' cannot be served: it is in use, or not of this machine") from error
+        raise UsageError(_not_served(address, tls)) from error
     if not port:
-        raise UsageError(f"address '{address}' cannot be served: it is in use, or not of this machine")
+        raise UsageError(_not_served(address, tls))
     server.start()
     return server, port

@@ -67,7 +67,7 @@ def markdown(result: Mapping[str, Any], strict: bool) -> str:
         if side in result:
             row = result[side]
             numbers = " | ".join(f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms"))
-            lines.append(f"| {side} | {Path(row['file']).name} | {format_size(row['bytes'])} | {numbers} |")
+            lines.append(f"| {side} | {Path(row['file']).name.replace('|', '&#124;')} | {format_size(row['bytes'])} | {numbers} |")
     machine = result["hardware"]
     lines += ["", f"{machine['cpu']}, {result['threads']} thread(s), batch {result['batch']}.", ""]
     return "\n".join(lines)

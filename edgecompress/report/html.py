@@ -17,7 +17,7 @@ from edgecompress.units import format_count, format_duration, format_size
 def sides(result: Mapping[str, Any]) -> tuple[str, str]:
     """What the two columns of the final table are called."""
     if "merge" in result:
-        return "best parent", "merged"
+        return "parents side by side" if result["merge"].get("heads") == "separate" else "best parent", "merged"
     return ("teacher", "student") if (result.get("distill") or {}).get("teacher") else ("before", "after")
 
 

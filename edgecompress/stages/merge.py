@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.core import shrink, trace
-from edgecompress.core.stack import stack
+from edgecompress.core.stack import stack, with_one_head
 from edgecompress.data.images import stream
 from edgecompress.data.joined import part_of
 from edgecompress.measure.cost import cost
@@ -94,9 +94,24 @@ def _merged(context: Context, settings: MergeStage, state: State, parents: list[
             level = settings if last else settings.model_copy(update={"width": 1.0})
             state, small, rows = merging(context, level, state, parents[first : first + group])
             following.append(small)
-            told["gates"], told["steps"] = rows.pop("gates"), [*told["steps"], rows]
+            told["gates"] += [{**row, "step": len(told["steps"]) + 1} for row in rows.pop("gates")]
+            told["steps"].append(rows)
         parents = following
     return state, parents[0], told
+
+
+def _called(settings: MergeStage, parents: list[nn.Module]) -> str:
+    """What the wide network is of its parents."""
+    return f"{len(parents)} side by side" if settings.heads == "separate" else f"average of {len(parents)}"
+
+
+def _one_head(context: Context, state: State, model: nn.Module) -> tuple[State, nn.Module]:
+    """The cut network as one of the parents' own kind, where its outputs were averaged behind it."""
+    single = with_one_head(model, context.example)
+    if single is model:
+        return state, model
+    note = "the parents' last layers became their mean, which changes outputs: something after them is not affine"
+    return with_row(state, "one head", validation_accuracy(context, single), count(single), note=note), single
 
 
 def _baseline(context: Context, settings: MergeStage, state: State, parents: list[nn.Module]) -> tuple[State, nn.Module, dict[str, Any]]:
@@ -115,7 +130,7 @@ def by_gates(context: Context, settings: MergeStage, state: State, parents: list
     """One merging: the wide network, its gates, the cut."""
     wide = stack(parents, context.example, heads=settings.heads)
     stacked = validation_accuracy(context, wide)
-    state = with_row(state, f"average of {len(parents)}", stacked, count(wide))
+    state = with_row(state, _called(settings, parents), stacked, count(wide))
     share = settings.width / len(parents)
     gated = Gated(wide, trace(wide, context.example), per=settings.draw, noise=settings.noise, seed=context.seed).to(context.device)
     chosen = replace(fit_settings(context, wide, settings), faster=(("log_alpha", settings.gate_rate),))
@@ -144,14 +159,15 @@ def by_gates(context: Context, settings: MergeStage, state: State, parents: list
         "stacked": stacked, "gated": before, "cut": after, "l0_distance": penalty.last, "lambda": penalty.weights[-1],
         "gates": [asdict(row) for row in statistics(gated.scores(), keep)],
     }  # fmt: skip
-    return state, small.cpu(), told
+    state, small = _one_head(context, state, small.cpu())
+    return state, small, told
 
 
 def greedily(context: Context, settings: MergeStage, state: State, parents: list[nn.Module]) -> tuple[State, nn.Module, dict[str, Any]]:
     """One greedy merging: the channels that matter, from the output back, and a student that mimics them, from the input on."""
     wide = stack(parents, context.example, heads=settings.heads).to(context.device)
     stacked = validation_accuracy(context, wide)
-    state = with_row(state, f"average of {len(parents)}", stacked, count(wide))
+    state = with_row(state, _called(settings, parents), stacked, count(wide))
     chosen, began, share = fit_settings(context, wide, settings), time.perf_counter(), settings.width / len(parents)
     limit = samples_within(wide, context.example.to(context.device))
     pixels = context.data.train.pixels[torch.randperm(len(context.data.train), generator=stream("greedy", context.seed))[:limit]]
@@ -170,7 +186,8 @@ def greedily(context: Context, settings: MergeStage, state: State, parents: list
         "stacked": stacked, "cut": cut, "mimicked": after, "images": len(inputs), "mimic": [asdict(row) for row in rows],
         "gates": [asdict(row) for row in statistics(openness, keep)], "lambda": weights[-1],
     }  # fmt: skip
-    return state, small.cpu(), told
+    state, small = _one_head(context, state, small.cpu())
+    return state, small, told
 
 
 class Penalty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,10 @@ def test_four_networks_in_pairs(parents: list[Path], tmp_path: Path) -> None:
     assert result["student"]["params"] == 62_006
     half = run("merge", *four, "--hierarchical", "--width", 0.5, "--epochs", 1, "--finetune-epochs", 0, "-o", "w", "--json", cwd=tmp_path)
     rows = [row for row in json.loads(half.stdout)["merge"]["gates"] if row["group"] == "classifier.1"]
-    assert [(row["size"], row["kept"]) for row in rows] == [(240, 60)], "the width counts once, at the last step"
+    sizes = [(row["step"], row["size"], row["kept"]) for row in rows]
+    assert sizes == [(1, 240, 120), (2, 240, 120), (3, 240, 60)], "the width counts once, at the last step"
+    line = one_line(run("merge", *four, "--hierarchical", "--width", 3, "-o", "h", cwd=tmp_path), 2)
+    assert "width 3 is more than two networks" in line
     three = [*parents, parents[0]]
     assert "2, 4, 8" in one_line(run("merge", *three, "--hierarchical", "-o", "h", cwd=tmp_path), 2)
 
@@ -90,7 +94,9 @@ def test_parents_that_differ_are_listed_before_anything_is_written(parents: list
     assert "edgecompress distill" in line
     assert not (tmp_path / "m").exists()
     done = run("train", "student1", "--epochs", 0, "-o", "s", cwd=tmp_path)
-    assert "holds a student1, not a lenet5" in one_line(run("merge", parents[0], tmp_path / "s", "-o", "m", cwd=tmp_path), 2)
+    line = one_line(run("merge", parents[0], tmp_path / "s", "-o", "m", cwd=tmp_path), 2)
+    assert "networks 1 and 2 differ (LeNet / Student) in 12 tensor(s): features.0.weight (6, 3, 5, 5) / (8, 3, 3, 3)" in line
+    assert "distil one into the other instead" in line
     assert "width 3 is more than the 2 networks" in one_line(run("merge", *parents, "--width", 3, "-o", "m", cwd=tmp_path), 2)
     assert "0 epochs" in one_line(run("merge", *parents, "--epochs", 0, "-o", "m", cwd=tmp_path), 2)
     assert "method average has no such gates: width apply" in one_line(
@@ -98,6 +104,78 @@ def test_parents_that_differ_are_listed_before_anything_is_written(parents: list
     )
     assert "multiple of 6" in one_line(run("compare", "lenet5", "--budget", 11, "-o", "m", cwd=tmp_path), 2)
     assert "at least 2" in one_line(run("merge", parents[0], "-o", "m", cwd=tmp_path), 2)
+
+
+OWN = """
+from torch import nn
+class Mine(nn.Module):
+    def __init__(self, num_classes=10, in_channels=3):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(in_channels, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU())
+        self.last = nn.Conv2d(8, num_classes, 1)
+    def forward(self, x):
+        return self.last(self.body(x)).relu().mean((2, 3))
+def make(num_classes=10, in_channels=3):
+    return Mine(num_classes, in_channels)
+"""
+
+
+def test_networks_of_the_users_own_whose_last_layer_is_not_the_last_word(tmp_path: Path) -> None:
+    """Their outputs are averaged behind a ReLU; what is saved is one of them again, and can be read, exported and merged."""
+    (tmp_path / "own.py").write_text(OWN)
+    for name, seed in (("a", 1), ("b", 2)):
+        done = run("train", "own.py:make", "--epochs", 2, "--seed", seed, "-o", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    for method in ("gates", "greedy"):
+        more = ["--model", "own.py:make", "--method", method, "--epochs", 1, "--finetune-epochs", 1]
+        done = run("merge", "a", "b", *more, "-o", method, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["student"]["params"] == result["teacher"]["params"] == 898
+        assert "one head" in {row["name"] for row in result["stages"]}
+        done = run("export", method, "--model", "own.py:make", "-o", f"{method}-x", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_parents_own_folder_is_no_output(parents: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(parents[0], tmp_path / "k")
+    line = one_line(run("merge", "k", parents[1], "--epochs", 1, "-o", "k", "--exist-ok", cwd=tmp_path), 2)
+    assert "output 'k' holds 'k/model.safetensors', which this run reads: give another -o" in line
+    assert (tmp_path / "k" / "result.json").read_bytes() == (parents[0] / "result.json").read_bytes()
+
+
+def test_a_network_that_is_not_finite_is_named(parents: list[Path], tmp_path: Path) -> None:
+    model, manifest = checkpoint.load(parents[1] / "model.safetensors")
+    next(model.parameters()).data[0] = float("nan")
+    checkpoint.save(tmp_path / "broken.safetensors", model, manifest.model, manifest.notes)
+    line = one_line(run("merge", parents[0], "broken.safetensors", "-o", "m", cwd=tmp_path), 2)
+    assert "checkpoint 'broken.safetensors': tensor 'features.0.weight' holds values that are not finite" in line
+    assert not (tmp_path / "m").exists()
+    assert "finite number" in one_line(run("merge", *parents, "--lambda-scale", "inf", "-o", "m", cwd=tmp_path), 2)
+
+
+def test_a_run_goes_on_with_the_parents_that_it_began_with(parents: list[Path], tmp_path: Path) -> None:
+    for name, parent in zip(("a", "b"), parents, strict=True):
+        shutil.copytree(parent, tmp_path / name)
+    command = ("merge", "a", "b", "--method", "average", "--epochs", 0, "-o", "m")
+    assert run(*command, cwd=tmp_path).returncode == 0
+    (tmp_path / "m" / "04-measure" / "stage.json").unlink()
+    assert run(*command, "--resume", cwd=tmp_path).returncode == 0
+    (tmp_path / "m" / "04-measure" / "stage.json").unlink()
+    shutil.copyfile(tmp_path / "b" / "model.safetensors", tmp_path / "a" / "model.safetensors")
+    done = run(*command, "--resume", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: --resume with another 'a/model.safetensors' than the run in 'm' read: start a new run"
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    def refused(*arguments: object) -> str:
+        line = one_line(run("compare", *arguments, "--budget", 6, "--repeats", 2, "-o", "c", cwd=tmp_path), 2)
+        assert not (tmp_path / "c").exists()
+        return line
+
+    assert "cannot run on an input of shape" in refused("lenet5", "--data", "sine")
+    assert "precision bf16: the sine problem's networks train as the source did" in refused("mlp", "--data", "sine", "--precision", "bf16")
 
 
 def test_strategies_are_compared_under_one_budget(tmp_path: Path) -> None:

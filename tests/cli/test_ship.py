@@ -41,7 +41,7 @@ def test_a_file_that_reads_images_as_they_are(trained: Path, tmp_path: Path) -> 
     Image.fromarray(pixels).save(tmp_path / "large.png")
     for path in (plain, embedded):
         assert run("predict", path, "large.png", cwd=tmp_path).returncode == 0
-    told = run("bench", embedded, "--blocks", 5, "--processes", 2, "--json", cwd=tmp_path)
+    told = run("bench", embedded, "--blocks", 5, "--processes", 5, "--json", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "1.8" in one_line(run("export", trained, "--min-ort", "1.3", "-o", "x", cwd=tmp_path), 2)
     assert "opset 18" in one_line(run("export", trained, "--min-ort", "1.12", "--embed-preprocess", "-o", "x", cwd=tmp_path), 2)
@@ -118,7 +118,7 @@ def test_a_folder_gives_an_accuracy(trained: Path, tmp_path: Path) -> None:
 
 def test_bench_says_how_far_the_ceiling_is(trained: Path, tmp_path: Path) -> None:
     assert run("export", trained, "-o", "e", cwd=tmp_path).returncode == 0
-    options = ("--blocks", 5, "--processes", 2, "--batch-size", "1,4", "--threads", 1)
+    options = ("--blocks", 5, "--processes", 5, "--batch-size", "1,4", "--threads", 1)
     done = run("bench", "e/model-fp32.onnx", *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["profile"]

@@ -248,8 +248,7 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_netem_back_end() -> None:
-    name = f"{prefix(os.getpid())}t"
-    if not linking.kernel_has_netem(name):
+    if not linking.kernel_has_netem():
         pytest.skip("this kernel has no sch_netem: the netem path cannot be tested here")
     with network(graph(bw=10, delay="10ms", loss=2), "netem", lambda _: None) as net:
         assert net.built[0].backend == "netem"

@@ -109,7 +109,7 @@ def test_scales_from_outside_are_the_files(calibrated: Calibrated) -> None:
     name = list(calibrated.layers())[2]
     proto = quantizer.quantized(calibrated, scales={name: (0.03125, 7)})
     values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    node = next(n for n in proto.graph.node if quantizer.layer_of(n) == name or n.name == calibrated.layers()[name])
+    node = next(n for n in proto.graph.node if quantizer.layer_of(n) == name or n.name in calibrated.layers()[name])
     dequantize = next(n for n in proto.graph.node if node.input[0] in n.output)
     assert (float(values[dequantize.input[1]]), int(values[dequantize.input[2]])) == (0.03125, 7)
 
@@ -160,6 +160,45 @@ def test_trap_no_int8_kernel(tmp_path: Path) -> None:
     node = next(node for node in made.graph.node if node.op_type == "ConvTranspose")
     assert all(other.op_type == "DequantizeLinear" for name in node.input[:2] for other in made.graph.node if name in other.output)
     assert left_in_float(made, tmp_path) == ["2"]
+
+
+class Shared(nn.Module):
+    """A convolution that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.twice(self.twice(self.first(x).relu()).relu())
+        return y.mean((2, 3))
+
+
+class Attends(nn.Module):
+    """A product of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.last = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.cut(x).flatten(2)
+        y = (y @ y.transpose(1, 2)).softmax(-1) @ y
+        z: torch.Tensor = self.last(y.mean(2))
+        return z
+
+
+@pytest.mark.parametrize("kind", [Shared, Attends])
+def test_every_layer_can_be_left_in_float(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    onnx_export.save(onnx_export.to_onnx(kind().eval(), EXAMPLE), tmp_path / "f.onnx")
+    made = quantizer.calibrate(tmp_path / "f.onnx", quantizer.batches_of(VALUES))
+    names = list(made.layers())
+    assert left_in_float(quantizer.quantized(made), tmp_path) == []
+    for name in names:
+        assert left_in_float(quantizer.quantized(made, exclude=[name]), tmp_path) == [name]
+        assert set(left_in_float(quantizer.quantized(made, only=[name]), tmp_path)) == {*names} - {name}
+    assert set(left_in_float(quantizer.quantized(made, exclude=names), tmp_path)) == {*names}
 
 
 def test_trap_one_scale_for_a_whole_weight(calibrated: Calibrated, fp32: Path, tmp_path: Path) -> None:

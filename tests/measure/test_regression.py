@@ -16,7 +16,7 @@ from edgecompress.measure import products, regression, runtime
 from edgecompress.measure.regression import Interval, blocks_needed, interval, verdict
 from tests.cli.test_cli import one_line, run
 
-FAST = ["--processes", "2", "--blocks", "8", "--threads", "1"]
+FAST = ["--processes", "5", "--blocks", "5", "--threads", "1"]
 
 
 def matmuls(path: Path, count: int, size: int = 192, *, inputs: int = 192, poison: bool = False) -> Path:

@@ -59,3 +59,18 @@ def test_the_sine_experiment_at_a_small_scale() -> None:
 def test_the_rate_falls_to_a_tenth() -> None:
     rate = stepped(0.01, 8 / 9, 900)
     assert [rate(epoch) for epoch in (1, 800, 801, 900)] == [0.01, 0.01, 0.001, 0.001]
+
+
+def test_equal_differences_of_shares_are_ties() -> None:
+    """Accuracies are counts of images: 0.91 - 0.90 and 0.81 - 0.80 are one image in a hundred each, however floats write it."""
+    counts = np.array([[91, 90], [81, 80], [77, 79], [60, 57], [52, 50], [45, 44]])
+    shares = versus(*(counts / 100).T, paired=True)
+    assert shares == versus(*counts.T.astype(float), paired=True)
+
+
+def test_no_two_runs_share_a_repeats_seed() -> None:
+    from edgecompress.stages.compare import seed_of
+
+    seeds = [seed_of(1000 * seed + 1, repeat) for seed in range(200) for repeat in range(50)]
+    assert len({*seeds}) == len(seeds)
+    assert [seed_of(1, repeat) for repeat in (0, 1, 9)] == [1, 101, 901]
