@@ -46,6 +46,8 @@ def predict(
     if folders and len(images or []) > 1:
         raise UsageError(f"'{folders[0]}' is a folder beside other images: give one folder, or image files")
     files = _files(folders[0], loaded, skip_bad) if folders else [(path, None) for path in images or []]
+    if folders and loaded.metadata.get("heads"):
+        raise UsageError(f"'{model}' has several heads, and a folder's classes are of one: give images, or --data A+B")
     rows = [_label(loaded, path) | ({} if wanted is None else {"class": wanted}) for path, wanted in files]
     scored = [row["label"] == row["class"] for row in rows if "class" in row]
     found: dict[str, Any] = {"model": str(model), "predictions": rows}
@@ -88,6 +90,8 @@ def accuracy_on(loaded: Runtime, name: str, image_size: int | None, skip_bad: bo
         return part.permute(0, 2, 3, 1).contiguous().numpy() if loaded.reads_pixels else preprocess(part).numpy()
 
     outputs = torch.from_numpy(check_finite(loaded.run_all(read(part) for part in split.pixels.split(32))))
+    if outputs.ndim != 2:
+        raise UsageError(f"'{loaded.path}' gives outputs of shape {tuple(outputs.shape[1:])} a sample: a number for each class is needed")
     found = {"model": str(loaded.path), "data": name, "split": "test", "images": len(split)}
     score = data.task.score(outputs, split.labels)
     if data.task.metric == "accuracy":

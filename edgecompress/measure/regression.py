@@ -205,7 +205,7 @@ def read_stored(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"baseline '{path}' cannot be read: {error}; make one with edgecompress bench MODEL --json > {path}") from error
     blocks = found.get("blocks_ms") if isinstance(found, dict) else None
-    if not blocks or not all(isinstance(group, list) and group for group in blocks) or len(blocks) < 2:
+    if not isinstance(blocks, list) or not all(isinstance(group, list) and group for group in blocks) or len(blocks) < 2:
         raise UsageError(f"baseline '{path}' holds no measurements: make one with edgecompress bench MODEL --json > {path}")
     numbers = [value for group in blocks for value in group] + [found.get("reference_ms", 1.0)]
     if not all(isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < math.inf for value in numbers):

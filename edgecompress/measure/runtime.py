@@ -69,6 +69,8 @@ class Runtime:
         except Exception as error:  # onnxruntime raises its own undocumented classes
             raise UsageError(f"'{self.path.name}' cannot run on inputs {batch.shape}: {' '.join(str(error).split())[:300]}") from error
         output: Array = outputs[0]
+        if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiu":
+            raise UsageError(f"'{self.path.name}' gives no numbers as its first output: export the part that does")
         for other in outputs[1:]:
             if isinstance(other, np.ndarray) and other.dtype.kind == "f" and not np.isfinite(other).all():
                 raise UsageError(f"'{self.path.name}' gives NaN or infinite values in another output: export it again")

@@ -44,6 +44,7 @@ AGREEMENT = 0.98
 def qat(context: Context, settings: QatStage, state: State) -> State:
     """Fine-tune the network on the int8 grid; its scales are handed to the stage `quantize`."""
     model = state.need_model().to(context.device)
+    original = validation_accuracy(context, model.eval())
     aware = QuantAware(model, reduce_range=not has_int8_dot()).to(context.device)
     images = context.data.normalised(context.data.train.pixels[:256].to(context.device))
     aware.calibrate(images)
@@ -56,7 +57,9 @@ def qat(context: Context, settings: QatStage, state: State) -> State:
     result = fit(aware, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
     state = with_history(replace(state, model=model.cpu()), "qat", result)
     after = validation_accuracy(context, aware.eval())
-    state = state.with_numbers(qat={"scales": {k: list(v) for k, v in aware.scales().items()}, "before": before, "after": after})
+    state = state.with_numbers(
+        qat={"scales": {k: list(v) for k, v in aware.scales().items()}, "original": original, "before": before, "after": after}
+    )
     aware.cpu()
     return with_row(state, "qat", after, count(model), note=f"on the int8 grid; {before:.2%} before fine-tuning")
 
@@ -77,7 +80,8 @@ def make_int8(context: Context, settings: QuantizeStage, state: State, fp32: Pat
         return proto, told
     told["sensitivity"] = sensitivity(context, calibrated, fp32)
     if settings.max_drop is not None:
-        least = file_accuracy(context, fp32, context.data.validation) - settings.max_drop
+        least = file_accuracy(context, fp32, context.data.validation)
+        least = max(least, state.numbers.get("qat", {}).get("original", 0.0)) - settings.max_drop  # what tuning lost is lost, too
         exclude: list[str] = []
         for row in told["sensitivity"]:
             if _score(context, proto) >= least - 1e-9:

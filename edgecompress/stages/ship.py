@@ -222,7 +222,7 @@ def _back_to(context: Context, state: State, earlier: dict[str, Any]) -> State:
 
 def _ship(context: Context, state: State, chosen: dict[str, Any], why: str) -> State:
     root = context.run.root
-    onnx_export.save(finished(context, root / chosen["file"], chosen["accuracy"]), root / "model.onnx")
+    size = onnx_export.save(finished(context, root / chosen["file"], chosen["accuracy"]), root / "model.onnx")
     context.reporter.note(why)
     model = state.need_model()
-    return with_row(state, f"quantize {chosen['format']}", chosen["accuracy"], count(model), bytes=chosen["bytes"], note=why)
+    return with_row(state, f"quantize {chosen['format']}", chosen["accuracy"], count(model), bytes=size, note=why)

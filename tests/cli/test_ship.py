@@ -97,6 +97,37 @@ def test_fine_tuning_on_the_int8_grid(trained: Path, tmp_path: Path) -> None:
     assert "int8 grid" in (tmp_path / "q" / "report.html").read_text()
 
 
+def test_what_says_nothing_is_refused(trained: Path, digits_folder: Path, tmp_path: Path) -> None:
+    """Options about int8 where none is made; another data's classes; images and files of which it is not known how they are read."""
+
+    def refused(*arguments: object) -> str:
+        line = one_line(run(*arguments, cwd=tmp_path), 2)
+        assert not (tmp_path / "q").exists()
+        return line
+
+    assert "method, max_drop, strict say how int8 is made" in refused(
+        "quantize", trained, "--quantize", "fp16", "--strict", "--max-drop", "1%", "--calibration", "entropy", "-o", "q"
+    )
+    assert "--qat-epochs tunes for int8" in refused("quantize", trained, "--quantize", "none", "--qat-epochs", 1, "-o", "q")
+    folders = [tmp_path / "cats" / split / f"c{n}" for split in ("train", "test") for n in range(10)]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        for copy in range(12):
+            Image.fromarray(np.full((32, 32, 3), 5 * number + copy, np.uint8)).save(folder / f"{copy}.png")
+    line = refused("export", trained, "--data", f"folder:{tmp_path / 'cats'}", "-o", "q")
+    assert "has learned the classes of digits (demo) ('0')" in line
+    assert "('c0'): give the --data that it was trained on" in line
+    assert run("export", trained, "-o", "e", cwd=tmp_path).returncode == 0
+    deep = Image.fromarray((load_digits().images[0] * 4000).astype(np.uint16))
+    deep.save(tmp_path / "deep.png")
+    assert "more than 8 bits a pixel" in refused("predict", "e/model-fp32.onnx", "deep.png")
+    assert "--image-size is about --data" in refused("predict", "e/model-fp32.onnx", "deep.png", "--image-size", 64)
+    plain = onnx.load(str(tmp_path / "e" / "model-fp32.onnx"))
+    del plain.metadata_props[:]
+    onnx.save(plain, tmp_path / "plain.onnx")
+    assert "no input normalisation" in refused("predict", "plain.onnx", "--data", "digits")
+
+
 def test_a_folder_gives_an_accuracy(trained: Path, tmp_path: Path) -> None:
     assert run("export", trained, "-o", "e", cwd=tmp_path).returncode == 0
     digits = load_digits()

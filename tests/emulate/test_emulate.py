@@ -238,6 +238,22 @@ def test_a_link_that_is_not_what_was_asked_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_bad_input_leaves_an_earlier_run_and_no_half_one(tmp_path: Path) -> None:
+    earlier = tmp_path / "run"
+    (earlier / "mine").mkdir(parents=True)
+    for path in (".edgecompress-emulate", "result.json", "mine/result.json"):
+        (earlier / path).write_text("{}")
+    for wrong, text in (([TWO_HOST, "--timeout", "5"], "5"), ([tmp_path / "nope.py"], "does not exist")):
+        done = emulate(*wrong, *SMALL, "--exist-ok", "-o", "run", cwd=tmp_path)
+        assert done.returncode == 2
+        assert text in done.stderr
+        assert sorted(path.name for path in earlier.iterdir()) == [".edgecompress-emulate", "mine", "result.json"]
+    done = emulate(TWO_HOST, *SMALL, "--data", "nosuch", "-o", "new", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "nosuch" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "result.json").write_text("{}")
@@ -269,13 +285,17 @@ def test_a_share_of_the_processor() -> None:
     assert left_behind(os.getpid()) == []
 
 
-def test_a_killed_emulation_leaves_nothing(tmp_path: Path) -> None:
-    """SIGKILL: namespaces, interfaces, switches and roles go with it; SIGINT: it cleans up itself and says so."""
-    left = list[Path]()
+@pytest.mark.parametrize("uid", [0, 65534])
+def test_a_killed_emulation_leaves_nothing(uid: int, tmp_path: Path) -> None:
+    """SIGKILL: namespaces, interfaces, switches and roles go with it, those of another user too; SIGINT: it cleans up and says so."""
+    if uid and not readable_by(uid):
+        pytest.skip(f"user {uid} cannot read this virtual environment")
+    tmp_path.chmod(0o777)
+    left, env = list[Path](), {**os.environ, **({"SUDO_UID": str(uid), "SUDO_GID": str(uid)} if uid else {})}
     for how in (signal.SIGKILL, signal.SIGINT):
         command = [sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST), *SMALL, "-o", f"run-{how}"]
         with open(tmp_path / "log", "w") as log:
-            child = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+            child = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=env)
         deadline = time.monotonic() + 120
         while "capturing" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -284,6 +304,7 @@ def test_a_killed_emulation_leaves_nothing(tmp_path: Path) -> None:
         assert child.wait(30) == (-how if how == signal.SIGKILL else 130)
         time.sleep(1.5)
         assert left_behind(child.pid) == []
+        assert f"run-{how}" not in shell.run("ps", "-eo", "args"), "no role lives on"
         folders = list(Path(tempfile.gettempdir()).glob(f"edgecompress-*-{child.pid}-*"))
         if how == signal.SIGKILL:
             left = folders

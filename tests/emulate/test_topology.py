@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgecompress.emulate.links import binomial_interval
-from edgecompress.emulate.session import User, parse_fault, read_topology
+from edgecompress.emulate.links import Built, binomial_interval, wrong
+from edgecompress.emulate.session import User, invoking_user, parse_fault, read_topology
 from edgecompress.emulate.topology import PROFILES, Link, described, graph_from, profile
 from edgecompress.errors import UnknownNameError, UsageError
 
@@ -46,6 +47,8 @@ def test_units_and_defaults() -> None:
     for name in PROFILES:
         changed = graph_from(GOOD, profile(name))
         assert all(link.delay_ms for link in changed.links)
+        lossy = graph_from({**GOOD, "links": [["a", "s", {"delay": "5ms", "jitter": "4ms", "loss": 9}], ["s", "b", {}]]}, profile(name))
+        assert lossy.links == changed.links, "every link is like the named one, whatever the file says"
     with pytest.raises(UnknownNameError, match="satellite"):
         profile("satelite")
 
@@ -56,6 +59,10 @@ def test_units_and_defaults() -> None:
     ({"hosts": {"a": {"role": "teacher", "memory": 1}, "b": {"role": "student"}}}, "unknown key 'memory'"),
     ({"hosts": {"a": {"role": "boss"}, "b": {"role": "student"}}}, "role 'boss'"),
     ({"hosts": {"a": {"role": "teacher", "cpu": 0}, "b": {"role": "student"}}}, "cpu 0"),
+    ({"hosts": {"a": {"role": "teacher", "cpu": 0.005}, "b": {"role": "student"}}}, "from 0.01 on"),
+    ({"hosts": {"a": {"role": "teacher"}, "ca": {"role": "student"}}, "links": [["a", "s", {}], ["s", "ca", {}]]}, "host 'ca'"),
+    ({"hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}, "c": {"role": "teacher"}},
+      "links": [["a", "s", {}], ["s", "b", {}], ["s", "c", {}]]}, "a teacher without a student"),
     ({"links": [["a", "s", {}], ["s", "b", {"bandwidth": 5}]]}, "unknown key 'bandwidth'"),
     ({"links": [["a", "s", {}], ["s", "b", {"bw": 99_999}]]}, "outside 0.1..10000"),
     ({"links": [["a", "s", {}], ["s", "b", {"bw": "10"}]]}, "outside 0.1..10000"),
@@ -79,7 +86,7 @@ def test_what_is_wrong_is_said(change: dict[str, Any], text: str) -> None:
 
 @pytest.mark.parametrize(("code", "text"), [
     ("x = 1", "has no topos"), ("1 / 0", "ZeroDivisionError"), ("import sys; sys.exit(3)", "cannot be read"),
-    ("class T:\n    pass\ntopos = {'t': T}", "AttributeError"),
+    ("class T:\n    pass\ntopos = {'t': T}", "AttributeError"), ("import atexit; atexit.register(print, '\\n5'); topos = {}", "at its end"),
 ])  # fmt: skip
 def test_a_file_that_is_none(code: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "t.py").write_text(code)
@@ -104,9 +111,9 @@ def test_faults() -> None:
     assert kill is not None
     assert kill.at_s == 0.5
     assert parse_fault("loss=5%") == (None, {"loss": 5.0})
-    for wrong in ("kill-student", "link-down@10s", "explode@1s", "loss=5", "kill-student@1s:2s"):
+    for bad in ("loss=5.5.5%", "kill-student", "link-down@10s", "explode@1s", "loss=5", "kill-student@1s:2s"):
         with pytest.raises(UsageError, match="link-down@10s:5s"):
-            parse_fault(wrong)
+            parse_fault(bad)
 
 
 def test_binomial_interval() -> None:
@@ -116,14 +123,42 @@ def test_binomial_interval() -> None:
     assert binomial_interval(100, 100)[1] == 1
 
 
+@pytest.mark.parametrize(("delay", "jitter"), [(100, 100), (10, 10), (100, None)])
+def test_a_link_without_its_delay_is_refused_whatever_its_jitter(delay: float, jitter: float | None) -> None:
+    built = Built(Link("a", "b", None, delay, jitter), "wirefilter", ("x", "y"), (1, 2))
+    for measured, right in ((0.05, False), (2 * delay, True)):
+        built.measured = {"rtt_ms": measured, "bw_mbps": None, "loss_pct": 0.0, "loss_low_pct": 0.0, "loss_high_pct": 1.0}
+        assert (wrong(built) is None) == right
+
+
+def test_a_baseline_is_of_the_same_network() -> None:
+    from edgecompress.cli.emulate import _check_alike
+
+    now = {"exchange": "logits", "codec": "fp16", "graph": graph_from(GOOD).as_dict()}
+    _check_alike(json.loads(json.dumps(now)), now)
+    with pytest.raises(UsageError, match="exchange inputs, this is logits"):
+        _check_alike({**now, "exchange": "inputs"}, now)
+    with pytest.raises(UsageError, match="another topology or other links"):
+        _check_alike({**now, "graph": graph_from(GOOD, profile("lte")).as_dict()}, now)
+
+
+def test_who_called_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_UID", "abc")
+    with pytest.raises(UsageError, match="SUDO_UID"):
+        invoking_user()
+
+
 def test_a_sweep_is_all_combinations() -> None:
     from edgecompress.cli.emulate import _swept
+
+    with pytest.raises(UsageError, match="link=wifi,lte"):
+        _swept(["link=wifi", "link=lte"], {"link": None})
 
     usual = {"link": None, "codec": "fp16", "exchange": "logits"}
     assert _swept([], usual) == [{**usual, "name": "run"}]
     runs = _swept(["link=wifi,lte", "codec=fp16,soft"], usual)
     assert [run["name"] for run in runs] == ["wifi-fp16", "wifi-soft", "lte-fp16", "lte-soft"]
     assert all(run["exchange"] == "logits" for run in runs)
-    for wrong in ("link", "colour=red", "link=wifi,"):
+    for bad in ("link", "colour=red", "link=wifi,"):
         with pytest.raises(UsageError, match="link=A,B"):
-            _swept([wrong], usual)
+            _swept([bad], usual)

@@ -82,5 +82,32 @@ def test_one_way_delays_need_both_ends(tmp_path: Path) -> None:
     assert found["packets"] == 9, "each frame counts once, where a student sees it"
 
 
+def opened(rows: list[Any]) -> list[Any]:
+    return [segment("up", 999, 0, 0, "S", 0.0), segment("down", 4999, 1000, 0, "SA", 0.02), segment("up", 1000, 5000, 0, "A", 0.03), *rows]
+
+
+def test_a_lost_segment_was_sent_again_where_its_sender_says_so(tmp_path: Path) -> None:
+    """It is no retransmission to its receiver, and its delay is that of the packet that came, not of the one that was lost."""
+    lost, came = (segment("down", 5000, 1000, 500, "PA", at, ident) for at, ident in ((0.1, 7), (0.4, 9)))
+    arrived = segment("down", 5000, 1000, 500, "PA", 0.41, 9)
+    found = read(tmp_path, {"student": opened([arrived]), "teacher": opened([lost, came])}, True)
+    assert found["retransmissions"] == 1
+    assert found["one_way_ms"]["down"]["p99"] == pytest.approx(10, abs=0.01)
+    assert found["payload_bytes"] == 500
+
+
+def test_segments_that_overtake_each_other_were_sent_once(tmp_path: Path) -> None:
+    one, two = (segment("down", 5000 + 500 * n, 1000, 500, "PA", 0.1 + 0.001 * n, n + 1) for n in (0, 1))
+    late = segment("down", 5000, 1000, 500, "PA", 0.2, 1)
+    found = read(tmp_path, {"student": opened([two, late]), "teacher": opened([one, two])}, True)
+    assert found["retransmissions"] == 0
+
+
+def test_silence_stands_in_the_timeline(tmp_path: Path) -> None:
+    found = read(tmp_path, {"student": opened([segment("up", 1000, 5000, 100, "PA", 3.2)])}, True)
+    assert [row["time_s"] for row in found["timeline"]] == [0.5 * n for n in range(7)]
+    assert [row["up"] > 0 for row in found["timeline"]] == [True, False, False, False, False, False, True]
+
+
 def test_an_empty_capture(tmp_path: Path) -> None:
     assert read(tmp_path, {"student": []}, True)["packets"] == 0

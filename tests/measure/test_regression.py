@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgecompress.measure import products, regression, runtime
+from edgecompress.errors import EnvironmentMissingError, UsageError
+from edgecompress.measure import latency, products, profile, regression, runtime, worker
 from edgecompress.measure.regression import Interval, blocks_needed, interval, verdict
 from tests.cli.test_cli import one_line, run
 
@@ -229,6 +232,85 @@ def test_a_file_weighs_what_lies_beside_it_too(tmp_path: Path) -> None:
     done = run("bench", "m.onnx", "--max-bytes", "5kB", *FAST, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert f"{whole} bytes, allowed 5000" in done.stdout
+
+
+@pytest.mark.parametrize("change", [
+    {"blocks_ms": [[-1.0, 1.0], [1.0, 1.0]]}, {"blocks_ms": [["1"], ["1"]]}, {"blocks_ms": [[float("inf")], [1.0]]},
+    {"blocks_ms": [[0.0], [1.0]]}, {"reference_ms": 0.0}, {"schema": 99}, {"hardware": None}, {"candidate": {}, "blocks_ms": 5},
+])  # fmt: skip
+def test_a_baseline_that_was_edited_is_refused(change: dict[str, Any], files: dict[str, Path], tmp_path: Path) -> None:
+    stored = regression.stored(files["one"], regression.Protocol(threads=1, processes=2, blocks=2))
+    (tmp_path / "b.json").write_text(json.dumps({**stored, **change}))
+    with pytest.raises(UsageError, match="baseline"):
+        regression.read_stored(tmp_path / "b.json")
+
+
+def test_a_processor_with_other_instructions_is_another_one(files: dict[str, Path]) -> None:
+    protocol = regression.Protocol(threads=1, processes=2, blocks=2)
+    stored = regression.stored(files["one"], protocol)
+    regression.compare_stored(files["one"], stored, 0.5, protocol, cross_machine=False)
+    stored["hardware"]["instructions"] = []
+    with pytest.raises(UsageError, match="pass --cross-machine"):
+        regression.compare_stored(files["one"], stored, 0.5, protocol, cross_machine=False)
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(files: dict[str, Path], tmp_path: Path) -> None:
+    for target in ("nowhere/j.xml", "."):
+        line = one_line(run("bench", files["one"], "--junit", target, *FAST, cwd=tmp_path), 2)
+        assert "cannot be written" in line
+
+
+def test_runs_after_a_change_of_model_are_not_counted_on_one_thread_either(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other model has emptied the caches: without that a small file beside a large one looked several times slower than it is."""
+    settled, settle = list[str](), latency.settle
+
+    def watched(loaded: runtime.Runtime, batch: np.ndarray) -> None:
+        settled.append(loaded.path.name)
+        settle(loaded, batch)
+
+    monkeypatch.setattr(latency, "settle", watched)
+    asked = {"models": [str(files["one"]), str(files["three"])], "threads": 1, "provider": "CPUExecutionProvider", "batch_size": 1,
+             "blocks": 4, "block_ms": 0.5, "seed": 0, "swap": 0}  # fmt: skip
+    assert len(worker.work(asked)["blocks_ms"]) == 4
+    assert all(one != two for one, two in itertools.pairwise(settled)), "each change once"
+    assert len(settled) == 3 * 4, "A BB A, B AA B, ..."
+
+
+def test_the_peak_of_memory_is_the_models_own(files: dict[str, Path], tmp_path: Path) -> None:
+    """Not what this process, the parent of the measuring one, has once held."""
+    ballast = np.ones(60_000_000)
+    del ballast
+    found = regression.profile(files["one"], regression.Protocol(threads=1), [1])
+    assert found["rss_before_load_bytes"] < found["peak_rss_bytes"] < 300_000_000
+    large = regression.profile(matmuls(tmp_path / "large.onnx", 8, 2048), regression.Protocol(threads=1), [1])
+    assert large["peak_rss_bytes"] > large["rss_before_load_bytes"] + 100_000_000
+
+
+def test_a_provider_that_leaves_the_work_to_the_cpu_is_refused(files: dict[str, Path]) -> None:
+    """Stock ONNX Runtime offers Azure's provider, which runs nothing of a plain file."""
+    if "AzureExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime has no AzureExecutionProvider")
+    with pytest.raises(EnvironmentMissingError, match="would fall back to the CPU"):
+        runtime.load(files["one"], provider="AzureExecutionProvider")
+
+
+@pytest.mark.parametrize("form", ["qoperator", "dynamic"])
+def test_the_work_of_other_quantized_files_is_counted(form: str, files: dict[str, Path], tmp_path: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = [{"x": np.ones((1, 192), np.float32)}]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return self.left.pop() if self.left else None
+
+    path = tmp_path / "q.onnx"
+    if form == "dynamic":
+        quantize_dynamic(files["one"], path)
+    else:
+        quantize_static(files["one"], path, Reader(), quant_format=QuantFormat.QOperator)
+    assert profile.macs(path) == profile.macs(files["one"]) == 4 * 192 * 192
 
 
 def test_looks_that_were_passed_are_left_out(files: dict[str, Path]) -> None:

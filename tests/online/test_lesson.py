@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -552,6 +553,7 @@ def test_the_commands_survive_a_killed_student(tmp_path: Path) -> None:
         result = json.loads(again.stdout)
         assert result["samples"] == 3 * 1168
         assert result["payload_bytes"] == 3 * 1168 * 20, "fp16 logits of ten classes; what came before the kill counts too"
+        assert result["breaks"] == 1, "a kill is one"
         assert [row["epoch"] for row in result["timeline"]] == [1, 2, 3]
         assert teacher.wait(60) == 0
         assert json.loads((tmp_path / "t" / "result.json").read_text())["students"] == ["student"]
@@ -595,6 +597,16 @@ def test_the_commands_survive_a_killed_teacher(codec: str, tmp_path: Path) -> No
 def test_bad_input_of_the_commands(tmp_path: Path) -> None:
     assert "--insecure" in one_line(run("student", "run", "mlp", "--connect", "127.0.0.1:1", cwd=tmp_path), 2)
     assert "HOST:PORT" in one_line(run("student", "run", "mlp", "--connect", "here", "--insecure", cwd=tmp_path), 2)
+    assert "HOST:PORT" in one_line(run("student", "run", "mlp", "--connect", "here:99999", "--insecure", cwd=tmp_path), 2)
+    near = ("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "-q")
+    assert "--resume without -o" in one_line(run(*near, "--resume", cwd=tmp_path), 2)
+    assert "is a regression (r2)" in one_line(run(*near, "--data", "sine", cwd=tmp_path), 2)
+    assert "is a regression (r2)" in one_line(run("teacher", "serve", "mlp", "--insecure", "--data", "sine", cwd=tmp_path), 2)
+    assert "at least 1" in one_line(run(*near, "--epochs", 0, cwd=tmp_path), 2)
+    assert "above 0" in one_line(run(*near, "--learning-rate", -1, cwd=tmp_path), 2)
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in one_line(run(*near, "-o", "file", cwd=tmp_path), 2)
+    assert "is a file" in one_line(run("teacher", "serve", "mlp", "--insecure", "-o", "file", cwd=tmp_path), 2)
     away = run("student", "run", "mlp", "--connect", "127.0.0.1:1", "--insecure", "--patience", "1s", "-q", cwd=tmp_path)
     assert "stayed away" in one_line(away, 1)
     assert "'later' is not known" in one_line(run("teacher", "serve", "mlp", "--insecure", "--schedule", "later", cwd=tmp_path), 2)
@@ -695,6 +707,40 @@ def test_two_students_learn_from_maps_at_once(data: lessons.DataSet, serving: li
     students = {name: Student(lessons.network("lenet5", data, 2).model, data, SETTINGS, plan, name=name) for name in ("one", "two")}
     results = taught_together(served, students)
     same(results["one"].model, results["two"].model)
+
+
+def test_a_teacher_that_goes_on_forgets_nothing_for_a_stranger(data: lessons.DataSet, serving: list[Served], tmp_path: Path) -> None:
+    """States that wait for the student of a lesson stay when another one says hello, and its place stays free."""
+
+    def served(resume: bool) -> tuple[Teacher, int, grpc.Server]:
+        teacher = Teacher(lessons.network("lenet5", data, 1).model, data, train=SETTINGS, shelf=tmp_path / "kept", resume=resume)
+        server, port = serve(teacher, "127.0.0.1:0", None)
+        serving.append(SimpleNamespace(stop=lambda: server.stop(None).wait()))  # type: ignore[arg-type]
+        threading.Thread(target=lambda: teacher.lesson(20), daemon=True).start()
+        return teacher, port, server
+
+    def student(**more: object) -> Student:
+        return Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data, **more), shelf=tmp_path / "s")
+
+    def stopped(row: object) -> None:
+        raise KeyboardInterrupt
+
+    _, port, server = served(False)
+    broken = student()
+    broken.on_epoch = stopped
+    with pytest.raises(KeyboardInterrupt):
+        broken.attend(f"localhost:{port}", None, 5)
+    server.stop(None).wait()
+    before = sorted(path.name for path in (tmp_path / "kept").glob("*.pt"))
+    assert before
+    again, port, _ = served(True)
+    stranger = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan_for(data, keep_every=3), name="stranger")
+    with pytest.raises(UsageError, match="goes on with"):
+        stranger.attend(f"localhost:{port}", None, 5)
+    assert sorted(path.name for path in (tmp_path / "kept").glob("*.pt")) == before
+    whole = student().attend(f"localhost:{port}", None, 20)
+    assert whole.history
+    assert again.steps == 14
 
 
 def test_a_name_is_one_students(data: lessons.DataSet, serving: list[Served]) -> None:
