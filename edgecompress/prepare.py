@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,7 +95,9 @@ def check_comparisons(recipe: Recipe, source: ModelSource, data: DataSet) -> Non
                 name = other[0]
                 raise UsageError(f"{name} {getattr(stage, name)}: the sine problem's networks train as the source did; leave it out")
         elif stage.stage == "compare" or (stage.stage == "merge" and stage.train_parents is not None):
-            check_stackable([build(source), build(source)], torch.zeros(1, *data.image_shape))
+            with contextlib.nullcontext() if runs_user_code(source.name) else torch.device("meta"):
+                pair = [build(source), build(source)]
+            check_stackable(pair, torch.zeros(1, *data.image_shape))
 
 
 def inputs(recipe: Recipe) -> list[Path]:

@@ -67,8 +67,9 @@ def bench(
     appended = [Path(found)] if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else []
     targets = {"junit": junit, "summary": summary, "github_action_benchmark": github_action_benchmark, "bencher": bencher}
     for target in (*targets.values(), *appended):
-        if target is not None and (target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK)):
-            raise UsageError(f"'{target}' cannot be written: name a file in a folder that is there and may be written")
+        place = None if target is None else next(path for path in target.absolute().parents if path.exists())
+        if target is not None and place is not None and (target.is_dir() or not place.is_dir() or not os.access(place, os.W_OK)):
+            raise UsageError(f"'{target}' cannot be written: name a file in a folder that may be written")
     if data is not None:
         from edgecompress.data import load_data
 

@@ -245,7 +245,8 @@ def _forget(root: Path, names: set[str]) -> None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # an earlier one may have had other hosts
         names = names | {host["name"] for host in json.loads((root / "result.json").read_text())["graph"]["hosts"]}
     for path in root.iterdir():
-        if path.is_dir() and path.name in names and ((path / "kept").is_dir() or (path / "result.json").is_file()):
+        made = path.name in names and ((path / "kept").is_dir() or (path / "result.json").is_file())
+        if path.is_dir() and (made or (path / MARKER).is_file()):
             shutil.rmtree(path)
         elif path.suffix in (".log", ".pcap") or path.name in ("result.json", "report.html"):
             path.unlink()

@@ -103,5 +103,6 @@ def write(result: Mapping[str, Any], strict: bool, targets: Mapping[str, Path | 
         if path is not None:
             files.write_bytes(path, made[name]())
     for path in appended:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             stream.write(markdown(result, strict))

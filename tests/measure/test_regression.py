@@ -255,7 +255,8 @@ def test_a_processor_with_other_instructions_is_another_one(files: dict[str, Pat
 
 
 def test_where_nothing_can_be_written_nothing_is_measured(files: dict[str, Path], tmp_path: Path) -> None:
-    for target in ("nowhere/j.xml", "."):
+    (tmp_path / "file").write_text("mine")
+    for target in ("file/j.xml", "."):
         line = one_line(run("bench", files["one"], "--junit", target, *FAST, cwd=tmp_path), 2)
         assert "cannot be written" in line
 
