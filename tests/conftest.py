@@ -31,8 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """A test that leaves an environment variable or a running thread behind fails."""
-    environment, threads = dict(os.environ), set(threading.enumerate())
+    environment, threads, count = dict(os.environ), set(threading.enumerate()), torch.get_num_threads()
     yield
+    torch.set_num_threads(count)  # a run sets its own; several processes with several threads each stand in each other's way
     changed = {k for k in {*environment, *os.environ} if environment.get(k) != os.environ.get(k)}
     changed = {k for k in changed if k != "PYTEST_CURRENT_TEST" and not k.startswith(("KMP_", "TORCHINDUCTOR_"))}  # set by libraries
     left = [t for t in threading.enumerate() if t not in threads and not t.daemon and t.is_alive()]

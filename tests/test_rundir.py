@@ -18,7 +18,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def recipe(*stages: dict[str, Any]) -> Recipe:
-    return validate({"model": "lenet5", "stages": [*stages]}, "recipe")
+    return validate({"model": "lenet5", "threads": 1, "stages": [*stages]}, "recipe")
 
 
 TRAIN, SIMPLIFY = {"stage": "train", "epochs": 0}, {"stage": "simplify"}
