@@ -42,7 +42,6 @@ class Reading:
         self.seen: dict[tuple[Flow, int, int, int], float] = {}
         self._end: dict[Flow, int] = {}
         self._waiting: dict[Flow, dict[int, float]] = defaultdict(dict)
-        self._sent_twice: dict[Flow, set[int]] = defaultdict(set)
         self.handshakes: list[dict[str, Any]] = []
         self._read(path)
 
