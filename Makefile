@@ -6,12 +6,13 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test test-avx2 test-slow lint format bench clean
 
 help:
 	@echo "make demo       install, compress vgg16 to 4 MB on the embedded digits, say where the report is"
 	@echo "make install    install, and link the command into /usr/local/bin (root)"
 	@echo "make test       install and run the tests (as root: system packages too)"
+	@echo "make test-avx2  the tests of training as a processor without AVX-512 computes"
 	@echo "make test-slow  full-width networks and whole runs"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      benchmarks/compress.py (long)"
@@ -47,6 +48,12 @@ install: $(STAMP) system
 test: $(STAMP) system
 	@if [ "$$(id -u)" = 0 ] && [ ! -e $(LINK) ]; then ln -sf $(CURDIR)/$(BIN)/edgecompress $(LINK); fi
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+
+# trainings once more, as a processor without AVX-512 computes them
+test-avx2: $(STAMP)
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" \
+		tests/train tests/methods/test_qat.py tests/methods/test_gates.py tests/methods/test_distill.py \
+		tests/methods/test_features.py tests/methods/test_repair.py tests/methods/test_greedy.py $(PYTEST_ARGS)
 
 test-slow: $(STAMP) system
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

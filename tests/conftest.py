@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ settings.register_profile("edgecompress", deadline=None, max_examples=10, derand
 settings.load_profile("edgecompress")
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its handlers abort children of a process in which it has run
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="edgecompress-tests-")
+SPARE_S = 30
+"""Seconds that a test past its limit, and workers beside one that died, still get."""
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 
@@ -26,6 +30,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         shared = {"compressed", "trained", "formats"} & set(getattr(item, "fixturenames", ()))
         if shared:
             item.add_marker(pytest.mark.xdist_group(f"{item.path.name}-{sorted(shared)[0]}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A second time limit behind that of pytest-timeout, whose thread needs the interpreter's lock: this one needs nothing."""
+    mark = item.get_closest_marker("timeout")
+    limit = float(mark.args[0]) if mark is not None else float(str(item.config.getini("timeout")))
+    faulthandler.dump_traceback_later(limit + SPARE_S, exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object | None) -> None:
+    """When a worker dies the suite ends (--max-worker-restart=0); workers that are still in a long test then are not waited for."""
+    if error is None:
+        return
+    others = [gateway for gateway in node.nodemanager.group if gateway is not node.gateway]
+
+    def end() -> None:
+        for gateway in others:
+            gateway._io.popen.kill()  # execnet has no public way to end a worker at once
+
+    timer = threading.Timer(SPARE_S, end)
+    timer.daemon = True
+    timer.start()
 
 
 @pytest.fixture(autouse=True)

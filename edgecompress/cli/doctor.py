@@ -45,12 +45,11 @@ def _gpu() -> Check:
 
 
 def _processor() -> Check:
-    from edgecompress.measure.machine import hardware
+    from edgecompress.measure import machine
 
-    found = hardware()
-    names = found["instructions"]
-    text = f"{found['cpu']}, {found['cores']} core(s), {' '.join(names) if isinstance(names, list) else ''}"
-    return Check("CPU", True, text + ("" if found["int8_dot"] else "; no int8 dot product: int8 weights get 7 bits"))
+    features = machine.cpu_features()
+    known = f"{machine.cpu_name()}, {machine.cores()} core(s), {machine.instruction_set(features)}"
+    return Check("CPU", True, "; ".join((known, *machine.instruction_set_effects(features))))
 
 
 def _netem() -> Check:

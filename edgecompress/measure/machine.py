@@ -34,9 +34,34 @@ def cpu_features() -> frozenset[str]:
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
 
-def has_int8_dot() -> bool:
-    """True where the CPU multiplies int8 without saturating 16-bit sums: VNNI or AMX on x86, dot products on Arm."""
-    return bool(cpu_features() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+def has_int8_dot(features: frozenset[str] | None = None) -> bool:
+    """True where the CPU multiplies int8 without saturating 16-bit sums: VNNI or AMX on x86, dot products on Arm.
+
+    `features` are instruction-set flags as the kernel names them; None: this processor's.
+    """
+    found = cpu_features() if features is None else features
+    return bool(found & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+def instruction_set(features: frozenset[str]) -> str:
+    """The widest vector instructions among `features`, and whether they multiply int8 exactly, e.g. `AVX-512 with VNNI`."""
+    if "avx512f" in features:
+        return "AVX-512 with VNNI" if "avx512_vnni" in features else "AVX-512 without VNNI"
+    if "avx2" in features:
+        return "AVX2 with VNNI" if "avx_vnni" in features else "AVX2 without VNNI"
+    if features & {"asimd", "neon"}:
+        return "NEON with int8 dot products" if features & {"asimddp", "i8mm"} else "NEON without int8 dot products"
+    return "no vector instructions that are known here"
+
+
+def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
+    """What a processor with `features` changes in how networks are trained and quantized, a sentence each."""
+    effects = []
+    if "avx2" in features and "avx512f" not in features:
+        effects.append("1x1 convolutions with a stride and fewer than 8 input channels train as a slice and stride 1 (oneDNN#6035)")
+    if not has_int8_dot(features):
+        effects.append("int8 weights get 7 bits, since products of 8 bits saturate")
+    return tuple(effects)
 
 
 def cores() -> int:

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from edgecompress.core import ChannelGraph, ChannelGroup, consumers, layers
+from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.core.graph import symbolic_trace
 from edgecompress.core.shrink import Keep, kept_positions, shrink
 from edgecompress.methods.gates import LOCATION, SPREAD, hard_concrete, most_open, open_probability
@@ -133,8 +134,9 @@ def _openness(
         for ids in torch.randperm(count, generator=generator).split(settings.batch_size):
             gates = hard_concrete(log_alpha, torch.rand(group.size, generator=generator).to(device))
             loss = weight * (settings.share - open_probability(log_alpha).mean()).square()
-            for reader in readers:
-                loss = loss + reader.error(ids.to(device), gates)
+            with safe_convolutions():
+                for reader in readers:
+                    loss = loss + reader.error(ids.to(device), gates)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -250,7 +252,8 @@ def _mimicked(name: str, layer: nn.Module, inputs: Tensor, target: Tensor, setti
     for _ in settings.lambdas:
         for ids in torch.randperm(len(inputs), generator=generator).split(settings.batch_size):
             ids = ids.to(inputs.device)
-            loss = (layer(inputs[ids]) - target[ids]).square().mean() / variance
+            with safe_convolutions():
+                loss = (layer(inputs[ids]) - target[ids]).square().mean() / variance
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, ChannelGroup, Member, consumers, layers
+from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.errors import UsageError
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import Loss
@@ -80,7 +81,9 @@ def taylor(model: nn.Module, graph: ChannelGraph, loss: Loss, batches: Iterable[
     count = 0
     for batch in batches:
         model.zero_grad(set_to_none=True)
-        loss(model(batch.images), batch).backward()
+        with safe_convolutions():
+            value = loss(model(batch.images), batch)
+        value.backward()
         with torch.no_grad():
             for group in graph.groups:
                 scores[group] += _gate_gradient(model, group) ** 2

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.core import trace
+from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.core.shrink import Keep, shrink
 from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError
@@ -203,6 +204,7 @@ def fit_together(learners: Mapping[str, Learner], data: DataSet, *, seed: int, d
 
 def _train_epoch(runs: Mapping[str, _Run], drawn: Iterator[Batch], epoch: int, done: int = 0) -> None:
     with contextlib.ExitStack() as stack:
+        stack.enter_context(safe_convolutions())
         for run in runs.values():
             stack.enter_context(run.training(afresh=not done))
         for number, batch in enumerate(drawn, start=done + 1):

@@ -293,7 +293,8 @@ def test_a_killed_emulation_leaves_nothing(uid: int, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     left, env = list[Path](), {**os.environ, **({"SUDO_UID": str(uid), "SUDO_GID": str(uid)} if uid else {})}
     for how in (signal.SIGKILL, signal.SIGINT):
-        command = [sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST), *SMALL, "-o", f"run-{how}"]
+        reset = ["env", "--default-signal=INT"]  # a script's background jobs ignore SIGINT, and so would their children
+        command = [*reset, sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST), *SMALL, "-o", f"run-{how}"]
         with open(tmp_path / "log", "w") as log:
             child = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=env)
         deadline = time.monotonic() + 120

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,3 +30,18 @@ def test_the_machine_is_described() -> None:
     assert found["cores"] == machine.cores() >= 1
     assert machine.peak_rss_bytes() > 10**7
     assert set(machine.versions()) >= {"python", "torch", "onnxruntime", "edgecompress"}
+
+
+@pytest.mark.parametrize(("features", "name", "effects"), [
+    ({"avx2", "avx512f", "avx512_vnni"}, "AVX-512 with VNNI", ()),
+    ({"avx2", "avx512f"}, "AVX-512 without VNNI", ("7 bits",)),
+    ({"avx2", "avx_vnni"}, "AVX2 with VNNI", ("oneDNN#6035",)),
+    ({"avx2"}, "AVX2 without VNNI", ("oneDNN#6035", "7 bits")),
+    ({"asimd", "asimddp"}, "NEON with int8 dot products", ()),
+    (set(), "no vector instructions that are known here", ("7 bits",)),
+])  # fmt: skip
+def test_the_instruction_set_and_what_it_changes(features: set[str], name: str, effects: tuple[str, ...]) -> None:
+    assert machine.instruction_set(frozenset(features)) == name
+    found = machine.instruction_set_effects(frozenset(features))
+    assert len(found) == len(effects)
+    assert all(word in text for word, text in zip(effects, found, strict=True))

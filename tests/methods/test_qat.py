@@ -14,6 +14,7 @@ from torch import nn
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.measure import runtime
+from edgecompress.measure.machine import has_int8_dot
 from edgecompress.methods.qat import QuantAware, straight_through, weight_on_grid
 from edgecompress.models import ModelSource, build
 
@@ -41,8 +42,12 @@ def test_folding_a_batchnorm_does_not_move_the_grid() -> None:
     torch.testing.assert_close(weight_on_grid(folded, False), weight_on_grid(conv, False) * factor[:, None, None, None])
 
 
+@pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("name", ["resnet20", "lenet5", "mobilenet_v2", "student3"])
-def test_the_int8_file_computes_what_the_network_on_its_grid_does(name: str, tmp_path: Path) -> None:
+def test_the_int8_file_computes_what_the_network_on_its_grid_does(name: str, bits: int, tmp_path: Path) -> None:
+    """7 bits hold on every processor. Of 8, sums of two products saturate where there is no int8 dot product: up to 6 % of a logit."""
+    if bits == 8 and not has_int8_dot():
+        pytest.skip("8-bit weights saturate on this processor, which is why they get 7 bits on it")
     torch.manual_seed(0)
     model = build(ModelSource(name, 10, (3, 32, 32))).eval()
     for module in model.modules():
@@ -50,12 +55,12 @@ def test_the_int8_file_computes_what_the_network_on_its_grid_does(name: str, tmp
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     x = torch.randn(64, 3, 32, 32)
-    aware = QuantAware(model).eval()
+    aware = QuantAware(model, reduce_range=bits == 7).eval()
     aware.calibrate(x)
     path = tmp_path / "fp32.onnx"
     onnx_export.save(onnx_export.to_onnx(model, x[:1]), path)
     calibrated = quantizer.calibrate(path, quantizer.batches_of(x.numpy()))
-    onnx_export.save(quantizer.quantized(calibrated, scales=aware.scales(), reduce_range=False), tmp_path / "int8.onnx")
+    onnx_export.save(quantizer.quantized(calibrated, scales=aware.scales(), reduce_range=bits == 7), tmp_path / "int8.onnx")
     with torch.no_grad():
         wanted, plain = aware(x).numpy(), model(x).numpy()
     found = runtime.load(tmp_path / "int8.onnx").run(x.numpy())
