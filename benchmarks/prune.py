@@ -1,12 +1,18 @@
-"""Pruning, measured side by side with its peers in one run: time and memory, each in a process of its own.
+"""Pruning, measured side by side with its peers in one run: time and memory, each in a process of
+its own.
 
-    python benchmarks/prune.py             # global magnitude, trace + shrink, seconds an epoch; about 10 minutes on 2 cores
+    # global magnitude, trace + shrink, seconds an epoch; about 10 minutes on 2 cores
+    python benchmarks/prune.py
 
-- global magnitude: 60 % of VGG16's weights (138 M parameters), against torch.nn.utils.prune.global_unstructured
-- trace + shrink: half of the channels of every group, against building Torch-Pruning's dependency graph and one step of its pruner
-- seconds an epoch while VGG16 (its pool folded, digits) shrinks by half a cut; a plot in benchmarks/results/prune-epochs.svg
+- global magnitude: 60 % of VGG16's weights (138 M parameters), against
+  torch.nn.utils.prune.global_unstructured
+- trace + shrink: half of the channels of every group, against building Torch-Pruning's dependency
+  graph and one step of its pruner
+- seconds an epoch while VGG16 (its pool folded, digits) shrinks by half a cut; a plot in
+  benchmarks/results/prune-epochs.svg
 
-Medians of the repeats, with their ratios; results in benchmarks/results/prune.json, written after every case.
+Medians of the repeats, with their ratios; results in benchmarks/results/prune.json, written after
+every case.
 """
 
 from __future__ import annotations
@@ -53,7 +59,11 @@ def measured(work: Callable[[], object]) -> dict[str, float]:
     work()
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
+    peak = (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        * 1024
+        / 1e6
+    )
     return {"seconds": seconds, "peak_above_loaded_mb": peak - before, "peak_mb": peak}
 
 
@@ -98,14 +108,18 @@ def shrink_ours(name: str) -> dict[str, float]:
     def work() -> None:
         graph = trace(model, example)
         scores = magnitude(model, graph, 2)
-        kept.append(shrink(model, top(scores, {g.name: g.size - g.size // 2 for g in graph.groups})))
+        kept.append(
+            shrink(model, top(scores, {g.name: g.size - g.size // 2 for g in graph.groups}))
+        )
 
     found = measured(work)
     return found | {"params": sum(p.numel() for p in kept[0].parameters())}
 
 
 def shrink_peer(name: str) -> dict[str, float]:
-    """Torch-Pruning: build the dependency graph, score by L2, one step at a ratio of one half, each group by itself."""
+    """Torch-Pruning: build the dependency graph, score by L2, one step at a ratio of one half, each
+    group by itself.
+    """
     import torch
     import torch_pruning as tp
 
@@ -114,7 +128,11 @@ def shrink_peer(name: str) -> dict[str, float]:
 
     def work() -> None:
         pruner = tp.pruner.MagnitudePruner(
-            model, example, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=[head]
+            model,
+            example,
+            importance=tp.importance.MagnitudeImportance(p=2),
+            pruning_ratio=0.5,
+            ignored_layers=[head],
         )
         pruner.step()
 
@@ -125,14 +143,20 @@ def shrink_peer(name: str) -> dict[str, float]:
 CASES: dict[str, tuple[Callable[[], dict[str, float]], Callable[[], dict[str, float]], str]] = {
     "global 60 % of vgg16": (global_ours, global_peer, "torch.nn.utils.prune.global_unstructured"),
     **{
-        f"shrink {name} by half": (lambda name=name: shrink_ours(name), lambda name=name: shrink_peer(name), "Torch-Pruning")
+        f"shrink {name} by half": (
+            lambda name=name: shrink_ours(name),
+            lambda name=name: shrink_peer(name),
+            "Torch-Pruning",
+        )
         for name in ("vgg16", "resnet50", "densenet121")
     },
 }
 
 
 def epochs() -> list[dict[str, float]]:
-    """Seconds an epoch of VGG16 on digits, its pool folded, while every group loses 30 % of its channels after each epoch."""
+    """Seconds an epoch of VGG16 on digits, its pool folded, while every group loses 30 % of its
+    channels after each epoch.
+    """
     import torch
 
     from edgecompress.core import trace
@@ -153,12 +177,29 @@ def epochs() -> list[dict[str, float]]:
 
     def cut(network: Any, epoch: int) -> Any:
         graph = trace(network, example)
-        return top(magnitude(network, graph, 1), {g.name: max(4, round(g.size * 0.7)) for g in graph.groups})
+        return top(
+            magnitude(network, graph, 1),
+            {g.name: max(4, round(g.size * 0.7)) for g in graph.groups},
+        )
 
     settings = FitSettings(8, learning_rate=3e-4, dropout=0.0)
-    result = fit(model, data, cross_entropy, settings, seed=SEED, device=torch.device("cpu"), hooks=Hooks(cut=cut))
+    result = fit(
+        model,
+        data,
+        cross_entropy,
+        settings,
+        seed=SEED,
+        device=torch.device("cpu"),
+        hooks=Hooks(cut=cut),
+    )
     return [
-        {"epoch": row.epoch, "params": row.params, "seconds": row.seconds, "accuracy": row.validation_accuracy} for row in result.history
+        {
+            "epoch": row.epoch,
+            "params": row.params,
+            "seconds": row.seconds,
+            "accuracy": row.validation_accuracy,
+        }
+        for row in result.history
     ]
 
 
@@ -172,9 +213,19 @@ def plot(rows: list[dict[str, float]]) -> None:
 
     figure, left = plt.subplots(figsize=(5, 2.8))
     left.bar([r["epoch"] for r in rows], [r["seconds"] for r in rows], color="#94a3b8")
-    left.set(xlabel="epoch", ylabel="seconds an epoch", title="VGG16 on digits, 30 % of all channels cut after each epoch")
+    left.set(
+        xlabel="epoch",
+        ylabel="seconds an epoch",
+        title="VGG16 on digits, 30 % of all channels cut after each epoch",
+    )
     right = left.twinx()
-    right.plot([r["epoch"] for r in rows], [r["params"] / 1e6 for r in rows], "o-", color="#ea580c", markersize=3)
+    right.plot(
+        [r["epoch"] for r in rows],
+        [r["params"] / 1e6 for r in rows],
+        "o-",
+        color="#ea580c",
+        markersize=3,
+    )
     right.set_ylim(bottom=0)
     right.set_ylabel("million parameters", color="#ea580c")
     figure.tight_layout()
@@ -183,7 +234,12 @@ def plot(rows: list[dict[str, float]]) -> None:
 
 def one(case: str, side: str) -> dict[str, float]:
     """One measurement in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--case", case, "--side", side], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, "--case", case, "--side", side],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(f"{case}, {side}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
@@ -191,7 +247,9 @@ def one(case: str, side: str) -> dict[str, float]:
 
 def main() -> None:
     """All cases, interleaved: ours, peer, ours, peer, ..."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--case")
     parser.add_argument("--side", choices=("ours", "peer"))
@@ -202,18 +260,28 @@ def main() -> None:
         return
     from edgecompress.measure import machine
 
-    content: dict[str, Any] = {"command": "python benchmarks/prune.py", "seed": SEED, "repeats": arguments.repeats, "cases": {}}
+    content: dict[str, Any] = {
+        "command": "python benchmarks/prune.py",
+        "seed": SEED,
+        "repeats": arguments.repeats,
+        "cases": {},
+    }
     content |= {"hardware": machine.hardware(), "versions": machine.versions(), "threads": 2}
     for case, (_, _, name) in CASES.items():
-        rows = [{"ours": one(case, "ours"), "peer": one(case, "peer")} for _ in range(arguments.repeats)]
+        rows = [
+            {"ours": one(case, "ours"), "peer": one(case, "peer")} for _ in range(arguments.repeats)
+        ]
         summary: dict[str, Any] = {"peer": name}
         for key in ("seconds", "peak_above_loaded_mb", "peak_mb"):
-            mine, other = (statistics.median(row[side][key] for row in rows) for side in ("ours", "peer"))
+            mine, other = (
+                statistics.median(row[side][key] for row in rows) for side in ("ours", "peer")
+            )
             summary[key] = {"ours": mine, "peer": other, "ratio": mine / other if other else None}
         content["cases"][case] = {**summary, "rows": rows}
         seconds, memory = summary["seconds"], summary["peak_above_loaded_mb"]
         print(
-            f"{case}: {seconds['ours']:.2f} s against {seconds['peer']:.2f} s ({name}), ratio {seconds['ratio']:.3f}; "
+            f"{case}: {seconds['ours']:.2f} s against {seconds['peer']:.2f} s ({name}), "
+            f"ratio {seconds['ratio']:.3f}; "
             f"{memory['ours']:.0f} MB above the loaded model against {memory['peer']:.0f} MB",
             flush=True,
         )
@@ -221,7 +289,9 @@ def main() -> None:
     content["epochs"] = epochs()
     plot(content["epochs"])
     for row in content["epochs"]:
-        print(f"epoch {row['epoch']}: {row['params'] / 1e6:.1f} M parameters, {row['seconds']:.1f} s")
+        print(
+            f"epoch {row['epoch']}: {row['params'] / 1e6:.1f} M parameters, {row['seconds']:.1f} s"
+        )
     (RESULTS / "prune.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

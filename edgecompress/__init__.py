@@ -1,10 +1,12 @@
-"""edgecompress: make a neural network small enough for the device it must run on, and prove what it lost.
+"""edgecompress: make a neural network small enough for the device it must run on, and prove what it
+lost.
 
     import edgecompress as ec
     graph = ec.trace(model, example)
     small = ec.shrink(model, {group: mask for group, mask in ...})
 
-The names below are the public API; they are loaded when first used, so that importing the package imports no torch.
+The names below are the public API; they are loaded when first used, so that importing the package
+imports no torch.
 """
 
 from __future__ import annotations

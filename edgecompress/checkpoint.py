@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file whose metadata holds a manifest. Never pickle.
 
-The manifest names what the network is built from, and for each layer the attributes in which it differs from a fresh one (widths after
-a shrink, the output size of a folded pool). A fresh process builds the network, sets them, and puts the stored tensors in place.
+The manifest names what the network is built from, and for each layer the attributes in which it
+differs from a fresh one (widths after a shrink, the output size of a folded pool). A fresh process
+builds the network, sets them, and puts the stored tensors in place.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ _ATTRIBUTES = [
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself. `layers` are attributes that differ from a fresh network; `notes` is free for callers."""
+    """What a checkpoint says of itself. `layers` are attributes that differ from a fresh network;
+    `notes` is free for callers.
+    """
 
     model: ModelSource
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,7 +53,9 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     found = {}
     for name in _ATTRIBUTES:
         value = getattr(module, name, None)
-        if isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value)):
+        if isinstance(value, int) or (
+            isinstance(value, tuple) and all(isinstance(v, int) for v in value)
+        ):
             found[name] = list(value) if isinstance(value, tuple) else value
     return found
 
@@ -61,8 +66,12 @@ def _blank(source: ModelSource) -> nn.Module:
         return build(source)
 
 
-def save(path: Path, model: nn.Module, source: ModelSource, notes: dict[str, Any] | None = None) -> None:
-    """Write `model`, which was built from `source` and perhaps shrunk, to `path`, whole or not at all."""
+def save(
+    path: Path, model: nn.Module, source: ModelSource, notes: dict[str, Any] | None = None
+) -> None:
+    """Write `model`, which was built from `source` and perhaps shrunk, to `path`, whole or not at
+    all.
+    """
     fresh = dict(_blank(source).named_modules())
     changed = {}
     for name, module in model.named_modules():
@@ -76,32 +85,56 @@ def save(path: Path, model: nn.Module, source: ModelSource, notes: dict[str, Any
         try:
             save_file(tensors, temporary, {_KEY: json.dumps(manifest)})
         except SafetensorError as error:
-            raise EdgecompressError(f"cannot write '{path}': {error}; free the space or choose another -o") from error
+            raise EdgecompressError(
+                f"cannot write '{path}': {error}; free the space or choose another -o"
+            ) from error
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint at `path`. Raises `UsageError` for anything that is not one of ours."""
+    """The manifest of the checkpoint at `path`. Raises `UsageError` for anything that is not one of
+    ours.
+    """
     if not path.is_file():
-        raise UsageError(f"checkpoint '{path}' does not exist: give a model.safetensors that edgecompress wrote")
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl") and (zipfile.is_zipfile(path) or _pickled(path)):
-        raise UsageError(f"'{path}' is a pickle, which can run code: load it yourself and save it with safetensors")
+        raise UsageError(
+            f"checkpoint '{path}' does not exist: give a model.safetensors that edgecompress wrote"
+        )
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl") and (
+        zipfile.is_zipfile(path) or _pickled(path)
+    ):
+        raise UsageError(
+            f"'{path}' is a pickle, which can run code: load it yourself and save it with "
+            "safetensors"
+        )
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
         raw = json.loads(metadata[_KEY])
         model = raw["model"]
         channels, height, width = model["image_shape"]
-        source = ModelSource(model["name"], int(model["num_classes"]), (int(channels), int(height), int(width)))
+        source = ModelSource(
+            model["name"], int(model["num_classes"]), (int(channels), int(height), int(width))
+        )
         return Manifest(source, raw["layers"], raw["notes"])
     except KeyError as error:
-        raise UsageError(f"'{path}' has no manifest ({error}): give a model.safetensors that edgecompress wrote") from error
+        raise UsageError(
+            f"'{path}' has no manifest ({error}): give a model.safetensors that edgecompress wrote"
+        ) from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"'{path}' is no checkpoint: {str(error).splitlines()[0]}; give a model.safetensors") from error
+        raise UsageError(
+            f"'{path}' is no checkpoint: {str(error).splitlines()[0]}; give a model.safetensors"
+        ) from error
 
 
 def notes_for(data: DataSet) -> dict[str, Any]:
-    """What a checkpoint notes of the data that its network reads: name, digest, classes, and how pixels become its input."""
-    return {"data": data.label, "data_digest": data.digest(), "classes": list(data.classes), "preprocess": data.preprocess.as_dict()}
+    """What a checkpoint notes of the data that its network reads: name, digest, classes, and how
+    pixels become its input.
+    """
+    return {
+        "data": data.label,
+        "data_digest": data.digest(),
+        "classes": list(data.classes),
+        "preprocess": data.preprocess.as_dict(),
+    }
 
 
 def preprocess_of(manifest: Manifest) -> Preprocess | None:
@@ -118,36 +151,55 @@ def _pickled(path: Path) -> bool:
 def load(path: Path, allow_code: str | None = None) -> tuple[nn.Module, Manifest]:
     """The network of the checkpoint at `path`, in eval mode on the CPU, and its manifest.
 
-    A network built by the user's own `file.py:factory` runs that code only when `allow_code` names it again. Raises `UsageError` when the
-    file is no checkpoint, its tensors do not fit the network, or a parameter is not finite.
+    A network built by the user's own `file.py:factory` runs that code only when `allow_code` names
+    it again. Raises `UsageError` when the file is no checkpoint, its tensors do not fit the
+    network, or a parameter is not finite.
     """
     manifest = read_manifest(path)
     name = manifest.model.name
     if runs_user_code(name) and allow_code != name:
-        raise UsageError(f"'{path}' is built by your own code '{name}': name it again to run it: --model {name}")
+        raise UsageError(
+            f"'{path}' is built by your own code '{name}': name it again to run it: --model {name}"
+        )
     model = _blank(manifest.model)
     modules = dict(model.named_modules())
     for layer, attributes in manifest.layers.items():
         if layer not in modules:
-            raise UsageError(f"'{path}' has a layer '{layer}' that {name} lacks: it was written for another version of the model")
+            raise UsageError(
+                f"'{path}' has a layer '{layer}' that {name} lacks: it was written for "
+                "another version of the model"
+            )
         for key, value in attributes.items():
             if key not in _ATTRIBUTES:
-                raise UsageError(f"'{path}' sets '{key}' of '{layer}': allowed are {', '.join(_ATTRIBUTES)}")
+                raise UsageError(
+                    f"'{path}' sets '{key}' of '{layer}': allowed are {', '.join(_ATTRIBUTES)}"
+                )
             setattr(modules[layer], key, tuple(value) if isinstance(value, list) else value)
     _place(model, load_file(path), str(path))
-    broken = next((key for key, value in model.named_parameters() if not bool(torch.isfinite(value).all())), None)
+    broken = next(
+        (key for key, value in model.named_parameters() if not bool(torch.isfinite(value).all())),
+        None,
+    )
     if broken is not None:
-        raise UsageError(f"checkpoint '{path}': tensor '{broken}' holds values that are not finite: train that network again")
+        raise UsageError(
+            f"checkpoint '{path}': tensor '{broken}' holds values that are not finite: train "
+            "that network again"
+        )
     return model.eval(), manifest
 
 
 def _place(model: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> None:
-    """Put stored tensors where the parameters and buffers of `model` (on meta) are; a bias that was added is registered."""
+    """Put stored tensors where the parameters and buffers of `model` (on meta) are; a bias that was
+    added is registered.
+    """
     expected = model.state_dict()
     missing = [k for k in expected if k not in tensors]
     extra = [k for k in tensors if k not in expected and not k.endswith(".bias")]
     if missing or extra:
-        raise UsageError(f"'{path}' does not fit {type(model).__name__}: missing {missing[:3]}, unknown {extra[:3]}")
+        raise UsageError(
+            f"'{path}' does not fit {type(model).__name__}: missing {missing[:3]}, unknown "
+            f"{extra[:3]}"
+        )
     for key, tensor in tensors.items():
         owner_name, _, leaf = key.rpartition(".")
         owner = model.get_submodule(owner_name)
@@ -156,8 +208,14 @@ def _place(model: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> Non
         else:
             old = owner._parameters.get(leaf)
             if old is not None and old.dim() != tensor.dim():
-                raise UsageError(f"'{path}' has '{key}' of shape {tuple(tensor.shape)}, the model has {tuple(old.shape)}: wrong model")
+                raise UsageError(
+                    f"'{path}' has '{key}' of shape {tuple(tensor.shape)}, the model has "
+                    f"{tuple(old.shape)}: wrong model"
+                )
             owner._parameters[leaf] = nn.Parameter(tensor)
     for name, buffer in model.named_buffers():
         if buffer.is_meta:
-            raise UsageError(f"'{path}' lacks buffer '{name}', which {type(model).__name__} does not store: the model cannot be rebuilt")
+            raise UsageError(
+                f"'{path}' lacks buffer '{name}', which {type(model).__name__} does not "
+                "store: the model cannot be rebuilt"
+            )

@@ -3,8 +3,8 @@
     EdgecompressError            1   the operation failed
     ├── UsageError               2   bad input or bad use: nothing was written
     │   └── UnknownNameError     2   a name that is not known; the nearest known names are offered
-    ├── TargetMissedError        3   a target was missed or a regression found; the best artifact is kept
-    ├── EnvironmentMissingError  4   something is missing here; the message ends with the command that mends it
+    ├── TargetMissedError        3   target missed or regression found; the best artifact is kept
+    ├── EnvironmentMissingError  4   something is missing here; the message ends with the fix
     └── InterruptedRunError    130   stopped by the user; what was whole stays whole
 
 A message is one line: the value, what is allowed, and the fix.
@@ -35,7 +35,11 @@ class UnknownNameError(UsageError):
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or names[:8]
         tail = f" {hint}" if hint else ""
-        super().__init__(f"unknown {kind} '{name}': did you mean {', '.join(near)}?{tail}" if names else f"unknown {kind} '{name}'{tail}")
+        super().__init__(
+            f"unknown {kind} '{name}': did you mean {', '.join(near)}?{tail}"
+            if names
+            else f"unknown {kind} '{name}'{tail}"
+        )
 
 
 class TargetMissedError(EdgecompressError):

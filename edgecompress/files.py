@@ -18,9 +18,11 @@ from edgecompress.errors import EdgecompressError
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`; renamed to `path` when the block ends well, removed when it does not.
+    """A temporary path in the folder of `path`; renamed to `path` when the block ends well, removed
+    when it does not.
 
-    Raises `EdgecompressError` naming `path` when the file system refuses (disk full, no permission); an older `path` then stays.
+    Raises `EdgecompressError` naming `path` when the file system refuses (disk full, no
+    permission); an older `path` then stays.
     """
     temporary: Path | None = None
     try:
@@ -34,7 +36,9 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise EdgecompressError(f"cannot write '{path}': {error.strerror or error}; free the space or choose another -o") from error
+        raise EdgecompressError(
+            f"cannot write '{path}': {error.strerror or error}; free the space or choose another -o"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -62,7 +66,9 @@ def digest(path: Path) -> str:
 
 
 def to_json(value: Any) -> str:
-    """`value` as JSON with two-space indents; NaN and infinities are refused, since other parsers do."""
+    """`value` as JSON with two-space indents; NaN and infinities are refused, since other parsers
+    do.
+    """
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str)
 
 
@@ -82,12 +88,16 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append `value` as one line of JSON; the only file that is not written whole. Readers drop a torn last line."""
+    """Append `value` as one line of JSON; the only file that is not written whole. Readers drop a
+    torn last line.
+    """
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(value, allow_nan=False, default=str) + "\n")
     except OSError as error:
-        raise EdgecompressError(f"cannot write '{path}': {error.strerror or error}; free the space or choose another -o") from error
+        raise EdgecompressError(
+            f"cannot write '{path}': {error.strerror or error}; free the space or choose another -o"
+        ) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """One pipeline for every verb: a recipe's stages, one after the other, into one run directory.
 
-A stage reads the `State` that the one before left, and returns the next. Everything in a state is on disk when its stage ends, and a stage
-seeds itself from the run's seed and its own number; so a run that was stopped goes on (`resume`) to the same result.
+A stage reads the `State` that the one before left, and returns the next. Everything in a state is
+on disk when its stage ends, and a stage seeds itself from the run's seed and its own number; so a
+run that was stopped goes on (`resume`) to the same result.
 """
 
 from __future__ import annotations
@@ -61,10 +62,12 @@ class Silent:
 
 @dataclass(frozen=True)
 class State:
-    """What flows from stage to stage. `model` is the network being made smaller, `teacher` the one it learns from.
+    """What flows from stage to stage. `model` is the network being made smaller, `teacher` the one
+    it learns from.
 
-    `mentor` says how the teacher differs from the model in more than its widths. `numbers` is what later stages, `result.json` and the
-    report read: JSON values only. `rows` are the stages so far, `history` the epochs.
+    `mentor` says how the teacher differs from the model in more than its widths. `numbers` is what
+    later stages, `result.json` and the report read: JSON values only. `rows` are the stages so far,
+    `history` the epochs.
     """
 
     source: ModelSource
@@ -106,7 +109,11 @@ class Context:
 
     def as_read_by(self, mentor: Mentor | None) -> Context:
         """The same context for a teacher that reads pixels in its own way."""
-        return self if mentor is None else replace(self, data=replace(self.data, preprocess=mentor.preprocess))
+        return (
+            self
+            if mentor is None
+            else replace(self, data=replace(self.data, preprocess=mentor.preprocess))
+        )
 
     def progress(self, text: str) -> Callable[[int, int], None]:
         """An `on_step` for the training loop."""
@@ -118,7 +125,9 @@ Stage = Callable[[Context, Any, State], State]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its folder, its last state, and the exit code it earned (3: a target was missed, `missed` says which)."""
+    """How a run ended: its folder, its last state, and the exit code it earned (3: a target was
+    missed, `missed` says which).
+    """
 
     root: Path
     state: State
@@ -144,8 +153,9 @@ def execute(
 ) -> Outcome:
     """Run all stages of `recipe` into `root`; complete stages are read back when `resume` is set.
 
-    Stages may lengthen the run: a stage that leaves `numbers["next_stages"]` has them run after it. Raises what the stages raise. What an
-    earlier run left in `root` goes when the new one is whole, and is put back when that fails before a stage is complete.
+    Stages may lengthen the run: a stage that leaves `numbers["next_stages"]` has them run after it.
+    Raises what the stages raise. What an earlier run left in `root` goes when the new one is whole,
+    and is put back when that fails before a stage is complete.
     """
     data, device, source = prepare(recipe)
     digests = {str(path): files.digest(path) for path in inputs(recipe)}
@@ -156,12 +166,16 @@ def execute(
     else:
         for path in inputs(recipe):
             if root.resolve() in path.resolve().parents:
-                raise UsageError(f"output '{root}' holds '{path}', which this run reads: give another -o")
+                raise UsageError(
+                    f"output '{root}' holds '{path}', which this run reads: give another -o"
+                )
         run.set_aside()
     state = State(source, numbers={"data_digest": data.digest(), "input_digests": digests})
     try:
         files.write_bytes(root / "resolved.yaml", text.encode())
-        outcome = _stages_run(recipe, stages, run, state, (data, device), resume=resume, reporter=reporter or Silent())
+        outcome = _stages_run(
+            recipe, stages, run, state, (data, device), resume=resume, reporter=reporter or Silent()
+        )
     except EdgecompressError as error:
         if not resume and not run.begun() and (isinstance(error, UsageError) or run.aside.is_dir()):
             run.give_back()
@@ -171,9 +185,15 @@ def execute(
 
 
 def _stages_run(
-    recipe: Recipe, stages: Mapping[str, Stage], run: RunDirectory, state: State, where: tuple[DataSet, torch.device], *, resume: bool,
+    recipe: Recipe,
+    stages: Mapping[str, Stage],
+    run: RunDirectory,
+    state: State,
+    where: tuple[DataSet, torch.device],
+    *,
+    resume: bool,
     reporter: Reporter,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """All stages, from `state` on; those that are complete are read back with `resume`."""
     root, (data, device) = run.root, where
     distributed.start(device)
@@ -195,19 +215,30 @@ def _stages_run(
             if distributed.rank():
                 break
             distributed.stop()
-        context = Context(recipe, data, device, run, folder, recipe.seed * 1000 + number, reporter, threads)
+        context = Context(
+            recipe, data, device, run, folder, recipe.seed * 1000 + number, reporter, threads
+        )
         done = read_stage(folder, state, _named(recipe)) if resume else None
         if done is not None and done.numbers["data_digest"] != began["data_digest"]:
-            raise UsageError(f"--resume with other data than the run in '{root}': '{recipe.data}' has changed; start a new run")
-        if done is not None and (other := _changed(done.numbers.get("input_digests", {}), began["input_digests"])):
-            raise UsageError(f"--resume with another '{other}' than the run in '{root}' read: start a new run")
+            raise UsageError(
+                f"--resume with other data than the run in '{root}': '{recipe.data}' has "
+                "changed; start a new run"
+            )
+        if done is not None and (
+            other := _changed(done.numbers.get("input_digests", {}), began["input_digests"])
+        ):
+            raise UsageError(
+                f"--resume with another '{other}' than the run in '{root}' read: start a new run"
+            )
         if done is None:
             state = _run_stage(context, stages[settings.stage], name, settings, state)
         else:
             state = done
         if "next_stages" in state.numbers:
             wanted = state.numbers["next_stages"]
-            state = replace(state, numbers={k: v for k, v in state.numbers.items() if k != "next_stages"})
+            state = replace(
+                state, numbers={k: v for k, v in state.numbers.items() if k != "next_stages"}
+            )
             queue = [*_parse_stages(recipe, wanted), *queue]
     beside = distributed.rank() > 0
     distributed.stop()
@@ -221,7 +252,9 @@ def _stages_run(
 
 
 ALONE = ("export", "quantize", "measure")
-"""Stages that measure what was trained: of several processes only the first one goes on with them."""
+"""Stages that measure what was trained: of several processes only the first one goes on with
+them.
+"""
 TOLD = ("profile", "gradual", "distill", "merge", "compare", "int8", "qat")
 """What stages have to tell of themselves, in `result.json` under their own names."""
 
@@ -231,11 +264,26 @@ UNMET = ("floors_reached", "not_better", "left_float", "drop_unmet")
 
 
 def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> State:
-    """`model.safetensors`, `result.json` and `report.html` of a run without a stage `measure`: nothing of the test split is read."""
-    if not (run.root / "model.safetensors").exists() or "export" not in {s.stage for s in recipe.stages}:
-        checkpoint.save(run.root / "model.safetensors", state.need_model(), state.source, checkpoint.notes_for(data))
+    """`model.safetensors`, `result.json` and `report.html` of a run without a stage `measure`:
+    nothing of the test split is read.
+    """
+    if not (run.root / "model.safetensors").exists() or "export" not in {
+        s.stage for s in recipe.stages
+    }:
+        checkpoint.save(
+            run.root / "model.safetensors",
+            state.need_model(),
+            state.source,
+            checkpoint.notes_for(data),
+        )
     chosen = state.numbers.get("chosen")
-    artifact = "model.onnx" if chosen else "model-fp32.onnx" if "export" in state.numbers else "model.safetensors"
+    artifact = (
+        "model.onnx"
+        if chosen
+        else "model-fp32.onnx"
+        if "export" in state.numbers
+        else "model.safetensors"
+    )
     result: dict[str, Any] = {
         "schema": 1,
         "command": recipe.command,
@@ -257,8 +305,15 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
         "data_digest": data.digest(),
         "recipe_digest": recipe.digest(),
         "missed": [text for text in (state.numbers.get(key) for key in UNMET) if text],
-        "layers": layer_table(state.numbers.get("layers", []), cost(state.need_model(), torch.zeros(1, *data.image_shape))),
-        **{key: state.numbers[key] for key in (*TOLD, "constant_channels", "control") if key in state.numbers},
+        "layers": layer_table(
+            state.numbers.get("layers", []),
+            cost(state.need_model(), torch.zeros(1, *data.image_shape)),
+        ),
+        **{
+            key: state.numbers[key]
+            for key in (*TOLD, "constant_channels", "control")
+            if key in state.numbers
+        },
     }
     if data.task.metric != "accuracy":
         result["metric_name"] = data.task.metric
@@ -268,11 +323,15 @@ def finish(recipe: Recipe, data: DataSet, run: RunDirectory, state: State) -> St
 
 
 def expand(recipe: Recipe) -> list[tuple[str, Any]]:
-    """The stages with their names; a prune stage of n steps becomes n stages (with `auto` it is one, which asks for the others)."""
+    """The stages with their names; a prune stage of n steps becomes n stages (with `auto` it is
+    one, which asks for the others).
+    """
     queue: list[tuple[str, Any]] = []
     for settings in recipe.stages:
         if settings.stage == "prune" and settings.steps != "auto":
-            queue += [(f"prune-{i}of{settings.steps}", settings) for i in range(1, settings.steps + 1)]
+            queue += [
+                (f"prune-{i}of{settings.steps}", settings) for i in range(1, settings.steps + 1)
+            ]
         else:
             queue.append((settings.stage, settings))
     return queue
@@ -294,8 +353,13 @@ def _same_recipe(path: Path, text: str) -> None:
 
     before, now = values(path.read_text(encoding="utf-8")), values(text)
     if before != now:
-        different = next((b or n for b, n in zip([*before, ""], [*now, ""], strict=False) if b != n), "")
-        raise UsageError(f"--resume with other settings than the run in '{path.parent}' ('{different.strip()}'): repeat its options")
+        different = next(
+            (b or n for b, n in zip([*before, ""], [*now, ""], strict=False) if b != n), ""
+        )
+        raise UsageError(
+            f"--resume with other settings than the run in '{path.parent}' "
+            f"('{different.strip()}'): repeat its options"
+        )
 
 
 def _run_stage(context: Context, stage: Stage, name: str, settings: Any, state: State) -> State:
@@ -305,7 +369,10 @@ def _run_stage(context: Context, stage: Stage, name: str, settings: Any, state: 
     before = len(state.rows)
     after = stage(context, settings, state)
     wall_s = round(time.perf_counter() - start, 3)
-    rows = [*after.rows[:before], *({**row, "wall_s": row.get("wall_s", wall_s)} for row in after.rows[before:])]
+    rows = [
+        *after.rows[:before],
+        *({**row, "wall_s": row.get("wall_s", wall_s)} for row in after.rows[before:]),
+    ]
     spent_s = round(state.numbers.get("spent_s", 0.0) + wall_s, 3)
     peak = max(state.numbers.get("peak_rss_bytes", 0), machine.peak_rss_bytes())
     after = replace(after, rows=tuple(rows)).with_numbers(spent_s=spent_s, peak_rss_bytes=peak)
@@ -316,7 +383,9 @@ def _run_stage(context: Context, stage: Stage, name: str, settings: Any, state: 
 
 
 def write_stage(folder: Path, before: State, after: State) -> None:
-    """Write what `after` has that `before` had not: networks as checkpoints, then `stage.json`, last."""
+    """Write what `after` has that `before` had not: networks as checkpoints, then `stage.json`,
+    last.
+    """
     written = {}
     for role in ("model", "teacher"):
         network = getattr(after, role)
@@ -324,22 +393,36 @@ def write_stage(folder: Path, before: State, after: State) -> None:
             same = role == "teacher" and network is after.model and "model" in written
             if not same:
                 other = after.mentor if role == "teacher" else None
-                source, notes = (after.source, {}) if other is None else (other.source, {"preprocess": other.preprocess.as_dict()})
+                source, notes = (
+                    (after.source, {})
+                    if other is None
+                    else (other.source, {"preprocess": other.preprocess.as_dict()})
+                )
                 checkpoint.save(folder / f"{role}.safetensors", network, source, notes)
             written[role] = "model" if same else role
     files.write_json(
         folder / "stage.json",
-        {"numbers": dict(after.numbers), "rows": list(after.rows), "history": list(after.history), "written": written},
+        {
+            "numbers": dict(after.numbers),
+            "rows": list(after.rows),
+            "history": list(after.history),
+            "written": written,
+        },
     )
 
 
 def _named(recipe: Recipe) -> set[str]:
     """The models that the user named, whose own code may therefore run."""
-    return {recipe.model, *(str(stage.model) for stage in recipe.stages if stage.stage == "teacher")}
+    return {
+        recipe.model,
+        *(str(stage.model) for stage in recipe.stages if stage.stage == "teacher"),
+    }
 
 
 def read_stage(folder: Path, before: State, named: set[str]) -> State | None:
-    """The state that a complete stage left, or None when it did not complete. Code of the user's runs only if its model is `named`."""
+    """The state that a complete stage left, or None when it did not complete. Code of the user's
+    runs only if its model is `named`.
+    """
     path = folder / "stage.json"
     if not path.is_file():
         return None
@@ -351,7 +434,9 @@ def read_stage(folder: Path, before: State, named: set[str]) -> State | None:
             continue
         path = folder / f"{name}.safetensors"
         manifest = checkpoint.read_manifest(path)
-        networks[role] = checkpoint.load(path, allow_code=manifest.model.name if manifest.model.name in named else None)[0]
+        networks[role] = checkpoint.load(
+            path, allow_code=manifest.model.name if manifest.model.name in named else None
+        )[0]
         preprocess = checkpoint.preprocess_of(manifest)
         if role == "teacher" and preprocess is not None:
             networks["mentor"] = Mentor(manifest.model, preprocess)

@@ -14,10 +14,17 @@ import pytest
 
 
 def check_latency(
-    model: str | Path, *, against: str | Path, max_regression: float = 0.05, strict: bool = False, threads: int | None = None, **more: Any
+    model: str | Path,
+    *,
+    against: str | Path,
+    max_regression: float = 0.05,
+    strict: bool = False,
+    threads: int | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Measure `model` and `against`, both .onnx files; fails the test when `model` is slower than allowed, with `strict` also when that
-    stays open. Returns the result of `measure.regression.compare`; `more` are fields of its `Protocol`.
+    """Measure `model` and `against`, both .onnx files; fails the test when `model` is slower than
+    allowed, with `strict` also when that stays open. Returns the result of
+    `measure.regression.compare`; `more` are fields of its `Protocol`.
     """
     from edgecompress.measure.regression import Protocol, compare
     from edgecompress.report.ci import sentence
@@ -30,5 +37,7 @@ def check_latency(
 
 @pytest.fixture
 def latency() -> Callable[..., dict[str, Any]]:
-    """`latency(model, against=..., max_regression=0.05)`: fails when the model is slower than allowed."""
+    """`latency(model, against=..., max_regression=0.05)`: fails when the model is slower than
+    allowed.
+    """
     return check_latency

@@ -1,4 +1,5 @@
-"""Recipes: YAML that says which network, which data, and which stages. Every verb that trains writes one, and `run` reads one.
+"""Recipes: YAML that says which network, which data, and which stages. Every verb that trains
+writes one, and `run` reads one.
 
     model: vgg16
     data: digits
@@ -9,8 +10,8 @@
     variants:              # optional: other values by name, for --variant full
       full: {data: cifar10, stages.0.epochs: 200}
 
-Unknown keys are errors, and all errors are reported at once, each with its line. `resolved.yaml` is a recipe too, with the
-origin of each value as a comment.
+Unknown keys are errors, and all errors are reported at once, each with its line. `resolved.yaml` is
+a recipe too, with the origin of each value as a comment.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ class Recipe(Strict):
         for stage in self.stages:
             taught = taught or stage.stage in TEACHING
             if stage.stage == "distill" and not taught and (asked := stage.asked_of_a_teacher()):
-                raise ValueError(f"stage distill has no teacher for its {', '.join(asked)}: put a stage teacher before it, or drop that")
+                raise ValueError(
+                    f"stage distill has no teacher for its {', '.join(asked)}: put a stage "
+                    "teacher before it, or drop that"
+                )
         return self
 
     def digest(self) -> str:
@@ -92,15 +96,23 @@ def _problems(error: ValidationError, where: str, lines: Mapping[tuple[Any, ...]
     nested = [p["loc"] for p in error.errors()]
     for problem in error.errors():
         loc = problem["loc"]
-        if problem["type"] == "too_short" and any(len(n) > len(loc) and n[: len(loc)] == loc for n in nested):
+        if problem["type"] == "too_short" and any(
+            len(n) > len(loc) and n[: len(loc)] == loc for n in nested
+        ):
             continue  # the list is only short because its items are wrong
         path = tuple(p for i, p in enumerate(problem["loc"]) if not (p in kinds and i == 2))
         known = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
         place = f"line {known}, " if known is not None else ""
         key = ".".join(str(p) for p in path) or "recipe"
-        text = problem["msg"].removeprefix("Value error, ").replace("Extra inputs are not permitted", "unknown key")
+        text = (
+            problem["msg"]
+            .removeprefix("Value error, ")
+            .replace("Extra inputs are not permitted", "unknown key")
+        )
         given = problem.get("input")
-        shown = f" (got {given!r})" if isinstance(given, (str, int, float)) and "'" not in text else ""
+        shown = (
+            f" (got {given!r})" if isinstance(given, (str, int, float)) and "'" not in text else ""
+        )
         parts.append(f"{place}{key}: {text}{shown}")
     return f"{where}: {len(parts)} error(s): " + "; ".join(parts)
 
@@ -113,13 +125,19 @@ def validate(values: Any, where: str, lines: Mapping[tuple[Any, ...], int] | Non
         raise UsageError(_problems(error, where, lines or {})) from error
 
 
-def read(path: Path, overrides: Mapping[str, str] | None = None, variant: str | None = None) -> Recipe:
-    """The recipe in the YAML file at `path`, its `variant` and then `overrides` (`{"stages.0.epochs": "3"}`), set over it."""
+def read(
+    path: Path, overrides: Mapping[str, str] | None = None, variant: str | None = None
+) -> Recipe:
+    """The recipe in the YAML file at `path`, its `variant` and then `overrides`
+    (`{"stages.0.epochs": "3"}`), set over it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
-        raise UsageError(f"recipe '{path}' cannot be read: {error.strerror}; give a .yaml file") from error
+        raise UsageError(
+            f"recipe '{path}' cannot be read: {error.strerror}; give a .yaml file"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe '{path}' is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -132,14 +150,23 @@ def read(path: Path, overrides: Mapping[str, str] | None = None, variant: str | 
 
 
 def _variant(known: Any, wanted: str | None, path: Path) -> dict[str, Any]:
-    """The values of the variant called `wanted`: places (`stages.0.epochs`) with what stands there in it."""
-    if known is not None and not (isinstance(known, dict) and all(isinstance(places, dict) for places in known.values())):
-        raise UsageError(f"recipe '{path}': variants maps names to places and values, e.g. full: {{stages.0.epochs: 300}}")
+    """The values of the variant called `wanted`: places (`stages.0.epochs`) with what stands there
+    in it.
+    """
+    if known is not None and not (
+        isinstance(known, dict) and all(isinstance(places, dict) for places in known.values())
+    ):
+        raise UsageError(
+            f"recipe '{path}': variants maps names to places and values, e.g. full: "
+            "{stages.0.epochs: 300}"
+        )
     if wanted is None:
         return {}
     named: dict[str, dict[str, Any]] = known or {}
     if wanted not in named:
-        raise UnknownNameError("variant", wanted, named, "" if named else f"('{path}' has none: leave --variant out)")
+        raise UnknownNameError(
+            "variant", wanted, named, "" if named else f"('{path}' has none: leave --variant out)"
+        )
     return {str(key): value for key, value in named[wanted].items()}
 
 
@@ -154,7 +181,10 @@ def _set(values: Any, key: str, value: Any) -> None:
         else:
             values[last] = value
     except (ValueError, IndexError, AttributeError, TypeError) as error:
-        raise UsageError(f"--set {key}: no such place in the recipe; write keys and list positions, e.g. stages.0.epochs=3") from error
+        raise UsageError(
+            f"--set {key}: no such place in the recipe; write keys and list positions, e.g. "
+            "stages.0.epochs=3"
+        ) from error
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, str]:
@@ -169,7 +199,9 @@ def parse_overrides(pairs: list[str]) -> dict[str, str]:
 
 
 def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
-    """The recipe as YAML that `read` takes back, each value with its origin as a comment (default where `origins` is silent)."""
+    """The recipe as YAML that `read` takes back, each value with its origin as a comment (default
+    where `origins` is silent).
+    """
     origins = origins or {}
     lines = ["# edgecompress run resolved.yaml"]
 
@@ -182,7 +214,9 @@ def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
                     lines.append(f"{start}{key}:")
                     emit(inner, where, indent + "  ", indent + "  ")
                 else:
-                    lines.append(f"{start}{key}: {_scalar(inner)}  # {origins.get(where, 'default')}")
+                    lines.append(
+                        f"{start}{key}: {_scalar(inner)}  # {origins.get(where, 'default')}"
+                    )
         elif isinstance(value, list):
             for number, inner in enumerate(value):
                 emit(inner, f"{path}.{number}", indent + "  ", indent + "- ")
@@ -210,9 +244,17 @@ def leaves(path: Path) -> list[str]:
 
     def walk(value: Any, place: str) -> list[str]:
         if isinstance(value, dict):
-            return [leaf for key, inner in value.items() for leaf in walk(inner, f"{place}.{key}" if place else str(key))]
+            return [
+                leaf
+                for key, inner in value.items()
+                for leaf in walk(inner, f"{place}.{key}" if place else str(key))
+            ]
         if isinstance(value, list):
-            return [leaf for number, inner in enumerate(value) for leaf in walk(inner, f"{place}.{number}")]
+            return [
+                leaf
+                for number, inner in enumerate(value)
+                for leaf in walk(inner, f"{place}.{number}")
+            ]
         return [place]
 
     return walk(yaml.safe_load(path.read_text(encoding="utf-8")), "")

@@ -1,4 +1,6 @@
-"""`result.json` in memory and on disk. A regression's file says `metric` (and `loss`) where a classification's says `accuracy`."""
+"""`result.json` in memory and on disk. A regression's file says `metric` (and `loss`) where a
+classification's says `accuracy`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ from edgecompress import files
 
 SCORES = {"accuracy": "accuracy", "r2": "R²"}
 """How tables call the score of each metric; in memory its keys are those of an accuracy."""
-NAMES = {"accuracy": "metric", "validation_accuracy": "validation_metric", "test_accuracy": "test_metric"}
+NAMES = {
+    "accuracy": "metric",
+    "validation_accuracy": "validation_metric",
+    "test_accuracy": "test_metric",
+}
 
 
 def score_name(result: Mapping[str, Any]) -> str:
@@ -27,7 +33,11 @@ def written(result: Mapping[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The result in the file at `path`, as it is in memory."""
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return dict(_renamed(values, {theirs: ours for ours, theirs in NAMES.items()}) if "metric_name" in values else values)
+    return dict(
+        _renamed(values, {theirs: ours for ours, theirs in NAMES.items()})
+        if "metric_name" in values
+        else values
+    )
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The folder of a run: what is in it, when it may be used, and how a run goes on in it.
 
-resolved.yaml  result.json  history.csv  log.jsonl  model.onnx  model-fp32.onnx  model.safetensors  report.html
-01-train/ 02-simplify/ ...  a folder a stage; its stage.json is written last, so a stage that has one is complete
-.before/  an earlier run of the folder, until the new one is whole
+resolved.yaml  result.json  history.csv  log.jsonl  model.onnx  model-fp32.onnx  model.safetensors
+report.html 01-train/ 02-simplify/ ...  a folder a stage; its stage.json is written last, so a stage
+that has one is complete .before/  an earlier run of the folder, until the new one is whole
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from edgecompress import files
 from edgecompress.errors import UsageError
 from edgecompress.settings import STAGE_NAMES
 
-FILES = ("resolved.yaml", "result.json", "report.html", "history.csv", "log.jsonl", "model.onnx", "model-fp32.onnx", "model.safetensors")
+FILES = (
+    "resolved.yaml",
+    "result.json",
+    "report.html",
+    "history.csv",
+    "log.jsonl",
+    "model.onnx",
+    "model-fp32.onnx",
+    "model.safetensors",
+)
 STAGE_FOLDER = re.compile(rf"[0-9]{{2}}-({'|'.join(STAGE_NAMES)})(-[0-9]+of[0-9]+)?")
 
 
@@ -39,9 +48,11 @@ class RunDirectory:
         return self.root / ".before"
 
     def set_aside(self) -> None:
-        """Put what an earlier run left in this folder aside, so that nothing of it can be taken for the new one's.
+        """Put what an earlier run left in this folder aside, so that nothing of it can be taken for
+        the new one's.
 
-        What was aside already, behind a run that was stopped, stays there if it is whole and that run is not.
+        What was aside already, behind a run that was stopped, stays there if it is whole and that
+        run is not.
         """
         if (self.aside / "result.json").is_file() and not (self.root / "result.json").is_file():
             self._remove()
@@ -71,7 +82,11 @@ class RunDirectory:
         return any(self.root.glob("[0-9][0-9]-*/stage.json"))
 
     def _parts(self) -> list[Path]:
-        folders = [path for path in sorted(self.root.glob("[0-9][0-9]-*")) if STAGE_FOLDER.fullmatch(path.name)]
+        folders = [
+            path
+            for path in sorted(self.root.glob("[0-9][0-9]-*"))
+            if STAGE_FOLDER.fullmatch(path.name)
+        ]
         return [path for path in (*(self.root / name for name in FILES), *folders) if path.exists()]
 
     def _remove(self) -> None:
@@ -83,7 +98,9 @@ class RunDirectory:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one event to `log.jsonl`."""
-        files.append_line(self.root / "log.jsonl", {"time": round(time.time(), 3), "event": event, **fields})
+        files.append_line(
+            self.root / "log.jsonl", {"time": round(time.time(), 3), "event": event, **fields}
+        )
 
     def write_history(self, rows: list[Mapping[str, Any]]) -> None:
         """Write `history.csv`."""
@@ -102,6 +119,12 @@ def check_root(root: Path, *, resume: bool, exist_ok: bool) -> None:
         raise UsageError(f"output '{root}' is a file: give a folder with -o")
     used = root.is_dir() and any(root.iterdir())
     if used and not resume and not exist_ok:
-        raise UsageError(f"output folder '{root}' is not empty: give another -o, --resume to go on, or --exist-ok to overwrite")
+        raise UsageError(
+            f"output folder '{root}' is not empty: give another -o, --resume to go on, or "
+            "--exist-ok to overwrite"
+        )
     if resume and not (root / "resolved.yaml").is_file():
-        raise UsageError(f"nothing to resume in '{root}': it has no resolved.yaml; give the -o of the run that was stopped")
+        raise UsageError(
+            f"nothing to resume in '{root}': it has no resolved.yaml; give the -o of the run "
+            "that was stopped"
+        )

@@ -1,4 +1,6 @@
-"""What a recipe may say of each stage, checked: unknown keys are errors, texts with units become numbers."""
+"""What a recipe may say of each stage, checked: unknown keys are errors, texts with units become
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def _amount(value: Any) -> Any:
 
 
 Amount = Annotated[str, BeforeValidator(_amount)]
-"""`50%` of the parameters to remove, or what may be left: `2Mparams`, `10MMACs`, `4MB` (the fp32 file)."""
+"""`50%` of the parameters to remove, or what may be left: `2Mparams`, `10MMACs`, `4MB` (the fp32
+file).
+"""
 Quantize = Literal["auto", "int8", "fp16", "none"]
 Criterion = Literal["l1", "l2", "bn", "taylor", "random"]
 
@@ -61,7 +65,9 @@ class Strict(BaseModel):
 
 
 class Training(Strict):
-    """How a stage trains. Values left out are chosen from the network and the data (`train.fit.default_settings`)."""
+    """How a stage trains. Values left out are chosen from the network and the data
+    (`train.fit.default_settings`).
+    """
 
     epochs: Annotated[int, Field(ge=0)] | None = None
     batch_size: Annotated[int, Field(ge=2)] | None = None
@@ -76,9 +82,13 @@ class Training(Strict):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; null: unbounded."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many epochs without a better one. The best epoch is restored, with patience or without."""
+    """Stop after so many epochs without a better one. The best epoch is restored, with patience or
+    without.
+    """
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability of every dropout layer while this stage trains; None chooses (0 for short runs on small data)."""
+    """Probability of every dropout layer while this stage trains; None chooses (0 for short runs on
+    small data).
+    """
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: the forward pass under autocast; auto: bf16 on GPUs that have it, fp32 elsewhere."""
     flip: bool | None = None
@@ -88,12 +98,16 @@ class Training(Strict):
 
 
 class Beginning(Training):
-    """A network from scratch, or from `weights` (a file of tensors, or `imagenet`), and its training on the labels."""
+    """A network from scratch, or from `weights` (a file of tensors, or `imagenet`), and its
+    training on the labels.
+    """
 
     weights: str | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     train_last: Annotated[int, Field(ge=0)] | None = None
-    """Train only the last so many convolutions and what comes after them; the rest stays frozen. None trains all."""
+    """Train only the last so many convolutions and what comes after them; the rest stays frozen.
+    None trains all.
+    """
 
 
 class TrainStage(Beginning):
@@ -110,9 +124,11 @@ class LoadStage(Strict):
 
 
 class TeacherStage(Beginning):
-    """The network to learn from: that of a `checkpoint`, or a `model` by name, trained here (with 0 epochs: as it begins).
+    """The network to learn from: that of a `checkpoint`, or a `model` by name, trained here (with 0
+    epochs: as it begins).
 
-    With a checkpoint, `model` only names again the user's own code that builds it (`file.py:factory`).
+    With a checkpoint, `model` only names again the user's own code that builds it
+    (`file.py:factory`).
     """
 
     stage: Literal["teacher"]
@@ -156,7 +172,8 @@ class PlanStage(Strict):
 
 
 class PruneStage(Training):
-    """Remove channels in `steps`, each followed by distillation from the teacher (if there is one) or training.
+    """Remove channels in `steps`, each followed by distillation from the teacher (if there is one)
+    or training.
 
     `auto` takes as many steps as keep each below a factor of four of what the budget counts.
     """
@@ -165,7 +182,9 @@ class PruneStage(Training):
     amount: Amount | None = None
     """How far; None takes the plan's budgets."""
     scope: Literal["cost", "local", "global"] = "cost"
-    """What competes: score a unit of cost over the whole network, each group by itself, or all groups by score over their mean."""
+    """What competes: score a unit of cost over the whole network, each group by itself, or all
+    groups by score over their mean.
+    """
     layers: tuple[str, ...] | None = None
     """Only the channels that these layers make; None: all."""
     steps: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
@@ -178,11 +197,13 @@ class PruneStage(Training):
 
 
 class GradualStage(Training):
-    """Train and prune at once: after some epochs channels go, the network is rebuilt smaller, and training goes on.
+    """Train and prune at once: after some epochs channels go, the network is rebuilt smaller, and
+    training goes on.
 
-    With `amount`, `shares` says how the layers share it: `static` (the same share of each), `dynamic` (what global magnitude pruning would
-    take from each), or the share of channels that each named layer loses in the end. `step` is the share that one cut removes. The epoch
-    chosen is the best one that meets the amount.
+    With `amount`, `shares` says how the layers share it: `static` (the same share of each),
+    `dynamic` (what global magnitude pruning would take from each), or the share of channels that
+    each named layer loses in the end. `step` is the share that one cut removes. The epoch chosen is
+    the best one that meets the amount.
     """
 
     stage: Literal["gradual"]
@@ -203,16 +224,24 @@ class GradualStage(Training):
     @model_validator(mode="after")
     def _amount_or_shares(self) -> GradualStage:
         if (self.amount is None) == isinstance(self.shares, str):
-            raise ValueError("give amount with shares static or dynamic, or shares for named layers without amount")
+            raise ValueError(
+                "give amount with shares static or dynamic, or shares for named layers "
+                "without amount"
+            )
         if not isinstance(self.schedule, str) and self.epochs is not None:
             wrong = [epoch for epoch in self.schedule if not 1 <= epoch <= self.epochs]
             if wrong or not self.schedule:
-                raise ValueError(f"schedule names epoch {wrong[0] if wrong else 'none'}: allowed are 1..{self.epochs}")
+                raise ValueError(
+                    f"schedule names epoch {wrong[0] if wrong else 'none'}: allowed are "
+                    f"1..{self.epochs}"
+                )
         return self
 
 
 class ProfileStage(Strict):
-    """The share that global magnitude pruning takes from each layer at each level, and the accuracy there; the network is not changed."""
+    """The share that global magnitude pruning takes from each layer at each level, and the accuracy
+    there; the network is not changed.
+    """
 
     stage: Literal["profile"]
     levels: tuple[Share, ...] = tuple(level / 20 for level in range(1, 20))
@@ -221,7 +250,9 @@ class ProfileStage(Strict):
 
 
 class ShrinkStage(Strict):
-    """Remove channels that never change or are never read: a zeroed network becomes smaller, and computes the same."""
+    """Remove channels that never change or are never read: a zeroed network becomes smaller, and
+    computes the same.
+    """
 
     stage: Literal["shrink"]
 
@@ -229,8 +260,9 @@ class ShrinkStage(Strict):
 class DistillStage(Training):
     """Train the network on what the teacher says, or on the labels when there is no teacher.
 
-    `offline`: the teacher is fixed, and what it says of each view of the images is computed once and cached. `online`: it trains on the
-    labels at the same time, each batch going once through both. `mutual`: each also learns from the other (Zhang et al. 2018).
+    `offline`: the teacher is fixed, and what it says of each view of the images is computed once
+    and cached. `online`: it trains on the labels at the same time, each batch going once through
+    both. `mutual`: each also learns from the other (Zhang et al. 2018).
     """
 
     stage: Literal["distill"]
@@ -239,27 +271,48 @@ class DistillStage(Training):
     temperature: Annotated[float, Field(gt=0)] | None = None
     """None: 4 (kl, dkd) or 5 (softmax-mse)."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Weight of the teacher beside the labels' 1 - alpha. None: 0.7 (kl), 1 (softmax-mse) or 0.5 (dkd)."""
+    """Weight of the teacher beside the labels' 1 - alpha. None: 0.7 (kl), 1 (softmax-mse) or 0.5
+    (dkd).
+    """
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many of the teacher's logits (loss kl, offline)."""
     views: Annotated[int, Field(ge=1)] | None = None
-    """Augmented views of each image that the epochs go through in turn; None: a new one each epoch."""
+    """Augmented views of each image that the epochs go through in turn; None: a new one each
+    epoch.
+    """
     features: Literal["hint", "attention"] | None = None
     feature_layers: dict[str, str] | None = None
     """{student's convolution: teacher's}; None pairs the last ones before each change of size."""
     feature_weight: Annotated[float, Field(gt=0)] = 1.0
     control: bool = False
-    """Train the same student once more for the same epochs without the teacher; both are reported."""
+    """Train the same student once more for the same epochs without the teacher; both are
+    reported.
+    """
     prune_student: Amount | None = None
     prune_teacher: Amount | None = None
-    """How far a network is cut while it trains (as in stage gradual; the teacher's only where it trains)."""
+    """How far a network is cut while it trains (as in stage gradual; the teacher's only where it
+    trains).
+    """
     step: Share = 0.1
     schedule: Literal["early", "middle", "late"] = "early"
 
     def asked_of_a_teacher(self) -> list[str]:
         """Names of the settings, other than the defaults, that say how to learn from a teacher."""
-        names = ("mode", "loss", "temperature", "alpha", "top_k", "features", "feature_layers", "control", "prune_student", "prune_teacher")
-        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        names = (
+            "mode",
+            "loss",
+            "temperature",
+            "alpha",
+            "top_k",
+            "features",
+            "feature_layers",
+            "control",
+            "prune_student",
+            "prune_teacher",
+        )
+        return [
+            name for name in names if getattr(self, name) != type(self).model_fields[name].default
+        ]
 
     @model_validator(mode="after")
     def _fitting(self) -> DistillStage:
@@ -268,32 +321,47 @@ class DistillStage(Training):
         if self.mode != "offline" and self.features is not None:
             raise ValueError(f"features {self.features} need a fixed teacher: use mode offline")
         if self.control and self.epochs == 0:
-            raise ValueError("control with 0 epochs compares nothing: give epochs above 0, or drop control")
+            raise ValueError(
+                "control with 0 epochs compares nothing: give epochs above 0, or drop control"
+            )
         if self.feature_layers is not None and self.features is None:
-            raise ValueError("feature_layers pairs layers for features: set features to hint or attention")
+            raise ValueError(
+                "feature_layers pairs layers for features: set features to hint or attention"
+            )
         if self.mode == "offline" and self.prune_teacher is not None:
             raise ValueError("prune_teacher cuts a teacher that trains: use mode online or mutual")
-        if self.mode == "mutual" and (self.loss != "kl" or self.temperature is not None or self.alpha is not None):
-            raise ValueError("mode mutual has a loss of its own (cross-entropy + KL at T = 1): drop loss, temperature and alpha")
+        if self.mode == "mutual" and (
+            self.loss != "kl" or self.temperature is not None or self.alpha is not None
+        ):
+            raise ValueError(
+                "mode mutual has a loss of its own (cross-entropy + KL at T = 1): drop loss, "
+                "temperature and alpha"
+            )
         return self
 
 
 class MergeStage(Training):
-    """Merge the networks of several checkpoints into one of the same size (or `width` times it), and fine-tune it.
+    """Merge the networks of several checkpoints into one of the same size (or `width` times it),
+    and fine-tune it.
 
-    `heads` is `average`, or `separate` for networks of different classes: the recipe's data is then `A+B`, one set for each checkpoint, in
-    their order, and the result has all their outputs side by side.
+    `heads` is `average`, or `separate` for networks of different classes: the recipe's data is then
+    `A+B`, one set for each checkpoint, in their order, and the result has all their outputs side by
+    side.
 
-    `gates`: their wide network learns which channels it needs (`methods.gates`) for `epochs`, is cut to the most probably open ones, and
-    trains on for `finetune_epochs`. `greedy`: layer by layer, on what the network computes for some training images (`methods.greedy`),
-    `epochs` for each layer. `average` and `align` are baselines: the mean of the weights as they are, or after the channels of
-    each network were matched to the first one's (Git Re-Basin, Ainsworth et al. 2023).
+    `gates`: their wide network learns which channels it needs (`methods.gates`) for `epochs`, is
+    cut to the most probably open ones, and trains on for `finetune_epochs`. `greedy`: layer by
+    layer, on what the network computes for some training images (`methods.greedy`), `epochs` for
+    each layer. `average` and `align` are baselines: the mean of the weights as they are, or after
+    the channels of each network were matched to the first one's (Git Re-Basin, Ainsworth et al.
+    2023).
     """
 
     stage: Literal["merge"]
     checkpoints: tuple[str, ...] = ()
     train_parents: Annotated[int, Field(ge=2)] | None = None
-    """Instead of checkpoints: train so many networks of the recipe's kind first, for `parent_epochs` each."""
+    """Instead of checkpoints: train so many networks of the recipe's kind first, for
+    `parent_epochs` each.
+    """
     parent_epochs: Annotated[int, Field(ge=1)] | None = None
     method: Literal["gates", "greedy", "average", "align"] = "gates"
     heads: Literal["average", "separate"] = "average"
@@ -320,33 +388,73 @@ class MergeStage(Training):
     def _powers_of_two(self) -> MergeStage:
         count = self.train_parents or len(self.checkpoints)
         if bool(self.checkpoints) == (self.train_parents is not None) or count < 2:
-            raise ValueError("give at least 2 checkpoints, or train_parents (a number of networks to train first)")
+            raise ValueError(
+                "give at least 2 checkpoints, or train_parents (a number of networks to "
+                "train first)"
+            )
         if self.parent_epochs is not None and self.train_parents is None:
-            raise ValueError("parent_epochs goes with train_parents: checkpoints are trained already")
+            raise ValueError(
+                "parent_epochs goes with train_parents: checkpoints are trained already"
+            )
         if self.heads == "separate" and self.train_parents is not None:
-            raise ValueError("heads separate merges networks of different classes: train them first, and give checkpoints")
+            raise ValueError(
+                "heads separate merges networks of different classes: train them first, and "
+                "give checkpoints"
+            )
         if self.hierarchical and count & (count - 1):
-            raise ValueError(f"hierarchical merges pairs of pairs: give 2, 4, 8, ... checkpoints, not {count}")
+            raise ValueError(
+                f"hierarchical merges pairs of pairs: give 2, 4, 8, ... checkpoints, not {count}"
+            )
         if self.method in ("gates", "greedy") and self.epochs == 0:
-            raise ValueError(f"{self.method} learns nothing in 0 epochs: give epochs above 0, or method average or align")
+            raise ValueError(
+                f"{self.method} learns nothing in 0 epochs: give epochs above 0, or method "
+                "average or align"
+            )
         foreign = {
-            "gates": (), "greedy": ("draw", "noise"),
-            "average": ("hierarchical", "width", "draw", "noise", "lambda_schedule", "lambda_scale", "gate_rate"),
-        }  # fmt: skip
-        given = [n for n in foreign.get(self.method, foreign["average"]) if getattr(self, n) != type(self).model_fields[n].default]
+            "gates": (),
+            "greedy": ("draw", "noise"),
+            "average": (
+                "hierarchical",
+                "width",
+                "draw",
+                "noise",
+                "lambda_schedule",
+                "lambda_scale",
+                "gate_rate",
+            ),
+        }
+        given = [
+            n
+            for n in foreign.get(self.method, foreign["average"])
+            if getattr(self, n) != type(self).model_fields[n].default
+        ]
         if given:
-            raise ValueError(f"method {self.method} has no such gates: {', '.join(sorted(given))} apply to method gates")
+            raise ValueError(
+                f"method {self.method} has no such gates: {', '.join(sorted(given))} apply "
+                "to method gates"
+            )
         if self.heads == "separate" and (self.hierarchical or self.method in ("average", "align")):
-            raise ValueError("heads separate keeps all outputs: merge all networks at once, by gates or greedy")
+            raise ValueError(
+                "heads separate keeps all outputs: merge all networks at once, by gates or greedy"
+            )
         together = 2 if self.hierarchical else count
         if self.width > together:
-            where = f"the {count} networks" if together == count else "two networks, of which each merging of --hierarchical is,"
-            raise ValueError(f"width {self.width:g} is more than {where} have together: allowed is up to {together}")
+            where = (
+                f"the {count} networks"
+                if together == count
+                else "two networks, of which each merging of --hierarchical is,"
+            )
+            raise ValueError(
+                f"width {self.width:g} is more than {where} have together: allowed is up to "
+                f"{together}"
+            )
         return self
 
 
 class CompareStage(Training):
-    """Strategies under one budget of epochs, several times each: see `methods.compare`. `epochs` has no meaning here."""
+    """Strategies under one budget of epochs, several times each: see `methods.compare`. `epochs`
+    has no meaning here.
+    """
 
     stage: Literal["compare"]
     budget: Annotated[int, Field(ge=6)] = 12
@@ -360,22 +468,45 @@ class CompareStage(Training):
     @model_validator(mode="after")
     def _no_epochs(self) -> CompareStage:
         if self.budget % 6:
-            raise ValueError(f"budget {self.budget} cannot be spent alike: strategies take thirds and sixths of it; give a multiple of 6")
+            raise ValueError(
+                f"budget {self.budget} cannot be spent alike: strategies take thirds and "
+                "sixths of it; give a multiple of 6"
+            )
         if self.epochs is not None:
-            raise ValueError(f"epochs {self.epochs}: a comparison has a budget of epochs for each strategy; set budget")
+            raise ValueError(
+                f"epochs {self.epochs}: a comparison has a budget of epochs for each "
+                "strategy; set budget"
+            )
         if self.patience is not None:
-            raise ValueError(f"patience {self.patience} would end strategies before their budget: leave it out of a comparison")
+            raise ValueError(
+                f"patience {self.patience} would end strategies before their budget: leave "
+                "it out of a comparison"
+            )
         return self
 
     def unlike_the_source(self) -> list[str]:
-        """Names of the settings, other than the defaults, that the sine problem's networks do not have: they train as the source did."""
-        theirs = {"stage", "budget", "repeats", "learning_rate", "batch_size", "lambda_scale", "lambda_start"}
+        """Names of the settings, other than the defaults, that the sine problem's networks do not
+        have: they train as the source did.
+        """
+        theirs = {
+            "stage",
+            "budget",
+            "repeats",
+            "learning_rate",
+            "batch_size",
+            "lambda_scale",
+            "lambda_start",
+        }
         names = [name for name in type(self).model_fields if name not in theirs]
-        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        return [
+            name for name in names if getattr(self, name) != type(self).model_fields[name].default
+        ]
 
 
 class QatStage(Training):
-    """Fine-tune the network on the int8 grid (`methods.qat`), at a tenth of the usual rate; stage `quantize` takes its scales."""
+    """Fine-tune the network on the int8 grid (`methods.qat`), at a tenth of the usual rate; stage
+    `quantize` takes its scales.
+    """
 
     stage: Literal["qat"]
     temperature: Annotated[float, Field(gt=0)] = 4.0
@@ -385,8 +516,9 @@ class QatStage(Training):
 class ExportStage(Strict):
     """Write `model-fp32.onnx` and check it against the network.
 
-    `min_ort` is the oldest ONNX Runtime that must load what ships. With `embed_preprocess` what ships reads decoded images, uint8 (batch,
-    height, width, C) of any size, and resizes and normalises them itself.
+    `min_ort` is the oldest ONNX Runtime that must load what ships. With `embed_preprocess` what
+    ships reads decoded images, uint8 (batch, height, width, C) of any size, and resizes and
+    normalises them itself.
     """
 
     stage: Literal["export"]
@@ -403,7 +535,10 @@ class ExportStage(Strict):
             except UsageError as error:
                 raise ValueError(str(error)) from error
             if self.embed_preprocess and opset < 18:
-                raise ValueError(f"embed_preprocess needs opset 18, ONNX Runtime {self.min_ort} loads {opset}: give min_ort 1.14 or later")
+                raise ValueError(
+                    f"embed_preprocess needs opset 18, ONNX Runtime {self.min_ort} loads "
+                    f"{opset}: give min_ort 1.14 or later"
+                )
         return self
 
 
@@ -415,9 +550,13 @@ class QuantizeStage(Strict):
     calibration_images: Annotated[int, Field(ge=1)] = 256
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
     max_int8_loss: Share = 0.01
-    """Points of validation accuracy that int8 may lose against fp32 before fp16 is planned instead."""
+    """Points of validation accuracy that int8 may lose against fp32 before fp16 is planned
+    instead.
+    """
     max_drop: Share | None = None
-    """Leave the most sensitive layers in float until int8 loses at most so many points of validation accuracy."""
+    """Leave the most sensitive layers in float until int8 loses at most so many points of
+    validation accuracy.
+    """
     sensitivity: bool = False
     """Measure what each layer costs when it alone is quantized (`max_drop` does too)."""
     strict: bool = False
@@ -426,14 +565,21 @@ class QuantizeStage(Strict):
     @model_validator(mode="after")
     def _about_int8(self) -> QuantizeStage:
         names = ("method", "max_drop", "sensitivity", "strict")
-        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        given = [
+            name for name in names if getattr(self, name) != type(self).model_fields[name].default
+        ]
         if self.quantize in ("fp16", "none") and given:
-            raise ValueError(f"{', '.join(given)} say how int8 is made: with quantize {self.quantize} leave them out")
+            raise ValueError(
+                f"{', '.join(given)} say how int8 is made: with quantize {self.quantize} "
+                "leave them out"
+            )
         return self
 
 
 class SearchStage(Training):
-    """Find the smallest file whose accuracy is within `max_drop` of the teacher's: halve, distil, measure, then refine."""
+    """Find the smallest file whose accuracy is within `max_drop` of the teacher's: halve, distil,
+    measure, then refine.
+    """
 
     stage: Literal["search"]
     max_drop: Share
@@ -473,5 +619,7 @@ AnyStage = Annotated[
 ]
 
 
-STAGE_NAMES = tuple(get_args(kind.model_fields["stage"].annotation)[0] for kind in get_args(get_args(AnyStage)[0]))
+STAGE_NAMES = tuple(
+    get_args(kind.model_fields["stage"].annotation)[0] for kind in get_args(get_args(AnyStage)[0])
+)
 """Every `stage:` that a recipe may name."""

@@ -11,7 +11,16 @@ import re
 from edgecompress.errors import UsageError
 
 _NUMBER = re.compile(r"^\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([A-Za-zµ%]*)\s*$")
-_SIZE = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZE = {
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
 _DURATION = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _COUNT = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -23,7 +32,10 @@ def _parse(text: str, units: dict[str, float], what: str, example: str) -> float
     number, unit = float(match.group(1)), match.group(2)
     if unit not in units:
         shown = "no unit" if unit == "" else f"the unknown unit '{unit}'"
-        raise UsageError(f"{what} '{text}' has {shown}: allowed are {', '.join(u for u in units if u)}, e.g. {example}")
+        raise UsageError(
+            f"{what} '{text}' has {shown}: allowed are {', '.join(u for u in units if u)}, "
+            f"e.g. {example}"
+        )
     if not math.isfinite(number) or number <= 0:
         raise UsageError(f"{what} '{text}' is not above zero: write it like {example}")
     return number * units[unit]
@@ -43,7 +55,9 @@ def parse_duration(text: str) -> float:
 
 
 def parse_count(text: str) -> int:
-    """A count of `10M`, `250k`, `1500` (of MACs or parameters). Raises `UsageError` at or below zero."""
+    """A count of `10M`, `250k`, `1500` (of MACs or parameters). Raises `UsageError` at or below
+    zero.
+    """
     return int(_parse(text, {k: float(v) for k, v in _COUNT.items()}, "count", "10M or 250000"))
 
 
@@ -59,9 +73,11 @@ def parse_share(text: str) -> float:
 
 
 def parse_amount(text: str) -> tuple[str, float]:
-    """How far to prune: `50%` of the parameters to remove, or what may be left: `2M params`, `10M MACs`, `4MB`.
+    """How far to prune: `50%` of the parameters to remove, or what may be left: `2M params`, `10M
+    MACs`, `4MB`.
 
-    Returns `("share", 0.5)`, `("params", 2e6)`, `("macs", 1e7)` or `("bytes", 4e6)`. Raises `UsageError` for anything else.
+    Returns `("share", 0.5)`, `("params", 2e6)`, `("macs", 1e7)` or `("bytes", 4e6)`. Raises
+    `UsageError` for anything else.
     """
     plain = str(text).strip()
     for word, kind in (("params", "params"), ("macs", "macs")):
@@ -72,14 +88,21 @@ def parse_amount(text: str) -> tuple[str, float]:
         return "bytes", float(parse_size(plain))
     if match is not None and match.group(2) in ("", "%"):
         return "share", parse_share(plain)
-    raise UsageError(f"amount '{text}' is not known: give 50% of the parameters to remove, or what is left: 2Mparams, 10MMACs, 4MB")
+    raise UsageError(
+        f"amount '{text}' is not known: give 50% of the parameters to remove, or what is "
+        "left: 2Mparams, 10MMACs, 4MB"
+    )
 
 
 def format_size(size: float) -> str:
     """`4,000,000 B` as `4.00 MB`: decimal units, three digits."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if abs(size) >= factor:
-            return f"{size / factor:.3g} {unit}" if size / factor < 100 else f"{size / factor:.1f} {unit}"
+            return (
+                f"{size / factor:.3g} {unit}"
+                if size / factor < 100
+                else f"{size / factor:.1f} {unit}"
+            )
     return f"{size:.0f} B"
 
 

@@ -1,4 +1,6 @@
-"""Fixtures for all tests: quiet threads, no leaks of environment or threads, small trained networks, real Chromium."""
+"""Fixtures for all tests: quiet threads, no leaks of environment or threads, small trained
+networks, real Chromium.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("edgecompress", deadline=None, max_examples=10, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "edgecompress",
+    deadline=None,
+    max_examples=10,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("edgecompress")
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its handlers abort children of a process in which it has run
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = (
+    "0"  # its handlers abort children of a process in which it has run
+)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="edgecompress-tests-")
 SPARE_S = 30
 """Seconds that a test past its limit, and workers beside one that died, still get."""
@@ -34,7 +44,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """A second time limit behind that of pytest-timeout, whose thread needs the interpreter's lock: this one needs nothing."""
+    """A second time limit behind that of pytest-timeout, whose thread needs the interpreter's lock:
+    this one needs nothing.
+    """
     mark = item.get_closest_marker("timeout")
     limit = float(mark.args[0]) if mark is not None else float(str(item.config.getini("timeout")))
     faulthandler.dump_traceback_later(limit + SPARE_S, exit=True)
@@ -46,7 +58,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object | None) -> None:
-    """When a worker dies the suite ends (--max-worker-restart=0); workers that are still in a long test then are not waited for."""
+    """When a worker dies the suite ends (--max-worker-restart=0); workers that are still in a long
+    test then are not waited for.
+    """
     if error is None:
         return
     others = [gateway for gateway in node.nodemanager.group if gateway is not node.gateway]
@@ -63,11 +77,21 @@ def pytest_testnodedown(node: Any, error: object | None) -> None:
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """A test that leaves an environment variable or a running thread behind fails."""
-    environment, threads, count = dict(os.environ), set(threading.enumerate()), torch.get_num_threads()
+    environment, threads, count = (
+        dict(os.environ),
+        set(threading.enumerate()),
+        torch.get_num_threads(),
+    )
     yield
-    torch.set_num_threads(count)  # a run sets its own; several processes with several threads each stand in each other's way
+    torch.set_num_threads(
+        count
+    )  # a run sets its own; several processes with several threads each stand in each other's way
     changed = {k for k in {*environment, *os.environ} if environment.get(k) != os.environ.get(k)}
-    changed = {k for k in changed if k != "PYTEST_CURRENT_TEST" and not k.startswith(("KMP_", "TORCHINDUCTOR_"))}  # set by libraries
+    changed = {
+        k
+        for k in changed
+        if k != "PYTEST_CURRENT_TEST" and not k.startswith(("KMP_", "TORCHINDUCTOR_"))
+    }  # set by libraries
     left = [t for t in threading.enumerate() if t not in threads and not t.daemon and t.is_alive()]
     assert not changed, f"environment changed: {changed}"
     assert not left, f"threads left: {left}"

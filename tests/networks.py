@@ -1,4 +1,6 @@
-"""Narrow copies of the topologies that the laws are tested on, in float64, with random BatchNorm statistics."""
+"""Narrow copies of the topologies that the laws are tested on, in float64, with random BatchNorm
+statistics.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ def _vgg(batch_norm: bool) -> nn.Module:
     plan = [4, 4, "M", 8, "M", 8, 6, "M", 8, "M", 8, "M"]
     model = VGG(make_layers(plan, batch_norm=batch_norm), num_classes=5)
     model.avgpool = nn.AdaptiveAvgPool2d((2, 2))
-    model.classifier = nn.Sequential(nn.Linear(32, 12), nn.ReLU(True), nn.Dropout(), nn.Linear(12, 10), nn.ReLU(True), nn.Linear(10, 5))
+    model.classifier = nn.Sequential(
+        nn.Linear(32, 12),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(12, 10),
+        nn.ReLU(True),
+        nn.Linear(10, 5),
+    )
     return model
 
 
@@ -43,7 +52,9 @@ def _narrow_resnet(model: nn.Module) -> nn.Module:
 def _densenet() -> nn.Module:
     from torchvision.models.densenet import DenseNet
 
-    return DenseNet(growth_rate=4, block_config=(2, 3, 2, 2), num_init_features=8, bn_size=2, num_classes=5)
+    return DenseNet(
+        growth_rate=4, block_config=(2, 3, 2, 2), num_init_features=8, bn_size=2, num_classes=5
+    )
 
 
 def _mobilenet() -> nn.Module:
@@ -62,7 +73,9 @@ def _regnet() -> nn.Module:
     """Grouped convolutions and squeeze-excite."""
     from torchvision.models.regnet import BlockParams, RegNet
 
-    params = BlockParams.from_init_params(depth=4, w_0=16, w_a=8.0, w_m=2.0, group_width=8, se_ratio=0.25)
+    params = BlockParams.from_init_params(
+        depth=4, w_0=16, w_a=8.0, w_m=2.0, group_width=8, se_ratio=0.25
+    )
     return RegNet(params, num_classes=5, stem_width=8)
 
 
@@ -74,7 +87,9 @@ def _googlenet_block() -> nn.Module:
 
 
 class Functional(nn.Module):
-    """Functional activations, pools and dropout, a view by size, a branch of one channel, a scale Parameter, a shared layer."""
+    """Functional activations, pools and dropout, a view by size, a branch of one channel, a scale
+    Parameter, a shared layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +126,10 @@ NARROW: dict[str, Callable[[], nn.Module]] = {
     "regnet_y": _regnet,
     "inception block": _googlenet_block,
     "functional": Functional,
-    **{name: (lambda name=name: build(ModelSource(name, 5, (3, 32, 32)))) for name in ("student1", "student2", "student3", "lenet5")},
+    **{
+        name: (lambda name=name: build(ModelSource(name, 5, (3, 32, 32))))
+        for name in ("student1", "student2", "student3", "lenet5")
+    },
 }
 
 
@@ -125,12 +143,16 @@ def _prototype(name: str) -> nn.Module:
 
 @lru_cache
 def graph_of(name: str) -> ChannelGraph:
-    """The channel graph of a narrow network: it does not depend on weights, so it is traced once."""
+    """The channel graph of a narrow network: it does not depend on weights, so it is traced
+    once.
+    """
     return trace(_prototype(name), EXAMPLE)
 
 
 def narrow(name: str, seed: int) -> nn.Module:
-    """A narrow network in float64 and eval mode, with random BatchNorm statistics and weights that keep outputs apart."""
+    """A narrow network in float64 and eval mode, with random BatchNorm statistics and weights that
+    keep outputs apart.
+    """
     model = copy.deepcopy(_prototype(name))
     torch.manual_seed(seed)
     for module in model.modules():
@@ -146,7 +168,9 @@ def narrow(name: str, seed: int) -> nn.Module:
     return model
 
 
-def random_keep(groups: tuple[ChannelGroup, ...], seed: int, share: float) -> dict[ChannelGroup, Tensor]:
+def random_keep(
+    groups: tuple[ChannelGroup, ...], seed: int, share: float
+) -> dict[ChannelGroup, Tensor]:
     """For each group a random mask that keeps about `share` and at least one channel."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}

@@ -1,4 +1,6 @@
-"""The classification CNNs of torchvision, what stops those that cannot be cut, and the check of the laws on a whole network."""
+"""The classification CNNs of torchvision, what stops those that cannot be cut, and the check of the
+laws on a whole network.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,27 @@ NOT_CNNS = ("vit_", "swin_", "maxvit")
 """Attention, no CNN."""
 
 ONE_OF_EACH = [
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3", "mnasnet0_5",
-    "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d",
-    "shufflenet_v2_x0_5", "squeezenet1_1", "vgg11", "vgg11_bn", "wide_resnet50_2",
-]  # fmt: skip
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "vgg11",
+    "vgg11_bn",
+    "wide_resnet50_2",
+]
 
 
 def classification_cnns() -> list[str]:
@@ -50,15 +69,24 @@ def check_law_1(model: torch.nn.Module, graph: ChannelGraph) -> None:
     owners: Counter[tuple[str, str, int]] = Counter()
     for group in (*graph.groups, *graph.frozen):
         for member in group.members:
-            owners.update((member.layer, member.axis, position) for position in member.index.reshape(-1).tolist())
+            owners.update(
+                (member.layer, member.axis, position)
+                for position in member.index.reshape(-1).tolist()
+            )
     assert set(owners.values()) == {1}
     for layer, module in model.named_modules():
         for axis in layers.axes(module):
-            assert sum(owners[(layer, axis, p)] for p in range(layers.axis_size(module, axis))) == layers.axis_size(module, axis)
+            assert sum(
+                owners[(layer, axis, p)] for p in range(layers.axis_size(module, axis))
+            ) == layers.axis_size(module, axis)
 
 
-def law_3_difference(model: torch.nn.Module, graph: ChannelGraph, example: torch.Tensor, seed: int, share: float) -> tuple[float, float]:
-    """(largest difference between the masked and the shrunk network, largest output) at random keeps; the shrunk one is smaller."""
+def law_3_difference(
+    model: torch.nn.Module, graph: ChannelGraph, example: torch.Tensor, seed: int, share: float
+) -> tuple[float, float]:
+    """(largest difference between the masked and the shrunk network, largest output) at random
+    keeps; the shrunk one is smaller.
+    """
     keep = random_keep(graph.groups, seed, share)
     with torch.no_grad():
         small = shrink(model, keep)
@@ -68,8 +96,12 @@ def law_3_difference(model: torch.nn.Module, graph: ChannelGraph, example: torch
     return difference, float(wanted.abs().max())
 
 
-def traced(name: str, dtype: torch.dtype = torch.float64) -> tuple[torch.nn.Module, ChannelGraph, torch.Tensor]:
+def traced(
+    name: str, dtype: torch.dtype = torch.float64
+) -> tuple[torch.nn.Module, ChannelGraph, torch.Tensor]:
     """A network, its graph, and random images for it."""
     model = network(name, dtype=dtype)
-    example = torch.randn(2, 3, side(name), side(name), dtype=dtype, generator=torch.Generator().manual_seed(1))
+    example = torch.randn(
+        2, 3, side(name), side(name), dtype=dtype, generator=torch.Generator().manual_seed(1)
+    )
     return model, trace(model, example), example

@@ -12,9 +12,34 @@ import pytest
 import edgecompress
 
 PACKAGE = Path(edgecompress.__file__).parent
-ORDER = ["errors", "units", "files", "core", "models", "data", "train", "methods", "measure", "export", "checkpoint", "result", "report",
-         "online", "settings", "recipe", "rundir", "prepare", "pipeline", "stages", "compress", "lesson", "emulate", "cli", "pytest_plugin",
-         "__main__"]  # fmt: skip
+ORDER = [
+    "errors",
+    "units",
+    "files",
+    "core",
+    "models",
+    "data",
+    "train",
+    "methods",
+    "measure",
+    "export",
+    "checkpoint",
+    "result",
+    "report",
+    "online",
+    "settings",
+    "recipe",
+    "rundir",
+    "prepare",
+    "pipeline",
+    "stages",
+    "compress",
+    "lesson",
+    "emulate",
+    "cli",
+    "pytest_plugin",
+    "__main__",
+]
 """A room may import those to its left, and itself."""
 EXCEPTIONS = {("export", "measure")}
 
@@ -24,15 +49,25 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("edgecompress"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "edgecompress" else [node.module]
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("edgecompress")
+        ):
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "edgecompress"
+                else [node.module]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names if alias.name.startswith("edgecompress.")]
         found |= {name.split(".")[1] for name in names}
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_imports_run_one_way(path: Path) -> None:
     relative = path.relative_to(PACKAGE)
     room = relative.parts[0].removesuffix(".py")
@@ -70,7 +105,13 @@ def test_public_api_is_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import edgecompress", "import edgecompress.cli.app", "import edgecompress.recipe", "import edgecompress.measure.latency"]
+    "code",
+    [
+        "import edgecompress",
+        "import edgecompress.cli.app",
+        "import edgecompress.recipe",
+        "import edgecompress.measure.latency",
+    ],
 )
 def test_no_torch_at_start_up(code: str) -> None:
     """An edge device benches and predicts without torch; --help answers at once."""
@@ -85,11 +126,17 @@ def test_every_public_function_is_documented() -> None:
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-@pytest.mark.parametrize(("room", "foreign"), [
-    ("edgecompress.emulate.session, edgecompress.cli.emulate, edgecompress.online.codec", ("torch", "grpc", "scapy")),
-    ("edgecompress.emulate.traffic", ("torch", "grpc")),
-    ("edgecompress.online.teacher, edgecompress.online.student", ("scapy", "mininet")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("room", "foreign"),
+    [
+        (
+            "edgecompress.emulate.session, edgecompress.cli.emulate, edgecompress.online.codec",
+            ("torch", "grpc", "scapy"),
+        ),
+        ("edgecompress.emulate.traffic", ("torch", "grpc")),
+        ("edgecompress.online.teacher, edgecompress.online.student", ("scapy", "mininet")),
+    ],
+)
 def test_what_must_not_meet_in_one_process(room: str, foreign: tuple[str, ...]) -> None:
     """Root holds neither torch nor grpc; Scapy never shares a process with grpc."""
     code = f"import {room}, sys; print([name for name in {foreign!r} if name in sys.modules])"

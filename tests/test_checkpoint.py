@@ -30,7 +30,9 @@ def shrunk(name: str) -> tuple[nn.Module, ModelSource]:
     return model, source
 
 
-@pytest.mark.parametrize("name", ["student3", "resnet20", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "lenet5"])
+@pytest.mark.parametrize(
+    "name", ["student3", "resnet20", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "lenet5"]
+)
 def test_a_fresh_process_rebuilds_a_shrunk_network(name: str, tmp_path: Path) -> None:
     model, source = shrunk(name)
     path, given, answer = tmp_path / "model.safetensors", tmp_path / "in.pt", tmp_path / "out.pt"
@@ -56,13 +58,22 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 
 
 def test_pickles_and_rubbish_are_refused_in_one_line(tmp_path: Path) -> None:
-    pickle, rubbish, foreign = tmp_path / "model.pt", tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    pickle, rubbish, foreign = (
+        tmp_path / "model.pt",
+        tmp_path / "a.safetensors",
+        tmp_path / "b.safetensors",
+    )
     torch.save(build(ModelSource("lenet5", 5, SHAPE)), pickle)
     rubbish.write_bytes(b"not a checkpoint")
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, foreign)
-    for path, text in ((pickle, "pickle"), (rubbish, "no checkpoint"), (foreign, "no manifest"), (tmp_path / "none", "does not exist")):
+    for path, text in (
+        (pickle, "pickle"),
+        (rubbish, "no checkpoint"),
+        (foreign, "no manifest"),
+        (tmp_path / "none", "does not exist"),
+    ):
         with pytest.raises(UsageError, match=text) as caught:
             checkpoint.load(path)
         assert "\n" not in str(caught.value)
@@ -76,7 +87,11 @@ def test_a_manifest_cannot_set_anything_else(tmp_path: Path) -> None:
     model, source = shrunk("student1")
     path = tmp_path / "model.safetensors"
     checkpoint.save(path, model, source)
-    manifest = {"model": {"name": "student1", "num_classes": 5, "image_shape": SHAPE}, "layers": {"features": {"forward": 1}}, "notes": {}}
+    manifest = {
+        "model": {"name": "student1", "num_classes": 5, "image_shape": SHAPE},
+        "layers": {"features": {"forward": 1}},
+        "notes": {},
+    }
     save_file(load_file(path), path, {"edgecompress": json.dumps(manifest)})
     with pytest.raises(UsageError, match="allowed are"):
         checkpoint.load(path)
@@ -87,7 +102,8 @@ def test_user_code_runs_only_when_named_again(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     file.write_text(
         f"import pathlib, torch\npathlib.Path({str(marker)!r}).touch()\n"
-        "def net(num_classes):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, num_classes))\n"
+        "def net(num_classes):\n    return torch.nn.Sequential(torch.nn.Flatten(), "
+        "torch.nn.Linear(3072, num_classes))\n"
     )
     source = ModelSource(f"{file}:net", 5, SHAPE)
     path = tmp_path / "model.safetensors"

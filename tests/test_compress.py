@@ -1,4 +1,6 @@
-"""Whole runs through the command line, on small networks: the contract of `result.json`, resume, targets, and the report."""
+"""Whole runs through the command line, on small networks: the contract of `result.json`, resume,
+targets, and the report.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ FAST = ("--epochs", 3, "--learning-rate", "1e-3", "--distill-epochs", 2)
 def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """`compress student1 --target 60KB` on digits, with `--json`."""
     folder = tmp_path_factory.mktemp("compress")
-    done = process("compress", "student1", "--target", "60KB", *FAST, "-o", "out", "--json", cwd=folder)
+    done = process(
+        "compress", "student1", "--target", "60KB", *FAST, "-o", "out", "--json", cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads((folder / "out" / "result.json").read_text())
@@ -36,10 +40,32 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 
 def test_result_holds_the_contract(compressed: tuple[Path, dict[str, Any]]) -> None:
     root, result = compressed
-    expected = {"schema", "command", "model", "data", "seed", "target_bytes", "artifact", "bytes", "format", "teacher", "student",
-                "stages", "parity", "wall_s", "peak_rss_bytes", "versions", "hardware"}  # fmt: skip
+    expected = {
+        "schema",
+        "command",
+        "model",
+        "data",
+        "seed",
+        "target_bytes",
+        "artifact",
+        "bytes",
+        "format",
+        "teacher",
+        "student",
+        "stages",
+        "parity",
+        "wall_s",
+        "peak_rss_bytes",
+        "versions",
+        "hardware",
+    }
     assert expected <= set(result)
-    assert (result["schema"], result["command"], result["model"], result["data"]) == (1, "compress", "student1", "digits")
+    assert (result["schema"], result["command"], result["model"], result["data"]) == (
+        1,
+        "compress",
+        "student1",
+        "digits",
+    )
     assert result["target_bytes"] == 60_000
     for side in ("teacher", "student"):
         assert {"bytes", "params", "macs", "accuracy", "latency_ms", "threads"} <= set(result[side])
@@ -51,7 +77,9 @@ def test_result_holds_the_contract(compressed: tuple[Path, dict[str, Any]]) -> N
     assert result["teacher"]["bytes"] == (root / "01-train" / "teacher.onnx").stat().st_size
 
 
-def test_the_file_is_in_range_and_its_size_is_bytes_on_disk(compressed: tuple[Path, dict[str, Any]]) -> None:
+def test_the_file_is_in_range_and_its_size_is_bytes_on_disk(
+    compressed: tuple[Path, dict[str, Any]],
+) -> None:
     root, result = compressed
     size = (root / "model.onnx").stat().st_size
     assert result["bytes"] == result["student"]["bytes"] == size
@@ -72,13 +100,17 @@ def test_the_run_directory_is_complete_and_clean(compressed: tuple[Path, dict[st
         "model.safetensors",
         "report.html",
     }
-    assert not [p for p in root.rglob("*") if p.name.endswith(".tmp") or p.name.startswith("candidate")]
+    assert not [
+        p for p in root.rglob("*") if p.name.endswith(".tmp") or p.name.startswith("candidate")
+    ]
     events = [row["event"] for row in files.read_lines(root / "log.jsonl")]
     assert events[0] == "start"
     assert events[-1] == "end"
 
 
-def test_lossless_steps_are_stages_that_lose_nothing(compressed: tuple[Path, dict[str, Any]]) -> None:
+def test_lossless_steps_are_stages_that_lose_nothing(
+    compressed: tuple[Path, dict[str, Any]],
+) -> None:
     _, result = compressed
     rows = {row["name"]: row for row in result["stages"]}
     assert rows["fold-pool"]["lossless"]
@@ -100,21 +132,31 @@ def test_predict_names_an_image(compressed: tuple[Path, dict[str, Any]], tmp_pat
     data = load_data("digits")
     logits = runtime.load(root / "model.onnx").run(data.normalised(data.test.pixels[:1]).numpy())
     Image.fromarray(data.test.pixels[0].permute(1, 2, 0).numpy()).save(tmp_path / "digit.png")
-    (row,) = json.loads(run("predict", root / "model.onnx", tmp_path / "digit.png", "--json", cwd=tmp_path).stdout)["predictions"]
+    (row,) = json.loads(
+        run("predict", root / "model.onnx", tmp_path / "digit.png", "--json", cwd=tmp_path).stdout
+    )["predictions"]
     assert row["label"] == str(int(logits.argmax()))
     assert 0.1 < row["probability"] <= 1
     (tmp_path / "no.png").write_bytes(b"no")
-    assert "cannot be read" in one_line(run("predict", root / "model.onnx", tmp_path / "no.png", cwd=tmp_path), 2)
+    assert "cannot be read" in one_line(
+        run("predict", root / "model.onnx", tmp_path / "no.png", cwd=tmp_path), 2
+    )
 
 
-def test_a_fresh_process_rebuilds_the_network_behind_the_files(compressed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_fresh_process_rebuilds_the_network_behind_the_files(
+    compressed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     root, result = compressed
     code = (
-        "import sys, torch\nfrom pathlib import Path\nfrom edgecompress import checkpoint, load_data\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom edgecompress import checkpoint, "
+        "load_data\n"
         "data = load_data('digits'); model, _ = checkpoint.load(Path(sys.argv[1]))\n"
-        "with torch.no_grad(): torch.save(model(data.normalised(data.test.pixels[:64])), sys.argv[2])\n"
+        "with torch.no_grad(): torch.save(model(data.normalised(data.test.pixels[:64])), "
+        "sys.argv[2])\n"
     )
-    subprocess.run([sys.executable, "-c", code, root / "model.safetensors", tmp_path / "out.pt"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, root / "model.safetensors", tmp_path / "out.pt"], check=True
+    )
     logits = torch.load(tmp_path / "out.pt").numpy()
     data = load_data("digits")
     images = data.normalised(data.test.pixels[:64]).numpy()
@@ -124,12 +166,23 @@ def test_a_fresh_process_rebuilds_the_network_behind_the_files(compressed: tuple
     assert np.abs(shipped - logits).max() <= result["parity"]["max_abs_logit_diff"] * (1 + 1e-4)
 
 
-def test_the_report_opens_in_chromium(compressed: tuple[Path, dict[str, Any]], chromium: str, tmp_path: Path) -> None:
+def test_the_report_opens_in_chromium(
+    compressed: tuple[Path, dict[str, Any]], chromium: str, tmp_path: Path
+) -> None:
     root, result = compressed
     command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", str(root / "report.html"),
-    ]  # fmt: skip
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        str(root / "report.html"),
+    ]
     page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "student1 on digits (demo)" in page
     assert str(result["bytes"]) in page
@@ -141,7 +194,9 @@ def test_the_report_opens_in_chromium(compressed: tuple[Path, dict[str, Any]], c
     assert "<link" not in source
 
 
-def test_the_report_is_written_again_from_its_files(compressed: tuple[Path, dict[str, Any]]) -> None:
+def test_the_report_is_written_again_from_its_files(
+    compressed: tuple[Path, dict[str, Any]],
+) -> None:
     root, _ = compressed
     before = (root / "report.html").read_text()
     (root / "report.html").unlink()
@@ -149,7 +204,9 @@ def test_the_report_is_written_again_from_its_files(compressed: tuple[Path, dict
     assert (root / "report.html").read_text() == before
 
 
-def test_the_human_output_names_the_data_and_the_report(compressed: tuple[Path, dict[str, Any]]) -> None:
+def test_the_human_output_names_the_data_and_the_report(
+    compressed: tuple[Path, dict[str, Any]],
+) -> None:
     root, _ = compressed
     arguments = ("compress", "student1", "--target", "60KB", *FAST, "-o", root, "--resume")
     done = run(*arguments, cwd=root)
@@ -162,12 +219,16 @@ def test_the_human_output_names_the_data_and_the_report(compressed: tuple[Path, 
 
 def test_resume_with_other_settings_is_refused(compressed: tuple[Path, dict[str, Any]]) -> None:
     root, _ = compressed
-    text = one_line(run("compress", "student1", "--target", "50KB", *FAST, "-o", root, "--resume", cwd=root), 2)
+    text = one_line(
+        run("compress", "student1", "--target", "50KB", *FAST, "-o", root, "--resume", cwd=root), 2
+    )
     assert "other settings" in text
 
 
 def test_a_target_above_the_teacher_ships_the_lossless_model_and_says_so(tmp_path: Path) -> None:
-    done = run("compress", "lenet5", "--target", "50MB", "--epochs", 1, "-o", "out", "--json", cwd=tmp_path)
+    done = run(
+        "compress", "lenet5", "--target", "50MB", "--epochs", 1, "-o", "out", "--json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert "nothing is pruned" in result["plan_reason"]
@@ -178,7 +239,19 @@ def test_a_target_above_the_teacher_ships_the_lossless_model_and_says_so(tmp_pat
 
 
 def test_a_target_out_of_reach_exits_3_and_keeps_the_smallest(tmp_path: Path) -> None:
-    done = run("compress", "lenet5", "--target", "2KB", "--epochs", 1, "--distill-epochs", 1, "-o", "out", cwd=tmp_path)
+    done = run(
+        "compress",
+        "lenet5",
+        "--target",
+        "2KB",
+        "--epochs",
+        1,
+        "--distill-epochs",
+        1,
+        "-o",
+        "out",
+        cwd=tmp_path,
+    )
     assert done.returncode == 3, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert "smallest reachable" in done.stdout
@@ -187,8 +260,19 @@ def test_a_target_out_of_reach_exits_3_and_keeps_the_smallest(tmp_path: Path) ->
 
 
 def test_macs_and_latency_are_targets_too(tmp_path: Path) -> None:
-    arguments = ("compress", "lenet5", "--target-macs", "300k", "--target-latency", "50ms", "--quantize", "none")
-    done = run(*arguments, "--epochs", 1, "--distill-epochs", 1, "-o", "out", "--json", cwd=tmp_path)
+    arguments = (
+        "compress",
+        "lenet5",
+        "--target-macs",
+        "300k",
+        "--target-latency",
+        "50ms",
+        "--quantize",
+        "none",
+    )
+    done = run(
+        *arguments, "--epochs", 1, "--distill-epochs", 1, "-o", "out", "--json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert 240_000 < result["student"]["macs"] <= 300_000
@@ -197,7 +281,18 @@ def test_macs_and_latency_are_targets_too(tmp_path: Path) -> None:
 
 
 def test_max_drop_alone_finds_the_smallest_file_that_keeps_it(tmp_path: Path) -> None:
-    arguments = ("compress", "lenet5", "--max-drop", "8%", "--epochs", 3, "--learning-rate", "2e-3", "--distill-epochs", 1)
+    arguments = (
+        "compress",
+        "lenet5",
+        "--max-drop",
+        "8%",
+        "--epochs",
+        3,
+        "--learning-rate",
+        "2e-3",
+        "--distill-epochs",
+        1,
+    )
     done = run(*arguments, "-o", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -216,17 +311,20 @@ from torch import nn
 
 
 class Outlier(nn.Module):
-    # four inputs of a Linear are always 1000: one scale for the whole tensor leaves few steps for the others
+    # four inputs of a Linear are always 1000: one scale for the whole tensor leaves few steps
+    # for the others
 
     def __init__(self, num_classes):
         super().__init__()
-        first, second = (nn.Conv2d(3, 8, 5, 2), nn.BatchNorm2d(8)), (nn.Conv2d(8, 16, 5, 2), nn.BatchNorm2d(16))
-        self.features = nn.Sequential(*first, nn.ReLU(), *second, nn.ReLU())
+        first = nn.Conv2d(3, 8, 5, 2), nn.BatchNorm2d(8), nn.ReLU()
+        second = nn.Conv2d(8, 16, 5, 2), nn.BatchNorm2d(16), nn.ReLU()
+        self.features = nn.Sequential(*first, *second)
         self.fc1, self.fc2 = nn.Linear(16 * 25 + 4, 60), nn.Linear(60, num_classes)
 
     def forward(self, x):
         flat = self.features(x).flatten(1)
-        return self.fc2(torch.relu(self.fc1(torch.cat([flat, 1000 * torch.ones_like(x[:, 0, 0, :4])], 1))))
+        always = 1000 * torch.ones_like(x[:, 0, 0, :4])
+        return self.fc2(torch.relu(self.fc1(torch.cat([flat, always], 1))))
 
 
 def make(num_classes):
@@ -234,14 +332,22 @@ def make(num_classes):
 """
 
 
-def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(tmp_path: Path) -> None:
-    """An outlier among the activations really hurts int8; whichever format wins, file and network must belong together."""
+def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(
+    tmp_path: Path,
+) -> None:
+    """An outlier among the activations really hurts int8; whichever format wins, file and network
+    must belong together.
+    """
     (tmp_path / "net.py").write_text(OUTLIER)
     name = f"{tmp_path}/net.py:make"
     (tmp_path / "r.yaml").write_text(
-        f"command: compress\nmodel: {name}\nstages:\n  - {{stage: train, epochs: 3}}\n  - {{stage: simplify}}\n"
-        "  - {stage: plan, targets: {bytes: 30KB}}\n  - {stage: prune, steps: 1, epochs: 1}\n  - {stage: distill, epochs: 1}\n"
-        "  - {stage: export}\n  - {stage: quantize, max_int8_loss: 0, calibration_images: 16}\n  - {stage: measure}\n"
+        f"command: compress\nmodel: {name}\nstages:\n  - {{stage: train, epochs: 3}}\n  - "
+        "{stage: simplify}\n"
+        "  - {stage: plan, targets: {bytes: 30KB}}\n  - {stage: prune, steps: 1, epochs: 1}\n  "
+        "- {stage: distill, epochs: 1}\n"
+        "  - {stage: export}\n  - "
+        "{stage: quantize, max_int8_loss: 0, calibration_images: 16}\n  "
+        "- {stage: measure}\n"
     )
     done = run("run", "r.yaml", "-o", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -249,7 +355,12 @@ def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(
     stages = [row["name"] for row in result["stages"]]
     assert stages.count("prune 1of1") == 2
     ships = next(row for row in result["formats"] if row["format"] == result["format"])
-    assert ships["bytes"] == result["bytes"] == (tmp_path / "out" / "model.onnx").stat().st_size <= 30_000
+    assert (
+        ships["bytes"]
+        == result["bytes"]
+        == (tmp_path / "out" / "model.onnx").stat().st_size
+        <= 30_000
+    )
     data = load_data("digits")
     images = data.normalised(data.test.pixels).numpy()
     shipped = runtime.load(tmp_path / "out" / "model.onnx").run_all([images])
@@ -262,14 +373,31 @@ def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(
 
 
 def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
-    """A real SIGINT in the middle of a stage: exit 130, and --resume gives the weights of an undisturbed run."""
-    arguments = ["compress", "lenet5", "--target", "30KB", "--epochs", "1", "--distill-epochs", "1", "--steps", "2"]
+    """A real SIGINT in the middle of a stage: exit 130, and --resume gives the weights of an
+    undisturbed run.
+    """
+    arguments = [
+        "compress",
+        "lenet5",
+        "--target",
+        "30KB",
+        "--epochs",
+        "1",
+        "--distill-epochs",
+        "1",
+        "--steps",
+        "2",
+    ]
     whole = process(*arguments, "-o", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     reset = ["env", "--default-signal=INT"]  # a shell's background jobs ignore SIGINT
     command = [*reset, sys.executable, "-m", "edgecompress.cli.app", *arguments, "-o", "cut"]
     running = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "CI": "1", **THREADS}
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "CI": "1", **THREADS},
     )
     deadline = time.monotonic() + 200
     while not (tmp_path / "cut" / "04-prune-1of2" / "stage.json").exists():
@@ -285,13 +413,29 @@ def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
     resumed = process(*arguments, "-o", "cut", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     for name in ("model.onnx", "model-fp32.onnx", "model.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (
+            name
+        )
 
 
 def test_a_folder_of_images_and_the_other_verbs(digits_folder: Path, tmp_path: Path) -> None:
     data = ("--data", f"folder:{digits_folder}")
     assert run("train", "student1", *data, "--epochs", 2, "-o", "t", cwd=tmp_path).returncode == 0
-    pruned = run("prune", "t", "--amount", "50%", "--criterion", "l1", *data, "--epochs", 1, "-o", "p", "--json", cwd=tmp_path)
+    pruned = run(
+        "prune",
+        "t",
+        "--amount",
+        "50%",
+        "--criterion",
+        "l1",
+        *data,
+        "--epochs",
+        1,
+        "-o",
+        "p",
+        "--json",
+        cwd=tmp_path,
+    )
     assert pruned.returncode == 0, pruned.stderr
     rows = json.loads(pruned.stdout)["stages"]
     assert 0.45 < rows[-1]["params"] / rows[0]["params"] <= 0.5
@@ -301,10 +445,23 @@ def test_a_folder_of_images_and_the_other_verbs(digits_folder: Path, tmp_path: P
     assert run("export", "p", *data, "-o", "e", cwd=tmp_path).returncode == 0
     image = next((digits_folder / "class1").iterdir())
     assert "class" in run("predict", tmp_path / "q" / "model.onnx", image, cwd=tmp_path).stdout
-    measured = json.loads(run("bench", tmp_path / "q" / "model.onnx", "--json", "--blocks", 5, "--processes", 5, cwd=tmp_path).stdout)
+    measured = json.loads(
+        run(
+            "bench",
+            tmp_path / "q" / "model.onnx",
+            "--json",
+            "--blocks",
+            5,
+            "--processes",
+            5,
+            cwd=tmp_path,
+        ).stdout
+    )
     assert measured["candidate"]["p50_ms"] > 0
     image.write_bytes(next((digits_folder / "class0").iterdir()).read_bytes())
-    changed = run("train", "student1", *data, "--epochs", 2, "-o", "t", "--resume", "-q", cwd=tmp_path)
+    changed = run(
+        "train", "student1", *data, "--epochs", 2, "-o", "t", "--resume", "-q", cwd=tmp_path
+    )
     assert "has changed" in one_line(changed, 2)
     criterion = run("prune", "t", "--criterion", "bn", *data, "-o", "b", cwd=tmp_path)
     assert criterion.returncode == 2
@@ -315,9 +472,23 @@ def test_a_users_own_network(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\ndef net(num_classes):\n"
         "    head = nn.Sequential(nn.Flatten(), nn.Linear(3136, num_classes))\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 64, 3, 2), nn.ReLU(), head)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 64, 3, 2), "
+        "nn.ReLU(), head)\n"
     )
-    done = run("compress", "mine.py:net", "--target", "30KB", "--epochs", 1, "--distill-epochs", 1, "-o", "out", "--json", cwd=tmp_path)
+    done = run(
+        "compress",
+        "mine.py:net",
+        "--target",
+        "30KB",
+        "--epochs",
+        1,
+        "--distill-epochs",
+        1,
+        "-o",
+        "out",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert 27_000 <= json.loads(done.stdout)["bytes"] <= 30_000
 
@@ -329,9 +500,27 @@ def test_a_full_disk_exits_1_and_keeps_whole_files(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
         "from edgecompress.cli.app import run_command\nsys.exit(run_command(sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", code, "compress", "student1", "--target", "60KB", "--epochs", "1", "-q", "-o", "out"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "compress",
+        "student1",
+        "--target",
+        "60KB",
+        "--epochs",
+        "1",
+        "-q",
+        "-o",
+        "out",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "free the space" in done.stderr
-    assert sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file()) == ["log.jsonl", "resolved.yaml"]
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file()) == [
+        "log.jsonl",
+        "resolved.yaml",
+    ]

@@ -24,7 +24,9 @@ def test_a_failing_writer_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_one_error_and_the_old_file_stays(tmp_path: Path) -> None:
-    """The kernel itself refuses: a file-size limit in a child process gives a real failing write."""
+    """The kernel itself refuses: a file-size limit in a child process gives a real failing
+    write.
+    """
     path = tmp_path / "model.bin"
     path.write_bytes(b"old")
     code = (
@@ -35,7 +37,9 @@ def test_a_full_disk_is_one_error_and_the_old_file_stays(tmp_path: Path) -> None
         "try:\n    files.write_bytes(pathlib.Path(sys.argv[1]), b'x' * 5000)\n"
         "except EdgecompressError as error:\n    print(error); sys.exit(error.exit_code)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert str(path) in done.stdout
     assert len(done.stdout.strip().splitlines()) == 1

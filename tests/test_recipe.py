@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_title_command_resolves_to_the_committed_recipe() -> None:
-    assert read(ROOT / "recipes" / "vgg16-4mb.yaml") == recipe_for("vgg16", targets={"bytes": "4MB"})
+    assert read(ROOT / "recipes" / "vgg16-4mb.yaml") == recipe_for(
+        "vgg16", targets={"bytes": "4MB"}
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
@@ -32,21 +34,44 @@ def test_resolved_yaml_reads_back_and_names_origins(tmp_path: Path) -> None:
 
 def test_all_errors_come_at_once_with_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text("model: vgg16\nsede: 1\nstages:\n  - stage: train\n    epochs: -1\n  - stage: prune\n    amount: 150%\n    stpes: 2\n")
+    path.write_text(
+        "model: vgg16\nsede: 1\nstages:\n  - stage: train\n    epochs: -1\n  - stage: prune\n    "
+        "amount: 150%\n    stpes: 2\n"
+    )
     with pytest.raises(UsageError) as caught:
         read(path)
     text = str(caught.value)
     assert "4 error(s)" in text
     assert "\n" not in text
-    for part in ("line 2, sede: unknown key", "line 5, stages.0.epochs", "line 7, stages.1.amount", "line 8, stages.1.stpes: unknown key"):
+    for part in (
+        "line 2, sede: unknown key",
+        "line 5, stages.0.epochs",
+        "line 7, stages.1.amount",
+        "line 8, stages.1.stpes: unknown key",
+    ):
         assert part in text
 
 
-@pytest.mark.parametrize("setting", [{"features": "hint"}, {"prune_student": "50%"}, {"mode": "online"}, {"top_k": 2}, {"control": True}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"features": "hint"},
+        {"prune_student": "50%"},
+        {"mode": "online"},
+        {"top_k": 2},
+        {"control": True},
+    ],
+)
 def test_a_stage_that_learns_from_a_teacher_needs_one(setting: dict[str, object]) -> None:
-    """Without one it trains on the labels: what it would have asked of a teacher must not be ignored."""
+    """Without one it trains on the labels: what it would have asked of a teacher must not be
+    ignored.
+    """
     train, distill = {"stage": "train", "epochs": 1}, {"stage": "distill", "epochs": 1, **setting}
-    with pytest.raises(UsageError, match=f"stage distill has no teacher for its {next(iter(setting))}: put a stage teacher before it"):
+    with pytest.raises(
+        UsageError,
+        match=f"stage distill has no teacher for its {next(iter(setting))}: put a stage teacher "
+        "before it",
+    ):
         validate({"model": "lenet5", "stages": [train, distill]}, "recipe")
     validate({"model": "lenet5", "stages": [train, {"stage": "distill", "epochs": 1}]}, "recipe")
     for teacher in ({"stage": "teacher", "checkpoint": "t.safetensors"}, {"stage": "simplify"}):
@@ -70,7 +95,9 @@ def test_set_reaches_into_stages(tmp_path: Path) -> None:
         parse_overrides(["seed"])
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "model: [", "model: vgg16\nstages:\n", "model: vgg16\nstages: []\n"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b\n", "model: [", "model: vgg16\nstages:\n", "model: vgg16\nstages: []\n"]
+)
 def test_no_recipe_is_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)

@@ -1,4 +1,6 @@
-"""The suite itself always ends: a worker that dies, and a test that hangs in native code, end it with the test's name."""
+"""The suite itself always ends: a worker that dies, and a test that hangs in native code, end it
+with the test's name.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,39 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def run_suite(folder: Path, tests: str, *options: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run `tests` under this suite's own conftest and settings, with less patience; also the seconds that it took."""
+def run_suite(
+    folder: Path, tests: str, *options: str
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run `tests` under this suite's own conftest and settings, with less patience; also the
+    seconds that it took.
+    """
     conftest = (ROOT / "tests" / "conftest.py").read_text()
     (folder / "conftest.py").write_text(conftest.replace("SPARE_S = 30", "SPARE_S = 2"))
     (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     (folder / "test_it.py").write_text(tests)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "testpaths=.", *options]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "testpaths=.",
+        *options,
+    ]
     start = time.monotonic()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     return done, time.monotonic() - start
 
 
@@ -56,9 +81,13 @@ def test_that_hangs():
 """
 
 
-@pytest.mark.parametrize("call", ["time.sleep", "ctypes.CDLL(None).sleep", "ctypes.PyDLL(None).sleep"])
+@pytest.mark.parametrize(
+    "call", ["time.sleep", "ctypes.CDLL(None).sleep", "ctypes.PyDLL(None).sleep"]
+)
 def test_a_test_that_hangs_ends_the_suite(call: str, tmp_path: Path) -> None:
-    """In Python, in native code, and in native code that never gives the interpreter's lock back."""
+    """In Python, in native code, and in native code that never gives the interpreter's lock
+    back.
+    """
     done, seconds = run_suite(tmp_path, HANGS.format(call=call), "-s")
     assert done.returncode != 0
     assert "test_that_hangs" in done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""A cloud teacher behind a WAN link and a gateway: sudo edgecompress emulate topologies/edge_cloud.py."""
+"""A cloud teacher behind a WAN link and a gateway: sudo edgecompress emulate
+topologies/edge_cloud.py.
+"""
 
 from mininet.topo import Topo
 
@@ -10,7 +12,9 @@ class EdgeCloud(Topo):
         """Two hosts, two switches."""
         self.addHost("teacher", role="teacher", model="resnet20")
         self.addHost("student", role="student", model="lenet5", cpu=0.5)
-        self.addSwitch("cloud", dpid="1")  # mn takes names other than s1, s2, ... with a number only
+        self.addSwitch(
+            "cloud", dpid="1"
+        )  # mn takes names other than s1, s2, ... with a number only
         self.addSwitch("gateway", dpid="2")
         self.addLink("teacher", "cloud", bw=1000)
         self.addLink("cloud", "gateway", bw=50, delay="30ms")

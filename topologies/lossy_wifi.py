@@ -4,7 +4,9 @@ from mininet.topo import Topo
 
 
 class LossyWifi(Topo):
-    """teacher - access point - student: 20 Mbit/s, 4 ms with 2 ms of jitter, 2 % of the frames lost each way."""
+    """teacher - access point - student: 20 Mbit/s, 4 ms with 2 ms of jitter, 2 % of the frames lost
+    each way.
+    """
 
     def build(self) -> None:
         """Two hosts and an access point."""

@@ -1,4 +1,6 @@
-"""One teacher, four students: sudo edgecompress emulate topologies/star.py (or: mn --custom FILE --topo star)."""
+"""One teacher, four students: sudo edgecompress emulate topologies/star.py (or: mn --custom FILE
+--topo star).
+"""
 
 from mininet.topo import Topo
 

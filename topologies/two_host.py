@@ -1,4 +1,6 @@
-"""A teacher and a student on one link: sudo edgecompress emulate topologies/two_host.py (or: mn --custom FILE --topo two_host)."""
+"""A teacher and a student on one link: sudo edgecompress emulate topologies/two_host.py (or: mn
+--custom FILE --topo two_host).
+"""
 
 from mininet.topo import Topo
 

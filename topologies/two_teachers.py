@@ -1,10 +1,14 @@
-"""Two teachers, each with a student of its own: sudo edgecompress emulate topologies/two_teachers.py."""
+"""Two teachers, each with a student of its own: sudo edgecompress emulate
+topologies/two_teachers.py.
+"""
 
 from mininet.topo import Topo
 
 
 class TwoTeachers(Topo):
-    """teacher1 and teacher2 on one switch, two students on another; the link between them is shared."""
+    """teacher1 and teacher2 on one switch, two students on another; the link between them is
+    shared.
+    """
 
     def build(self) -> None:
         """Four hosts, two switches."""

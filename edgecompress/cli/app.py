@@ -35,7 +35,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 target missed or regression, 4 environment, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 target missed or regression, 4 "
+    "environment, 130 interrupted.",
 )
 app.command("compress")(compress.compress)
 app.command("run")(run.run)
@@ -66,10 +67,14 @@ def main() -> None:
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run one command and return its exit code; errors go to stderr as one line, with a traceback only under `--debug`."""
+    """Run one command and return its exit code; errors go to stderr as one line, with a traceback
+    only under `--debug`.
+    """
     debug = "--debug" in arguments or os.environ.get("EDGECOMPRESS_DEBUG", "") not in ("", "0")
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="edgecompress", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            args=arguments, prog_name="edgecompress", standalone_mode=False
+        )
         if code == 130:  # newer versions of typer turn Ctrl-C into this code themselves
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

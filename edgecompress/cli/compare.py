@@ -31,10 +31,14 @@ from edgecompress.cli.verbs import go
 
 def compare(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="a name (edgecompress models), pkg.mod:factory or file.py:factory")],
+    model: Annotated[
+        str, typer.Argument(help="a name (edgecompress models), pkg.mod:factory or file.py:factory")
+    ],
     budget: Annotated[int, typer.Option("--budget", help="epochs of each strategy", min=6)] = 12,
     repeats: Annotated[int, typer.Option("--repeats", help="results of each strategy", min=2)] = 3,
-    lambda_scale: Annotated[float, typer.Option("--lambda-scale", help="factor on every lambda of the gates")] = 1.0,
+    lambda_scale: Annotated[
+        float, typer.Option("--lambda-scale", help="factor on every lambda of the gates")
+    ] = 1.0,
     data: Data = "digits",
     learning_rate: Rate = None,
     batch_size: BatchSize = None,
@@ -55,12 +59,18 @@ def compare(
     debug: Debug = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Does merging help? One budget of epochs: two networks merged, the best of three, one alone, one distilled from two.
+    """Does merging help? One budget of epochs: two networks merged, the best of three, one alone,
+    one distilled from two.
 
     Example: edgecompress compare resnet20 --data folder:photos --budget 60 --repeats 5
     """
     stage: dict[str, Any] = {
-        "stage": "compare", "budget": budget, "repeats": repeats, "lambda_scale": lambda_scale, "learning_rate": learning_rate,
-        "batch_size": batch_size, "precision": precision,
-    }  # fmt: skip
+        "stage": "compare",
+        "budget": budget,
+        "repeats": repeats,
+        "lambda_scale": lambda_scale,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "precision": precision,
+    }
     go(context, "compare", [stage], dict(locals()))

@@ -1,4 +1,6 @@
-"""What the verbs share: option types, streams, progress. Results go to stdout, everything else to stderr."""
+"""What the verbs share: option types, streams, progress. Results go to stdout, everything else to
+stderr.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,41 @@ def env(name: str) -> str:
     return f"EDGECOMPRESS_{name.upper()}"
 
 
-Data = Annotated[str, typer.Option("--data", help="digits, cifar10, cifar100 or folder:DIR", envvar=env("DATA"))]
+Data = Annotated[
+    str, typer.Option("--data", help="digits, cifar10, cifar100 or folder:DIR", envvar=env("DATA"))
+]
 Seed = Annotated[int, typer.Option("--seed", help="random seed", envvar=env("SEED"), min=0)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N", envvar=env("DEVICE"))]
-Threads = Annotated[int | None, typer.Option("--threads", help="default: all cores", envvar=env("THREADS"), min=1, max=256)]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="folder of the run", envvar=env("OUTPUT"))]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="default: from network and data", envvar=env("EPOCHS"), min=0)]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N", envvar=env("DEVICE"))
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="default: all cores", envvar=env("THREADS"), min=1, max=256),
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="folder of the run", envvar=env("OUTPUT"))
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", help="default: from network and data", envvar=env("EPOCHS"), min=0),
+]
 Rate = Annotated[float | None, typer.Option("--learning-rate", envvar=env("LEARNING_RATE"))]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", envvar=env("BATCH_SIZE"), min=2)]
-ImageSize = Annotated[int | None, typer.Option("--image-size", help="resize images to this side", min=8)]
-Resize = Annotated[int | None, typer.Option("--resize", help="the shorter side before the image is cut from the middle", min=8)]
-Normalize = Annotated[str, typer.Option("--normalize", help="mean and standard deviation: data (the training split's) or imagenet")]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", help="resize images to this side", min=8)
+]
+Resize = Annotated[
+    int | None,
+    typer.Option(
+        "--resize", help="the shorter side before the image is cut from the middle", min=8
+    ),
+]
+Normalize = Annotated[
+    str,
+    typer.Option(
+        "--normalize", help="mean and standard deviation: data (the training split's) or imagenet"
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="skip corrupt images, and say how many")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in -o")]
 ExistOk = Annotated[bool, typer.Option("--exist-ok", help="overwrite a folder in use")]
@@ -38,7 +64,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object, nothi
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show the plan for each layer")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="no progress")]
 Debug = Annotated[bool, typer.Option("--debug", help="tracebacks")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, print the recipe, do nothing")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="check everything, print the recipe, do nothing")
+]
 
 
 def stderr() -> Console:
@@ -69,7 +97,9 @@ def print_json(value: Any) -> None:
 
 
 def origins(context: typer.Context, places: dict[str, str]) -> dict[str, str]:
-    """Where each value came from, for `resolved.yaml`: `places` maps a parameter's name to its place in the recipe."""
+    """Where each value came from, for `resolved.yaml`: `places` maps a parameter's name to its
+    place in the recipe.
+    """
     names = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment"}
     found = {}
     for parameter, place in places.items():
@@ -80,7 +110,9 @@ def origins(context: typer.Context, places: dict[str, str]) -> dict[str, str]:
 
 
 class Bars:
-    """Progress on stderr: bars with the time left on a terminal, one line a stage elsewhere, nothing under `-q`."""
+    """Progress on stderr: bars with the time left on a terminal, one line a stage elsewhere,
+    nothing under `-q`.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
@@ -88,8 +120,18 @@ class Bars:
         live = not quiet and self.console.is_terminal and not os.environ.get("CI")
         self.progress: Progress | None = None
         if live:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+            )
+            self.progress = Progress(
+                *columns,
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
             self.progress.start()
         self._task: Any = None
 

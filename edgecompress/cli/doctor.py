@@ -26,7 +26,12 @@ def _package(name: str, extra: str) -> Check:
     try:
         return Check(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, False, "not installed", f"pip install 'edgecompress[{extra}]'" if extra else f"pip install {name}")
+        return Check(
+            name,
+            False,
+            "not installed",
+            f"pip install 'edgecompress[{extra}]'" if extra else f"pip install {name}",
+        )
 
 
 def _program(name: str, package: str) -> Check:
@@ -41,7 +46,12 @@ def _gpu() -> Check:
         return Check("GPU", False, "torch is not installed", "pip install 'edgecompress[train]'")
     if torch.cuda.is_available():
         return Check("GPU", True, torch.cuda.get_device_name(0))
-    return Check("GPU", False, "none that torch can use", "install the NVIDIA driver and a CUDA build of torch (optional)")
+    return Check(
+        "GPU",
+        False,
+        "none that torch can use",
+        "install the NVIDIA driver and a CUDA build of torch (optional)",
+    )
 
 
 def _processor() -> Check:
@@ -58,10 +68,16 @@ def _netem() -> Check:
     if os.geteuid() != 0:
         return Check("netem", False, "can be probed as root only", "sudo edgecompress doctor")
     if shutil.which("unshare") is None or shutil.which("tc") is None:
-        return Check("netem", False, "unshare or tc is missing", "sudo apt-get install iproute2 util-linux")
+        return Check(
+            "netem", False, "unshare or tc is missing", "sudo apt-get install iproute2 util-linux"
+        )
     probe = ["unshare", "-n", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
     done = subprocess.run(probe, capture_output=True, text=True, timeout=20, check=False)
-    text = "the kernel has it" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["refused"])[0]
+    text = (
+        "the kernel has it"
+        if done.returncode == 0
+        else (done.stderr.strip().splitlines() or ["refused"])[0]
+    )
     return Check("netem", done.returncode == 0, text, fix)
 
 
@@ -75,7 +91,13 @@ def _cgroup() -> Check:
 
 def checks() -> list[Check]:
     """All checks, in the order shown."""
-    packages = [("torch", "train"), ("torchvision", "train"), ("onnxscript", "train"), ("onnx", ""), ("onnxruntime", "")]
+    packages = [
+        ("torch", "train"),
+        ("torchvision", "train"),
+        ("onnxscript", "train"),
+        ("onnx", ""),
+        ("onnxruntime", ""),
+    ]
     from edgecompress.emulate.shell import PACKAGES
 
     root = os.geteuid() == 0
@@ -85,7 +107,10 @@ def checks() -> list[Check]:
         _gpu(),
         Check("root", root, "yes" if root else "no", "run with sudo (only emulate needs it)"),
         _netem(),
-        *[_program(name, package) for name, package in {**PACKAGES, "wirefilter": "vde2", "openssl": "openssl"}.items()],
+        *[
+            _program(name, package)
+            for name, package in {**PACKAGES, "wirefilter": "vde2", "openssl": "openssl"}.items()
+        ],
         _cgroup(),
     ]
 

@@ -30,28 +30,89 @@ from edgecompress.cli.console import (
 
 
 def emulate(
-    topology: Annotated[Path, typer.Argument(help="a .py file with a mininet Topo, e.g. topologies/two_host.py")],
-    link: Annotated[str | None, typer.Option("--link", help="every link like this: ethernet, wifi, lte, 3g or satellite")] = None,
-    exchange: Annotated[str, typer.Option("--exchange", help="logits, features, weights, or inputs (images up)")] = "logits",
-    codec: Annotated[str, typer.Option("--codec", help="how logits travel: fp32, fp16, int8, top-k, soft")] = "fp16",
-    teacher: Annotated[str | None, typer.Option("--teacher", help="a checkpoint or a name; default: the topology's")] = None,
-    student: Annotated[str | None, typer.Option("--student", help="a name or a checkpoint; default: the topology's")] = None,
-    features: Annotated[str | None, typer.Option("--features", help="with --exchange features: attention (default) or hint")] = None,
-    mutual: Annotated[bool, typer.Option("--mutual", help="teacher and student learn from each other")] = False,
-    staleness: Annotated[int, typer.Option("--staleness", help="with --mutual: steps by which what is learned from may be old", min=0)] = 0,
-    prune_teacher: Annotated[str | None, typer.Option("--prune-teacher", help="cut it while it trains: 50%, 2Mparams, 4MB")] = None,
-    prune_student: Annotated[str | None, typer.Option("--prune-student", help="cut every student while it trains")] = None,
-    step: Annotated[str, typer.Option("--step", help="when pruning: share of channels that one cut removes")] = "10%",
-    schedule: Annotated[str, typer.Option("--schedule", help="when cuts are made: early, middle or late")] = "early",
-    fixed_teacher: Annotated[bool, typer.Option("--fixed-teacher", help="it stands still; else it trains at the same time")] = False,
-    backend: Annotated[str, typer.Option("--backend", help="of links with delay or loss: auto, netem, wirefilter")] = "auto",
-    fault: Annotated[list[str] | None, typer.Option("--fault", help="link-down@10s:5s, kill-student@20s, loss=5%, ...")] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", help="result.json of an earlier run to hold this one against")] = None,
-    max_regression: Annotated[str, typer.Option("--max-regression", help="how much slower, or larger, it may be")] = "10%",
-    sweep: Annotated[list[str] | None, typer.Option("--sweep", help="runs and one table: link=wifi,lte; codec=; exchange=")] = None,
-    window: Annotated[int, typer.Option("--window", help="steps under way at once, to hide the way there and back", min=1)] = 64,
-    keep_every: Annotated[int, typer.Option("--keep-every", help="steps between kept states", min=1)] = 50,
-    timeout: Annotated[str, typer.Option("--timeout", help="the longest a lesson may take")] = "30min",
+    topology: Annotated[
+        Path, typer.Argument(help="a .py file with a mininet Topo, e.g. topologies/two_host.py")
+    ],
+    link: Annotated[
+        str | None,
+        typer.Option("--link", help="every link like this: ethernet, wifi, lte, 3g or satellite"),
+    ] = None,
+    exchange: Annotated[
+        str, typer.Option("--exchange", help="logits, features, weights, or inputs (images up)")
+    ] = "logits",
+    codec: Annotated[
+        str, typer.Option("--codec", help="how logits travel: fp32, fp16, int8, top-k, soft")
+    ] = "fp16",
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="a checkpoint or a name; default: the topology's"),
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option("--student", help="a name or a checkpoint; default: the topology's"),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option("--features", help="with --exchange features: attention (default) or hint"),
+    ] = None,
+    mutual: Annotated[
+        bool, typer.Option("--mutual", help="teacher and student learn from each other")
+    ] = False,
+    staleness: Annotated[
+        int,
+        typer.Option(
+            "--staleness",
+            help="with --mutual: steps by which what is learned from may be old",
+            min=0,
+        ),
+    ] = 0,
+    prune_teacher: Annotated[
+        str | None,
+        typer.Option("--prune-teacher", help="cut it while it trains: 50%, 2Mparams, 4MB"),
+    ] = None,
+    prune_student: Annotated[
+        str | None, typer.Option("--prune-student", help="cut every student while it trains")
+    ] = None,
+    step: Annotated[
+        str, typer.Option("--step", help="when pruning: share of channels that one cut removes")
+    ] = "10%",
+    schedule: Annotated[
+        str, typer.Option("--schedule", help="when cuts are made: early, middle or late")
+    ] = "early",
+    fixed_teacher: Annotated[
+        bool,
+        typer.Option("--fixed-teacher", help="it stands still; else it trains at the same time"),
+    ] = False,
+    backend: Annotated[
+        str, typer.Option("--backend", help="of links with delay or loss: auto, netem, wirefilter")
+    ] = "auto",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", help="link-down@10s:5s, kill-student@20s, loss=5%, ..."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="result.json of an earlier run to hold this one against"),
+    ] = None,
+    max_regression: Annotated[
+        str, typer.Option("--max-regression", help="how much slower, or larger, it may be")
+    ] = "10%",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", help="runs and one table: link=wifi,lte; codec=; exchange="),
+    ] = None,
+    window: Annotated[
+        int,
+        typer.Option(
+            "--window", help="steps under way at once, to hide the way there and back", min=1
+        ),
+    ] = 64,
+    keep_every: Annotated[
+        int, typer.Option("--keep-every", help="steps between kept states", min=1)
+    ] = 50,
+    timeout: Annotated[
+        str, typer.Option("--timeout", help="the longest a lesson may take")
+    ] = "30min",
     pcap: Annotated[bool, typer.Option("--pcap", help="keep the captures")] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help="no TLS between the hosts")] = False,
     data: Data = "digits",
@@ -65,7 +126,8 @@ def emulate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Teacher and student on emulated hosts: links that are measured before they are used, distillation between them, traffic captured.
+    """Teacher and student on emulated hosts: links that are measured before they are used,
+    distillation between them, traffic captured.
 
     Example: sudo edgecompress emulate topologies/two_host.py --epochs 4
     """
@@ -78,14 +140,18 @@ def emulate(
     from edgecompress.units import parse_amount, parse_duration, parse_share
 
     if backend not in ("auto", "netem", "wirefilter", "none"):
-        raise UsageError(f"--backend '{backend}' is not known: allowed are auto, netem, wirefilter, none")
+        raise UsageError(
+            f"--backend '{backend}' is not known: allowed are auto, netem, wirefilter, none"
+        )
     tolerance = parse_share(max_regression)
     before = _baseline(baseline)
     runs = _swept(sweep or [], {"link": link, "codec": codec, "exchange": exchange})
     for run in runs:
         for name, allowed in (("exchange", EXCHANGES), ("codec", CODECS)):
             if run[name] not in allowed:
-                raise UsageError(f"--{name} '{run[name]}' is not known: allowed are {', '.join(allowed)}")
+                raise UsageError(
+                    f"--{name} '{run[name]}' is not known: allowed are {', '.join(allowed)}"
+                )
         _check_ways(run["exchange"], mutual, staleness, fixed_teacher, prune_teacher)
     for amount in (prune_teacher, prune_student):
         if amount is not None:
@@ -108,16 +174,30 @@ def emulate(
     longest = parse_duration(timeout)
     session.need_root()
     user = session.invoking_user()
-    graphs = [session.read_topology(topology, user, {**links.get(run["link"], {}), **more}) for run in runs]
+    graphs = [
+        session.read_topology(topology, user, {**links.get(run["link"], {}), **more})
+        for run in runs
+    ]
     if before is not None:
-        _check_alike(before, {"exchange": exchange, "codec": None if exchange == "weights" else codec, "graph": graphs[0].as_dict()})
+        _check_alike(
+            before,
+            {
+                "exchange": exchange,
+                "codec": None if exchange == "weights" else codec,
+                "graph": graphs[0].as_dict(),
+            },
+        )
     root = output or default_root("emulate", topology.stem)
     check_root(root, resume=False, exist_ok=exist_ok)
     names = {host.name for host in graphs[0].hosts} | {run["name"] for run in runs}
     if exist_ok and root.is_dir():
         _forget(root, names)
     shared = ["--data", data, "--seed", str(seed)]
-    for name, value in (("--epochs", epochs), ("--batch-size", batch_size), ("--learning-rate", learning_rate)):
+    for name, value in (
+        ("--epochs", epochs),
+        ("--batch-size", batch_size),
+        ("--learning-rate", learning_rate),
+    ):
         shared += [name, str(value)] if value is not None else []
     cuts: tuple[str, ...] = ("--step", step, "--schedule", schedule)
     students: tuple[str, ...] = ("--window", str(window), "--keep-every", str(keep_every))
@@ -141,10 +221,23 @@ def emulate(
         if exist_ok and own.is_dir():
             _forget(own, names)
         settings = session.Settings(
-            topology, own, run["exchange"], run["codec"], backend, _absolute(teacher), _absolute(student), not fixed_teacher, insecure,
-            pcap, longest, {**links.get(run["link"], {}), **more}, tuple(faults), tuple(shared),
-            students + by_maps, teachers,
-        )  # fmt: skip
+            topology,
+            own,
+            run["exchange"],
+            run["codec"],
+            backend,
+            _absolute(teacher),
+            _absolute(student),
+            not fixed_teacher,
+            insecure,
+            pcap,
+            longest,
+            {**links.get(run["link"], {}), **more},
+            tuple(faults),
+            tuple(shared),
+            students + by_maps,
+            teachers,
+        )
         result = session.emulate(settings, note)
         worse = _regressions(result, before, tolerance)
         if worse:
@@ -153,7 +246,11 @@ def emulate(
             os.chown(own / "result.json", user.uid, user.gid)
         _report(result, own)
         results.append((run["name"], result))
-    told: dict[str, Any] = results[0][1] if len(runs) == 1 else {"schema": 1, "command": "emulate", "sweep": dict(results)}
+    told: dict[str, Any] = (
+        results[0][1]
+        if len(runs) == 1
+        else {"schema": 1, "command": "emulate", "sweep": dict(results)}
+    )
     if as_json:
         print_json(told)
     elif len(runs) == 1:
@@ -162,28 +259,48 @@ def emulate(
         _show_sweep(results, root)
     if not all(result["valid"] for _, result in results):
         raise typer.Exit(1)
-    roles = [row for _, result in results for kind in ("teachers", "students") for row in result["distill"][kind].values()]
-    if any(result.get("regressions") for _, result in results) or any("floors_reached" in row for row in roles):
+    roles = [
+        row
+        for _, result in results
+        for kind in ("teachers", "students")
+        for row in result["distill"][kind].values()
+    ]
+    if any(result.get("regressions") for _, result in results) or any(
+        "floors_reached" in row for row in roles
+    ):
         raise typer.Exit(3)
 
 
-def _check_ways(exchange: str, mutual: bool, staleness: int, fixed_teacher: bool, prune_teacher: str | None) -> None:
+def _check_ways(
+    exchange: str, mutual: bool, staleness: int, fixed_teacher: bool, prune_teacher: str | None
+) -> None:
     """Raises `UsageError` for ways of learning that exclude each other."""
     from edgecompress.errors import UsageError
     from edgecompress.online.codec import TRAINING
 
     if mutual and (exchange != "logits" or fixed_teacher):
-        raise UsageError("--mutual exchanges logits with a teacher that trains: drop --fixed-teacher and any other --exchange")
+        raise UsageError(
+            "--mutual exchanges logits with a teacher that trains: drop --fixed-teacher and "
+            "any other --exchange"
+        )
     if staleness and not mutual:
         raise UsageError("--staleness belongs to mutual learning: give --mutual too")
     if prune_teacher is not None and (fixed_teacher or exchange not in TRAINING):
-        raise UsageError("--prune-teacher cuts a teacher that trains: drop --fixed-teacher, and use --exchange logits")
+        raise UsageError(
+            "--prune-teacher cuts a teacher that trains: drop --fixed-teacher, and use "
+            "--exchange logits"
+        )
     if prune_teacher is not None and exchange == "weights":
-        raise UsageError("--prune-teacher beside --exchange weights changes their shapes on the way: use --exchange logits")
+        raise UsageError(
+            "--prune-teacher beside --exchange weights changes their shapes on the way: use "
+            "--exchange logits"
+        )
 
 
 def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs of a sweep, each with its name: all combinations of what `KEY=a,b,c` lists; one run without any."""
+    """The runs of a sweep, each with its name: all combinations of what `KEY=a,b,c` lists; one run
+    without any.
+    """
     import itertools
 
     from edgecompress.errors import UsageError
@@ -192,9 +309,14 @@ def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
     for text in texts:
         key, equals, values = text.partition("=")
         if key not in usual or not equals or not all(values.split(",")):
-            raise UsageError(f"--sweep '{text}' is not known: write {', '.join(f'{name}=A,B' for name in usual)}")
+            raise UsageError(
+                f"--sweep '{text}' is not known: write {', '.join(f'{name}=A,B' for name in usual)}"
+            )
         if key in axes:
-            raise UsageError(f"--sweep {key} is given twice: list all values at once, {key}={','.join(axes[key])},{values}")
+            raise UsageError(
+                f"--sweep {key} is given twice: list all values at once, "
+                f"{key}={','.join(axes[key])},{values}"
+            )
         axes[key] = values.split(",")
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     runs = [{**usual, **values, "name": "-".join(values.values()) or "run"} for values in chosen]
@@ -209,10 +331,30 @@ def _show_sweep(results: list[tuple[str, dict[str, Any]]], root: Path) -> None:
     for name, result in results:
         lesson, traffic = result["distill"], result["traffic"]
         accuracy = max(row["accuracy"] for row in lesson["students"].values())
-        rows.append((name, f"{accuracy:.2%}", f"{lesson['step_ms']['p50']:.1f}", f"{lesson['wait_ms']['p50']:.1f}",
-                     f"{lesson['bytes_per_sample']:.2f}", f"{traffic['captured_bytes']}", str(traffic["retransmissions"]),
-                     f"{result['wall_s']:.1f}", "yes" if result["valid"] else "no"))  # fmt: skip
-    columns = ["run", "best student", "step, ms", "waiting", "bytes a sample", "bytes on the wire", "sent again", "seconds", "valid"]
+        rows.append(
+            (
+                name,
+                f"{accuracy:.2%}",
+                f"{lesson['step_ms']['p50']:.1f}",
+                f"{lesson['wait_ms']['p50']:.1f}",
+                f"{lesson['bytes_per_sample']:.2f}",
+                f"{traffic['captured_bytes']}",
+                str(traffic["retransmissions"]),
+                f"{result['wall_s']:.1f}",
+                "yes" if result["valid"] else "no",
+            )
+        )
+    columns = [
+        "run",
+        "best student",
+        "step, ms",
+        "waiting",
+        "bytes a sample",
+        "bytes on the wire",
+        "sent again",
+        "seconds",
+        "valid",
+    ]
     stdout().print(table("sweep", columns, rows))
     print_line(f"results: {root}/*/result.json")
 
@@ -231,9 +373,11 @@ def _absolute(name: str | None) -> str | None:
 
 
 def _forget(root: Path, names: set[str]) -> None:
-    """Remove what an earlier emulation left in this folder, in folders of these `names` too: kept states would be taken for this one's.
+    """Remove what an earlier emulation left in this folder, in folders of these `names` too: kept
+    states would be taken for this one's.
 
-    Raises `UsageError` for a folder in use that no emulation of ours made: what is in it will be given to the user.
+    Raises `UsageError` for a folder in use that no emulation of ours made: what is in it will be
+    given to the user.
     """
     import shutil
 
@@ -242,8 +386,13 @@ def _forget(root: Path, names: set[str]) -> None:
 
     if any(root.iterdir()) and not (root / MARKER).is_file():
         raise UsageError(f"output folder '{root}' is not one of an emulation: give another -o")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # an earlier one may have had other hosts
-        names = names | {host["name"] for host in json.loads((root / "result.json").read_text())["graph"]["hosts"]}
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # an earlier one may have had other hosts
+        names = names | {
+            host["name"]
+            for host in json.loads((root / "result.json").read_text())["graph"]["hosts"]
+        }
     for path in root.iterdir():
         made = path.name in names and ((path / "kept").is_dir() or (path / "result.json").is_file())
         if path.is_dir() and (made or (path / MARKER).is_file()):
@@ -266,7 +415,10 @@ def _baseline(path: Path | None) -> dict[str, Any] | None:
                 raise ValueError(f"{value} is no number above 0")
         return dict(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"baseline '{path}' is no valid result of an emulation ({error}): give the result.json of one") from error
+        raise UsageError(
+            f"baseline '{path}' is no valid result of an emulation ({error}): give the "
+            "result.json of one"
+        ) from error
 
 
 def _check_alike(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -276,19 +428,27 @@ def _check_alike(before: dict[str, Any], now: dict[str, Any]) -> None:
     then = json.loads(json.dumps({key: before.get(key) for key in now}))
     other = [key for key, value in json.loads(json.dumps(now)).items() if then[key] != value]
     if other:
-        what = {"graph": "another topology or other links"}.get(other[0], f"{other[0]} {then[other[0]]}, this is {now[other[0]]}")
+        what = {"graph": "another topology or other links"}.get(
+            other[0], f"{other[0]} {then[other[0]]}, this is {now[other[0]]}"
+        )
         raise UsageError(f"the baseline was measured with {what}: compare like with like")
 
 
-def _regressions(result: dict[str, Any], before: dict[str, Any] | None, tolerance: float) -> list[str]:
+def _regressions(
+    result: dict[str, Any], before: dict[str, Any] | None, tolerance: float
+) -> list[str]:
     """What is worse than the baseline by more than the tolerance: step latency, bytes a sample."""
     if before is None:
         return []
     new, old = result["distill"], before["distill"]
-    pairs = (("p50 of a step, ms", new["step_ms"]["p50"], old["step_ms"]["p50"]),
-             ("bytes a sample", new["bytes_per_sample"], old["bytes_per_sample"]))  # fmt: skip
+    pairs = (
+        ("p50 of a step, ms", new["step_ms"]["p50"], old["step_ms"]["p50"]),
+        ("bytes a sample", new["bytes_per_sample"], old["bytes_per_sample"]),
+    )
     return [
-        f"{name}: {now:.4g} against {then:.4g}, allowed {tolerance:.0%} more" for name, now, then in pairs if now > then * (1 + tolerance)
+        f"{name}: {now:.4g} against {then:.4g}, allowed {tolerance:.0%} more"
+        for name, now, then in pairs
+        if now > then * (1 + tolerance)
     ]
 
 
@@ -296,18 +456,52 @@ def _show(result: dict[str, Any], root: Path) -> None:
     rows = []
     for link in result["links"]:
         asked, found = link["configured"], link["measured"]
-        rows.append((f"{link['a']} - {link['b']}", link["backend"], *(_pair(asked[a], found[m]) for a, m in
-                     (("bw_mbps", "bw_mbps"), ("delay_ms", "rtt_ms"), ("loss_pct", "loss_pct")))))  # fmt: skip
-    stdout().print(table("links: asked / measured", ["link", "by", "Mbit/s", "delay each way / round trip, ms", "loss, %"], rows))
+        rows.append(
+            (
+                f"{link['a']} - {link['b']}",
+                link["backend"],
+                *(
+                    _pair(asked[a], found[m])
+                    for a, m in (
+                        ("bw_mbps", "bw_mbps"),
+                        ("delay_ms", "rtt_ms"),
+                        ("loss_pct", "loss_pct"),
+                    )
+                ),
+            )
+        )
+    stdout().print(
+        table(
+            "links: asked / measured",
+            ["link", "by", "Mbit/s", "delay each way / round trip, ms", "loss, %"],
+            rows,
+        )
+    )
     traffic, lesson = result["traffic"], result["distill"]
-    seen = f"captured {traffic['packets']} frames, {traffic['captured_bytes']} bytes (the kernel counted {traffic['counter_bytes']}"
-    print_line(f"{seen}, dropped {traffic['kernel_dropped']}); {traffic['goodput_mbps']:.3g} Mbit/s of payload")
+    seen = (
+        f"captured {traffic['packets']} frames, {traffic['captured_bytes']} bytes (the kernel "
+        f"counted {traffic['counter_bytes']}"
+    )
+    print_line(
+        f"{seen}, dropped {traffic['kernel_dropped']}); {traffic['goodput_mbps']:.3g} Mbit/s "
+        "of payload"
+    )
     print_line(f"{traffic['retransmissions']} retransmissions, {len(result['faults'])} faults")
-    told = f"{lesson['samples']} samples in {lesson['steps']} steps, {lesson['bytes_per_sample']:.2f} bytes a sample"
+    told = (
+        f"{lesson['samples']} samples in {lesson['steps']} steps, "
+        f"{lesson['bytes_per_sample']:.2f} bytes a sample"
+    )
     told += f" ({result['codec'] or result['exchange']})"
-    print_line(f"{told}; a step {lesson['step_ms']['p50']:.1f} ms (p50), of it waiting {lesson['wait_ms']['p50']:.1f}")
+    print_line(
+        f"{told}; a step {lesson['step_ms']['p50']:.1f} ms (p50), of it waiting "
+        f"{lesson['wait_ms']['p50']:.1f}"
+    )
     for name, row in {**lesson["teachers"], **lesson["students"]}.items():
-        cut = f", {row['params']} of {row['params_before']} parameters left" if "params_before" in row else ""
+        cut = (
+            f", {row['params']} of {row['params_before']} parameters left"
+            if "params_before" in row
+            else ""
+        )
         print_line(f"{name}: {row['accuracy']:.2%} on test ({row['model']}{cut})")
         if "floors_reached" in row:
             print_line(f"{name}: {row['floors_reached']}")

@@ -54,7 +54,9 @@ def launch(
         return
     bars = Bars(quiet=quiet or as_json)
     try:
-        outcome = pipeline.execute(recipe, STAGES, root, resume=resume, reporter=bars, origins=origins)
+        outcome = pipeline.execute(
+            recipe, STAGES, root, resume=resume, reporter=bars, origins=origins
+        )
     finally:
         bars.close()
     show(outcome, as_json=as_json, verbose=verbose)
@@ -63,7 +65,9 @@ def launch(
 
 
 def beside(recipe: Recipe, root: Path, *, resume: bool) -> None:
-    """Run `recipe` as one of several processes that torchrun started, but not the first: nothing is said, and nothing stays on disk."""
+    """Run `recipe` as one of several processes that torchrun started, but not the first: nothing is
+    said, and nothing stays on disk.
+    """
     from edgecompress import pipeline
     from edgecompress.stages import STAGES
 
@@ -83,7 +87,13 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
         print_json(written(result))
         return
     if verbose and result.get("layers"):
-        stderr().print(table("layers", ["layer", "widths", "parameters", "share", "MACs", "share"], layer_rows(result["layers"])))
+        stderr().print(
+            table(
+                "layers",
+                ["layer", "widths", "parameters", "share", "MACs", "share"],
+                layer_rows(result["layers"]),
+            )
+        )
     console = stdout()
     if "student" in result:
         from edgecompress.report.html import comparison, sides
@@ -93,16 +103,29 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
         console.print(table(title, ["", *sides(result), "ratio"], rows))
         console.print(result["format_reason"], markup=False)
     else:
-        stages = [(r["name"], f"{r['accuracy']:.2%}", format_count(r["params"])) for r in result["stages"]]
+        stages = [
+            (r["name"], f"{r['accuracy']:.2%}", format_count(r["params"])) for r in result["stages"]
+        ]
         title = f"{result['model']} on {result['data_label']}, {result['command']}"
-        console.print(table(title, ["stage", f"validation {score_name(result)}", "parameters"], stages))
+        console.print(
+            table(title, ["stage", f"validation {score_name(result)}", "parameters"], stages)
+        )
     if (result.get("distill") or {}).get("teacher"):
         from edgecompress.report.html import distillation
 
-        console.print(table("distillation", ["", "parameters", "weights in fp32", "accuracy"], distillation(result)))
+        console.print(
+            table(
+                "distillation",
+                ["", "parameters", "weights in fp32", "accuracy"],
+                distillation(result),
+            )
+        )
     if result.get("constant_channels") and (result["command"] == "shrink" or verbose):
         numbers = ("size", "constant", "unread", "removed")
-        rows = [(r["group"], *(str(r[k]) for k in numbers), r["reason"]) for r in result["constant_channels"]]
+        rows = [
+            (r["group"], *(str(r[k]) for k in numbers), r["reason"])
+            for r in result["constant_channels"]
+        ]
         columns = ["group", "channels", "constant", "unread", "removed", "why not all"]
         console.print(table("channels that never change or are never read", columns, rows))
     if "compare" in result:
@@ -120,11 +143,16 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
 def show_comparison(told: dict[str, Any]) -> None:
     """Print the results of strategies, and the student against each other one."""
     keys = ("min", "median", "mean", "max", "std")
-    rows = [(name, *(f"{values[key]:.4f}" for key in keys)) for name, values in told["summary"].items()]
+    rows = [
+        (name, *(f"{values[key]:.4f}" for key in keys)) for name, values in told["summary"].items()
+    ]
     title = f"{told['score']}, {told['repeats']} results of {told['budget']} epochs each"
     stdout().print(table(title, ["strategy", *keys], rows))
     for name, found in told["student_against"].items():
-        print_line(f"student against {name}: p = {found['p']:.3g} ({found['test']}), effect {found['effect']:+.2f}")
+        print_line(
+            f"student against {name}: p = {found['p']:.3g} ({found['test']}), effect "
+            f"{found['effect']:+.2f}"
+        )
 
 
 def layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -146,11 +174,22 @@ def layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def show_profile(profile: dict[str, Any], *, verbose: bool) -> None:
-    """Print a sparsity profile: accuracy at each level, with `verbose` the share of each layer too, and where it stops to hold."""
+    """Print a sparsity profile: accuracy at each level, with `verbose` the share of each layer too,
+    and where it stops to hold.
+    """
     shown = range(len(profile["levels"])) if verbose else range(1, len(profile["levels"]), 2)
     levels = [f"{profile['levels'][i]:.0%}" for i in shown]
     accuracy = ("validation accuracy", *(f"{profile['accuracy'][i]:.1%}" for i in shown))
-    layers = [(name, *(f"{shares[i]:.0%}" for i in shown)) for name, shares in profile["layers"].items()]
-    stdout().print(table("share of each layer's weights at zero", ["global level", *levels], [accuracy, *layers]))
+    layers = [
+        (name, *(f"{shares[i]:.0%}" for i in shown)) for name, shares in profile["layers"].items()
+    ]
+    stdout().print(
+        table(
+            "share of each layer's weights at zero", ["global level", *levels], [accuracy, *layers]
+        )
+    )
     within = f"within {100 * profile['tolerance']:g} point(s) of {profile['unpruned']:.2%}"
-    print_line(f"accuracy holds up to {profile['holds_to']:.0%} of all weights at zero ({within}, on validation)")
+    print_line(
+        f"accuracy holds up to {profile['holds_to']:.0%} of all weights at zero ({within}, "
+        "on validation)"
+    )

@@ -10,7 +10,9 @@ from edgecompress.cli.console import Debug, Json, print_json, print_line, stdout
 
 
 def models(
-    contains: Annotated[str, typer.Argument(help="only names that contain this")] = "", as_json: Json = False, debug: Debug = False
+    contains: Annotated[str, typer.Argument(help="only names that contain this")] = "",
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """List the networks that are known by name."""
     from edgecompress.models import model_names

@@ -34,18 +34,54 @@ def prune(
     context: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="model.safetensors, or the folder of a run")],
     amount: Annotated[
-        str, typer.Option("--amount", help="50% of the parameters to remove, or what is left: 2Mparams, 10MMACs, 4MB (fp32 file)")
+        str,
+        typer.Option(
+            "--amount",
+            help="50% of the parameters to remove, or what is left: 2Mparams, 10MMACs, 4MB (fp32 "
+            "file)",
+        ),
     ] = "50%",
-    steps: Annotated[str | None, typer.Option("--steps", help="cuts, each training after each; auto: none above a factor of 4")] = None,
-    criterion: Annotated[str, typer.Option("--criterion", help="l1, l2, bn, taylor or random")] = "taylor",
-    scope: Annotated[str | None, typer.Option("--scope", help="cost (score a parameter, over all), local, or global")] = None,
-    layers: Annotated[str | None, typer.Option("--layers", help="only these layers' outputs: features.0,features.3")] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="cut while training: early, middle, late, or epochs 3,5,7")] = None,
-    shares: Annotated[str | None, typer.Option("--shares", help="with a schedule: static or dynamic (from the sparsity profile)")] = None,
-    step: Annotated[str | None, typer.Option("--step", help="with a schedule: share of channels that one cut removes")] = None,
-    patience: Annotated[int | None, typer.Option("--patience", help="with a schedule: stop after so many idle epochs", min=1)] = None,
-    floor: Annotated[str, typer.Option("--floor", help="share of a group that always stays")] = "0.02",
-    round_to: Annotated[int, typer.Option("--round-to", help="widths are multiples of this", min=1)] = 1,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            "--steps", help="cuts, each training after each; auto: none above a factor of 4"
+        ),
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option("--criterion", help="l1, l2, bn, taylor or random")
+    ] = "taylor",
+    scope: Annotated[
+        str | None,
+        typer.Option("--scope", help="cost (score a parameter, over all), local, or global"),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", help="only these layers' outputs: features.0,features.3"),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", help="cut while training: early, middle, late, or epochs 3,5,7"),
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option(
+            "--shares", help="with a schedule: static or dynamic (from the sparsity profile)"
+        ),
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option("--step", help="with a schedule: share of channels that one cut removes"),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option("--patience", help="with a schedule: stop after so many idle epochs", min=1),
+    ] = None,
+    floor: Annotated[
+        str, typer.Option("--floor", help="share of a group that always stays")
+    ] = "0.02",
+    round_to: Annotated[
+        int, typer.Option("--round-to", help="widths are multiples of this", min=1)
+    ] = 1,
     data: Data = "digits",
     model: Model = None,
     epochs: Epochs = None,
@@ -73,15 +109,28 @@ def prune(
 
     first, name = source(checkpoint, model)
     stage: dict[str, Any] = {
-        "amount": amount, "criterion": criterion, "floor": parse_share(floor), "layers": _names(layers),
-        "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
-    }  # fmt: skip
+        "amount": amount,
+        "criterion": criterion,
+        "floor": parse_share(floor),
+        "layers": _names(layers),
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+    }
     given = {"--schedule": schedule, "--shares": shares, "--step": step, "--patience": patience}
     if any(value is not None for value in given.values()):
         if steps is not None or round_to != 1:
             used = next(option for option, value in given.items() if value is not None)
-            raise UsageError(f"{used} cuts while training, so --steps and --round-to do not apply: drop them, or drop {used}")
-        stage |= {"stage": "gradual", "schedule": _epochs(schedule), "shares": shares or "static", "scope": scope or "local"}
+            raise UsageError(
+                f"{used} cuts while training, so --steps and --round-to do not apply: drop "
+                f"them, or drop {used}"
+            )
+        stage |= {
+            "stage": "gradual",
+            "schedule": _epochs(schedule),
+            "shares": shares or "static",
+            "scope": scope or "local",
+        }
         stage |= {"step": parse_share(step or "10%"), "patience": patience}
     else:
         number: int | str = int(steps) if steps is not None and steps.isdigit() else steps or "auto"
@@ -96,4 +145,6 @@ def _names(text: str | None) -> list[str] | None:
 def _epochs(text: str | None) -> str | list[int]:
     """`early`, or `3,5,7` as epochs; the recipe refuses other words."""
     parts = [part.strip() for part in (text or "early").split(",")]
-    return [int(part) for part in parts] if all(part.isdigit() for part in parts) else text or "early"
+    return (
+        [int(part) for part in parts] if all(part.isdigit() for part in parts) else text or "early"
+    )

@@ -14,14 +14,18 @@ app = typer.Typer(help="List, copy and check recipes.", no_args_is_help=True, ri
 
 
 def roots() -> list[Path]:
-    """Where recipes are: beside the package when it is a checkout, inside it when it is installed."""
+    """Where recipes are: beside the package when it is a checkout, inside it when it is
+    installed.
+    """
     package = Path(__file__).parents[1]
     return [p for p in (package / "recipes", package.parent / "recipes") if p.is_dir()]
 
 
 def known() -> dict[str, Path]:
     """Recipes by name: the path below the recipes folder without `.yaml`."""
-    return {str(p.relative_to(r).with_suffix("")): p for r in roots() for p in sorted(r.rglob("*.yaml"))}
+    return {
+        str(p.relative_to(r).with_suffix("")): p for r in roots() for p in sorted(r.rglob("*.yaml"))
+    }
 
 
 def find(recipe: Path) -> Path:
@@ -44,7 +48,11 @@ def ls(debug: Debug = False) -> None:
 
 
 @app.command("cp")
-def cp(name: Annotated[str, typer.Argument()], target: Annotated[Path, typer.Argument()], debug: Debug = False) -> None:
+def cp(
+    name: Annotated[str, typer.Argument()],
+    target: Annotated[Path, typer.Argument()],
+    debug: Debug = False,
+) -> None:
     """Copy a recipe, to change it."""
     from edgecompress import files
 

@@ -12,7 +12,9 @@ from edgecompress.cli.console import Debug, print_line
 from edgecompress.errors import UsageError
 
 
-def report(root: Annotated[Path, typer.Argument(help="the folder of a run")], debug: Debug = False) -> None:
+def report(
+    root: Annotated[Path, typer.Argument(help="the folder of a run")], debug: Debug = False
+) -> None:
     """Write report.html again from a run's result.json and history.csv."""
     from edgecompress.report.html import write_report
     from edgecompress.result import read
@@ -37,5 +39,11 @@ def _history(path: Path) -> list[dict[str, Any]]:
         rows = list(csv.DictReader(stream))
     numbers = ("train_loss", "validation_loss", "validation_accuracy", "seconds")
     counts = ("epoch", "params", "cut")
-    parsed = [{k: float(row[k]) for k in numbers} | {k: int(row.get(k) or 0) for k in counts} for row in rows]
-    return [{**row, **values, "chosen": row["chosen"] == "True"} for row, values in zip(rows, parsed, strict=True)]
+    parsed = [
+        {k: float(row[k]) for k in numbers} | {k: int(row.get(k) or 0) for k in counts}
+        for row in rows
+    ]
+    return [
+        {**row, **values, "chosen": row["chosen"] == "True"}
+        for row, values in zip(rows, parsed, strict=True)
+    ]

@@ -8,13 +8,31 @@ from typing import Annotated
 
 import typer
 
-from edgecompress.cli.console import Debug, DryRun, ExistOk, Json, Output, Quiet, Resume, Verbose, env
+from edgecompress.cli.console import (
+    Debug,
+    DryRun,
+    ExistOk,
+    Json,
+    Output,
+    Quiet,
+    Resume,
+    Verbose,
+    env,
+)
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="a .yaml file, or the name of a recipe (edgecompress recipe ls)")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="a.b=c over the recipe, e.g. stages.0.epochs=3")] = None,
-    variant: Annotated[str | None, typer.Option("--variant", help="other values that the recipe holds by name, e.g. full")] = None,
+    recipe: Annotated[
+        Path, typer.Argument(help="a .yaml file, or the name of a recipe (edgecompress recipe ls)")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="a.b=c over the recipe, e.g. stages.0.epochs=3"),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option("--variant", help="other values that the recipe holds by name, e.g. full"),
+    ] = None,
     output: Output = None,
     resume: Resume = False,
     exist_ok: ExistOk = False,
@@ -34,10 +52,25 @@ def run(
 
     overrides = parse_overrides(set_ or [])
     path = find(recipe)
-    environment = {name: os.environ[env(name)] for name in ("data", "seed", "device", "threads") if os.environ.get(env(name))}
+    environment = {
+        name: os.environ[env(name)]
+        for name in ("data", "seed", "device", "threads")
+        if os.environ.get(env(name))
+    }
     loaded = read(path, environment | overrides, variant)
-    origins = dict.fromkeys(leaves(path), "recipe") | dict.fromkeys(environment, "environment") | dict.fromkeys(overrides, "command line")
+    origins = (
+        dict.fromkeys(leaves(path), "recipe")
+        | dict.fromkeys(environment, "environment")
+        | dict.fromkeys(overrides, "command line")
+    )
     launch(
-        loaded, origins, output=output, resume=resume, exist_ok=exist_ok,
-        as_json=as_json, verbose=verbose, quiet=quiet, dry_run=dry_run,
-    )  # fmt: skip
+        loaded,
+        origins,
+        output=output,
+        resume=resume,
+        exist_ok=exist_ok,
+        as_json=as_json,
+        verbose=verbose,
+        quiet=quiet,
+        dry_run=dry_run,
+    )

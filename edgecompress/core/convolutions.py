@@ -1,9 +1,10 @@
 """Convolutions whose gradients are right on every processor.
 
-oneDNN's backward pass of a 1x1 convolution with a stride and fewer than 8 input channels, in channels_last order, writes past its workspace
-on x86 processors without AVX-512 (uxlfoundation/oneDNN#6035): it hangs, crashes, or returns wrong gradients. Pruning makes such
-layers: the shortcut of a residual block that was cut to a few channels. The same function without that kernel is a strided slice of the
-input and a 1x1 convolution of stride 1.
+oneDNN's backward pass of a 1x1 convolution with a stride and fewer than 8 input channels, in
+channels_last order, writes past its workspace on x86 processors without AVX-512
+(uxlfoundation/oneDNN#6035): it hangs, crashes, or returns wrong gradients. Pruning makes such
+layers: the shortcut of a residual block that was cut to a few channels. The same function without
+that kernel is a strided slice of the input and a 1x1 convolution of stride 1.
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ SAFE_CHANNELS = 8
 
 
 class safe_convolutions(TorchFunctionMode):
-    """While it is active in this thread, 2-D convolutions are computed so that their gradients are right on every processor.
+    """While it is active in this thread, 2-D convolutions are computed so that their gradients are
+    right on every processor.
 
-    Wrap every forward pass whose gradients are wanted in it. The networks themselves do not change, so neither does what is traced or
-    exported from them outside.
+    Wrap every forward pass whose gradients are wanted in it. The networks themselves do not change,
+    so neither does what is traced or exported from them outside.
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """`func` of its arguments, or what is equal to it."""
         return (_conv2d if func is F.conv2d else func)(*args, **(kwargs or {}))
@@ -42,9 +48,16 @@ def _conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d` of `input` (B, C, H, W) and `weight` (O, C / groups, kH, kW), without the kernel that is wrong."""
+    """`torch.nn.functional.conv2d` of `input` (B, C, H, W) and `weight` (O, C / groups, kH, kW),
+    without the kernel that is wrong.
+    """
     rows, columns = _pair(stride)
-    wrong = (rows, columns) != (1, 1) and weight.shape[1] < SAFE_CHANNELS and weight.shape[2:] == (1, 1) and groups == 1
+    wrong = (
+        (rows, columns) != (1, 1)
+        and weight.shape[1] < SAFE_CHANNELS
+        and weight.shape[2:] == (1, 1)
+        and groups == 1
+    )
     if not wrong or input.dim() != 4 or input.device.type != "cpu" or padding == "same":
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     high, wide = (0, 0) if padding == "valid" else _pair(padding)

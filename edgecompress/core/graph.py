@@ -2,13 +2,16 @@
 
     trace(model, example) -> ChannelGraph
 
-Every activation is shadowed by a tensor of integer *labels* of the same shape: equal labels, same channel. A layer that mixes
-channels hands out fresh labels; anything that moves data (view, cat, chunk, permute, ...) is simply executed on the labels; an
-elementwise operation couples the labels that meet. What is coupled is one channel, and channels that touch the same layers in the
-same way form a group. So coupling is solved for each channel: chunks, channel shuffles and flattened maps need no code of their own.
+Every activation is shadowed by a tensor of integer *labels* of the same shape: equal labels, same
+channel. A layer that mixes channels hands out fresh labels; anything that moves data (view, cat,
+chunk, permute, ...) is simply executed on the labels; an elementwise operation couples the labels
+that meet. What is coupled is one channel, and channels that touch the same layers in the same way
+form a group. So coupling is solved for each channel: chunks, channel shuffles and flattened maps
+need no code of their own.
 
-A channel whose removal would need other code (a hard-coded view), or that an operation mixes in a way that cannot be
-cut exactly (LayerNorm, attention), is *frozen*, with the reason. No weight is read: shapes come from the meta device.
+A channel whose removal would need other code (a hard-coded view), or that an operation mixes in a
+way that cannot be cut exactly (LayerNorm, attention), is *frozen*, with the reason. No weight is
+read: shapes come from the meta device.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from edgecompress.errors import EdgecompressError, UsageError
 
 @dataclass(frozen=True)
 class Member:
-    """The part of a group in one axis of one layer: `index` (C, r) holds the r positions that each of C channels owns there."""
+    """The part of a group in one axis of one layer: `index` (C, r) holds the r positions that each
+    of C channels owns there.
+    """
 
     layer: str
     axis: str
@@ -39,7 +44,9 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """`size` channels that live or die one by one, each across all `members`. `frozen` is the reason they must all stay."""
+    """`size` channels that live or die one by one, each across all `members`. `frozen` is the
+    reason they must all stay.
+    """
 
     name: str
     size: int
@@ -58,38 +65,64 @@ class ChannelGraph:
     frozen: tuple[ChannelGroup, ...]
     input_shape: tuple[int, ...]
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shape of the output of every mixing layer (of its last call), by layer name; its batch is the example's."""
+    """Shape of the output of every mixing layer (of its last call), by layer name; its batch is the
+    example's.
+    """
 
     def group(self, name: str) -> ChannelGroup:
         """The prunable group called `name`. Raises `UsageError` naming the known ones."""
         for group in self.groups:
             if group.name == name:
                 return group
-        raise UsageError(f"no prunable group '{name}': there are {', '.join(g.name for g in self.groups)}")
+        raise UsageError(
+            f"no prunable group '{name}': there are {', '.join(g.name for g in self.groups)}"
+        )
 
 
 def computed_tensors(model: nn.Module) -> list[Tensor]:
-    """Tensors that hang on modules as plain attributes, as torch.nn.utils.prune leaves `weight`: `copy.deepcopy` refuses them."""
-    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    """Tensors that hang on modules as plain attributes, as torch.nn.utils.prune leaves `weight`:
+    `copy.deepcopy` refuses them.
+    """
+    return [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor)
+    ]
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A structural copy of `model` in eval mode whose tensors are on the meta device: no weight is read or copied."""
-    memo: dict[int, object] = {id(t): torch.empty_like(t, device="meta", requires_grad=False) for t in computed_tensors(model)}
+    """A structural copy of `model` in eval mode whose tensors are on the meta device: no weight is
+    read or copied.
+    """
+    memo: dict[int, object] = {
+        id(t): torch.empty_like(t, device="meta", requires_grad=False)
+        for t in computed_tensors(model)
+    }
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        memo[id(tensor)] = (
+            nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        )
     return copy.deepcopy(model, memo).eval()
 
 
 class _OwnThread(fx.Tracer):
-    """Records what its own thread runs. torch.fx changes how every module of the process is called meanwhile: here as without a trace."""
+    """Records what its own thread runs. torch.fx changes how every module of the process is called
+    meanwhile: here as without a trace.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._thread = threading.get_ident()
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
@@ -105,7 +138,9 @@ _tracing = threading.RLock()
 
 
 def symbolic_trace(model: nn.Module) -> fx.GraphModule:
-    """`torch.fx` trace of `model`; other threads may run and train networks meanwhile. Raises `UsageError` naming what stops it."""
+    """`torch.fx` trace of `model`; other threads may run and train networks meanwhile. Raises
+    `UsageError` naming what stops it.
+    """
     try:
         with _tracing:
             tracer = _OwnThread()
@@ -114,15 +149,17 @@ def symbolic_trace(model: nn.Module) -> fx.GraphModule:
     except Exception as error:  # fx raises whatever the model's own code raises on a Proxy
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"{type(model).__name__} cannot be traced by torch.fx: {reason}; make its forward free of branches on tensor values"
+            f"{type(model).__name__} cannot be traced by torch.fx: {reason}; make its "
+            "forward free of branches on tensor values"
         ) from error
 
 
 def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
-    """The channel groups of `model` for inputs like `example` (N, C, H, W), of which only shape and dtype are used.
+    """The channel groups of `model` for inputs like `example` (N, C, H, W), of which only shape and
+    dtype are used.
 
-    The model is traced in eval mode, as a copy on the meta device; it is neither changed nor read. Raises `UsageError` when
-    torch.fx cannot trace it or the example does not fit.
+    The model is traced in eval mode, as a copy on the meta device; it is neither changed nor read.
+    Raises `UsageError` when torch.fx cannot trace it or the example does not fit.
     """
     traced = symbolic_trace(meta_copy(model))
     tracer = LabelTracer(traced)
@@ -132,13 +169,16 @@ def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
         raise
     except Exception as error:
         raise UsageError(
-            f"{type(model).__name__} cannot run on an input of shape {tuple(example.shape)}: {str(error).splitlines()[0]}"
+            f"{type(model).__name__} cannot run on an input of shape {tuple(example.shape)}: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     return _groups(tracer, tuple(example.shape))
 
 
 def _classes(edges: list[Tensor], count: int) -> Tensor:
-    """Smallest label that every label is coupled to, shape (count,): connected components by pointer jumping."""
+    """Smallest label that every label is coupled to, shape (count,): connected components by
+    pointer jumping.
+    """
     root = torch.arange(count)
     if edges:
         pairs = torch.unique(torch.cat(edges), dim=0)
@@ -159,7 +199,8 @@ def _groups(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
     axes = list(tracer.recorded)
     positions = {key: root[labels] for key, labels in tracer.recorded.items()}
 
-    # A channel is known by the axes it touches, how often, and where it was handed out; equal marks make one group.
+    # A channel is known by the axes it touches, how often, and where it was handed out; equal marks
+    # make one group.
     marks: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, key in enumerate(axes):
         values, counts = positions[key].unique(return_counts=True)
@@ -205,7 +246,8 @@ def _groups(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
 def consumers(model: nn.Module, group: ChannelGroup) -> list[Member]:
     """The members of `group` that are inputs of a mixing layer: what a mask or a gate acts on.
 
-    The input of a convolution whose groups are dropped whole (a depthwise one among them) is not one: it is cut with the group.
+    The input of a convolution whose groups are dropped whole (a depthwise one among them) is not
+    one: it is cut with the group.
     """
     inputs = (m for m in group.members if m.axis == "in")
     return [m for m in inputs if not layers.loses_whole_groups(model.get_submodule(m.layer))]

@@ -1,7 +1,9 @@
-"""Shadow execution of a traced network on integer labels: which channel stands at which position of every activation.
+"""Shadow execution of a traced network on integer labels: which channel stands at which position of
+every activation.
 
-`LabelTracer` runs an `fx.GraphModule` on the meta device and keeps beside every tensor a label tensor of the same shape. Label
-0 is anonymous: a value that belongs to no layer's axis, and whatever meets it must stay. Three things come out:
+`LabelTracer` runs an `fx.GraphModule` on the meta device and keeps beside every tensor a label
+tensor of the same shape. Label 0 is anonymous: a value that belongs to no layer's axis, and
+whatever meets it must stay. Three things come out:
 
     recorded   {(layer, axis): labels (size,)}   which label stands at each position of each axis
     edges      [(n, 2), ...]                     pairs of labels that an operation couples
@@ -21,7 +23,9 @@ from edgecompress.core import layers, operations
 
 
 def _narrowed(labels: Tensor) -> Tensor:
-    """`labels` with every expanded (stride 0) dimension narrowed to 1: the same values, without the copies."""
+    """`labels` with every expanded (stride 0) dimension narrowed to 1: the same values, without the
+    copies.
+    """
     for dim, stride in enumerate(labels.stride()):
         if stride == 0 and labels.shape[dim] > 1:
             labels = labels.narrow(dim, 0, 1)
@@ -35,20 +39,25 @@ def varies(labels: Tensor, dim: int) -> bool:
 
 
 class LabelTracer:
-    """Runs `traced` once on meta tensors and on labels. See the module's docstring for what it collects."""
+    """Runs `traced` once on meta tensors and on labels. See the module's docstring for what it
+    collects.
+    """
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self.traced = traced
         self.modules = dict(traced.named_modules())
         self.recorded: dict[tuple[str, str], Tensor] = {}
         self.edges: list[Tensor] = []
-        self.freezes: list[tuple[Tensor, str]] = [(torch.zeros(1, dtype=torch.long), "meets a value that no layer owns")]
+        self.freezes: list[tuple[Tensor, str]] = [
+            (torch.zeros(1, dtype=torch.long), "meets a value that no layer owns")
+        ]
         self.output_shapes: dict[str, tuple[int, ...]] = {}
         self.count = 1
         self._values: dict[fx.Node, Any] = {}
         self._labels: dict[fx.Node, Any] = {}
 
-    # -- bookkeeping ---------------------------------------------------------------------------------------------
+    # -- bookkeeping
+    # ---------------------------------------------------------------------------------------------
 
     def fresh(self, size: int) -> Tensor:
         """`size` labels never seen before, shape (size,)."""
@@ -57,7 +66,9 @@ class LabelTracer:
         return labels
 
     def couple(self, left: Tensor, right: Tensor) -> None:
-        """Labels that stand at the same position of `left` and `right` (broadcastable) are one channel."""
+        """Labels that stand at the same position of `left` and `right` (broadcastable) are one
+        channel.
+        """
         left, right = torch.broadcast_tensors(_narrowed(left), _narrowed(right))
         pairs = torch.stack([left.reshape(-1), right.reshape(-1)], 1)
         self.edges.append(pairs[pairs[:, 0] != pairs[:, 1]])
@@ -73,13 +84,16 @@ class LabelTracer:
             self.freeze(list(labels.values()), reason)
 
     def record(self, layer: str, axis: str, labels: Tensor) -> Tensor:
-        """Note the labels (size,) of an axis; a layer called twice has its labels coupled. Returns the first ones."""
+        """Note the labels (size,) of an axis; a layer called twice has its labels coupled. Returns
+        the first ones.
+        """
         known = self.recorded.setdefault((layer, axis), labels)
         if known is not labels:
             self.couple(known, labels)
         return known
 
-    # -- the run -------------------------------------------------------------------------------------------------
+    # -- the run
+    # ----------------------------------------------------------------------------------------------
 
     def run(self, example: Tensor) -> None:
         """Execute every node for `example` (N, C, ...), a meta tensor."""
@@ -106,7 +120,9 @@ class LabelTracer:
         return value, labels
 
     def _bare_labels(self, name: str, value: Tensor) -> Tensor:
-        """Labels of a bare Parameter or buffer: its one dimension above size 1 is an axis; more than one cannot be cut."""
+        """Labels of a bare Parameter or buffer: its one dimension above size 1 is an axis; more
+        than one cannot be cut.
+        """
         wide = [dim for dim, size in enumerate(value.shape) if size > 1]
         if len(wide) == 1:
             labels = self.record(name, f"dim{wide[0]}", self.fresh(value.shape[wide[0]]))
@@ -119,7 +135,9 @@ class LabelTracer:
         module = self.modules[str(node.target)]
         labels, name = self._shadow(node.args), str(node.target)
         if self._keeps_shape(module) and len(node.args) == 1 and not node.kwargs:
-            (out,) = self._concrete(node.args)  # running these on the meta device is slow and says nothing
+            (out,) = self._concrete(
+                node.args
+            )  # running these on the meta device is slow and says nothing
         else:
             out = module(*self._concrete(node.args), **self._concrete(node.kwargs))
         if layers.is_mixing(module):
@@ -156,12 +174,17 @@ class LabelTracer:
 
     def _shadow(self, args: Any) -> Any:
         """Like `_concrete`, with labels in the place of tensors."""
-        return fx.node.map_arg(args, lambda n: self._values[n] if self._labels[n] is None else self._labels[n])
+        return fx.node.map_arg(
+            args, lambda n: self._values[n] if self._labels[n] is None else self._labels[n]
+        )
 
-    # -- layers --------------------------------------------------------------------------------------------------
+    # -- layers
+    # ----------------------------------------------------------------------------------------------
 
     def _along(self, labels: Tensor, dim: int, what: str) -> Tensor:
-        """Labels (size,) along `dim`; when they vary along another dimension too, they cannot be cut."""
+        """Labels (size,) along `dim`; when they vary along another dimension too, they cannot be
+        cut.
+        """
         slim = _narrowed(labels)
         flat = slim.movedim(dim, 0).reshape(slim.shape[dim], -1)
         if flat.shape[1] > 1 and bool((flat != flat[:, :1]).any()):
@@ -212,11 +235,16 @@ class LabelTracer:
             self.couple(grouped, grouped[:, :1])
         return labels
 
-    # -- operations ----------------------------------------------------------------------------------------------
+    # -- operations
+    # ----------------------------------------------------------------------------------------------
 
     def _operate(self, name: str, node: fx.Node, args: Any, out: Any) -> Any:
-        """Labels of `out` for the operation called `name`; `args` are its arguments with labels for tensors."""
-        tensors = [a for a in _flat(args) if isinstance(a, Tensor)] + [a for a in _flat(self._shadow(node.kwargs)) if isinstance(a, Tensor)]
+        """Labels of `out` for the operation called `name`; `args` are its arguments with labels for
+        tensors.
+        """
+        tensors = [a for a in _flat(args) if isinstance(a, Tensor)] + [
+            a for a in _flat(self._shadow(node.kwargs)) if isinstance(a, Tensor)
+        ]
         if not isinstance(out, (Tensor, tuple, list)) or isinstance(out, torch.Size) or not tensors:
             return _anonymous(out) if isinstance(out, Tensor) else None
         if not isinstance(out, Tensor):
@@ -252,7 +280,9 @@ class LabelTracer:
         return result
 
     def _meet(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-        """Labels of an elementwise operation on two tensors; a value broadcast over channels must stay."""
+        """Labels of an elementwise operation on two tensors; a value broadcast over channels must
+        stay.
+        """
         right = right.reshape([1] * (out.dim() - right.dim()) + list(right.shape))
         left = left.reshape([1] * (out.dim() - left.dim()) + list(left.shape))
         for dim in range(out.dim()):
@@ -277,7 +307,11 @@ class LabelTracer:
 
     def _cat(self, node: fx.Node, args: Any, out: Tensor) -> Tensor:
         parts = list(args[0])
-        dim = self._concrete(node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else 0)))
+        dim = self._concrete(
+            node.kwargs.get(
+                "dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else 0)
+            )
+        )
         dim = dim % out.dim()
         for other in range(out.dim()):
             if other != dim and all(p.stride(other) == 0 or p.shape[other] == 1 for p in parts):
@@ -298,7 +332,9 @@ class LabelTracer:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _reshape(self, name: str, node: fx.Node, labels: Tensor, out: Tensor) -> Tensor:
-        """A view: a size written into the code cannot change, so along it channels are coupled, or all must stay."""
+        """A view: a size written into the code cannot change, so along it channels are coupled, or
+        all must stay.
+        """
         moved = labels.reshape(out.shape)
         literal = self._literal_sizes(name, node, out)
         carrying = [dim for dim in range(out.dim()) if varies(moved, dim)]
@@ -311,7 +347,9 @@ class LabelTracer:
         return moved
 
     def _literal_sizes(self, name: str, node: fx.Node, out: Tensor) -> list[bool]:
-        """For each dimension of `out`: is its size a number in the code (neither -1 nor computed from a shape)?"""
+        """For each dimension of `out`: is its size a number in the code (neither -1 nor computed
+        from a shape)?
+        """
         if name == "Unflatten" or name == "unflatten":
             return [True] * out.dim()
         sizes: list[Any] = list(node.args[1:])
@@ -319,14 +357,20 @@ class LabelTracer:
             sizes = list(sizes[0])
         if not sizes and "shape" in node.kwargs and isinstance(node.kwargs["shape"], (tuple, list)):
             sizes = list(node.kwargs["shape"])
-        if len(sizes) != out.dim():  # the whole shape comes from another value: it moves with that value
+        if (
+            len(sizes) != out.dim()
+        ):  # the whole shape comes from another value: it moves with that value
             return [False] * out.dim()
         return [isinstance(size, int) and size != -1 for size in sizes]
 
     def _split(self, name: str, node: fx.Node, labels: Tensor, out: Any) -> Any:
         parts = self._replay(node, out)
         dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
-        how = node.args[1] if len(node.args) > 1 else next(iter(v for k, v in node.kwargs.items() if k != "dim"), None)
+        how = (
+            node.args[1]
+            if len(node.args) > 1
+            else next(iter(v for k, v in node.kwargs.items() if k != "dim"), None)
+        )
         if not isinstance(dim, int) or not varies(labels, dim):
             return parts
         by_number = name in ("chunk", "tensor_split") and isinstance(how, int)
@@ -340,7 +384,11 @@ class LabelTracer:
     def _getitem(self, node: fx.Node, out: Any) -> Any:
         source = node.args[0]
         labels = self._labels[source] if isinstance(source, fx.Node) else None
-        if labels is None or not isinstance(out, (Tensor, tuple, list)) or isinstance(out, torch.Size):
+        if (
+            labels is None
+            or not isinstance(out, (Tensor, tuple, list))
+            or isinstance(out, torch.Size)
+        ):
             return None
         if isinstance(labels, (tuple, list)):
             return labels[self._concrete(node.args[1])]
@@ -350,14 +398,24 @@ class LabelTracer:
         return picked
 
     def _reduce(self, name: str, node: fx.Node, labels: Tensor, out: Tensor) -> Any:
-        rest = {k: v for k, v in self._concrete(node.kwargs).items() if k in ("dim", "keepdim", "axis")}
+        rest = {
+            k: v for k, v in self._concrete(node.kwargs).items() if k in ("dim", "keepdim", "axis")
+        }
         given = self._concrete(node.args)[1:]
         dims = rest.get("dim", rest.get("axis", given[0] if given else None))
-        dims = list(range(labels.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+        dims = (
+            list(range(labels.dim()))
+            if dims is None
+            else [dims]
+            if isinstance(dims, int)
+            else list(dims)
+        )
         if any(varies(labels, dim) for dim in dims):
             self.freeze(labels, f"{name} across channels")
             return _anonymous(out)
-        keepdim = rest.get("keepdim", given[1] if len(given) > 1 and isinstance(given[1], bool) else False)
+        keepdim = rest.get(
+            "keepdim", given[1] if len(given) > 1 and isinstance(given[1], bool) else False
+        )
         return _narrowed(labels).amin(dim=dims, keepdim=bool(keepdim)).expand(out.shape)
 
     def _shuffle(self, module: nn.Module, labels: Tensor, out: Tensor) -> Tensor:
@@ -386,5 +444,9 @@ def _anonymous(out: Any) -> Any:
     if isinstance(out, Tensor):
         return _nobody(out)
     if isinstance(out, (tuple, list)):
-        return type(out)(_anonymous(part) for part in out) if not hasattr(out, "_fields") else tuple(map(_anonymous, out))
+        return (
+            type(out)(_anonymous(part) for part in out)
+            if not hasattr(out, "_fields")
+            else tuple(map(_anonymous, out))
+        )
     return None

@@ -7,31 +7,34 @@ from __future__ import annotations
 
 IDENTITY = frozenset(
     """
-    Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout dropout dropout1d dropout2d
-    dropout3d alpha_dropout feature_dropout stochastic_depth StochasticDepth DropPath contiguous clone detach float
-    double half to type ReLU ReLU6 LeakyReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardtanh Hardsigmoid Hardswish
-    Softplus Softsign Softshrink Hardshrink Tanhshrink LogSigmoid Threshold RReLU relu relu_ relu6 leaky_relu
-    leaky_relu_ elu elu_ celu selu selu_ gelu silu mish sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardsigmoid
-    hardswish softplus softsign logsigmoid threshold rrelu clamp clamp_ clip abs neg exp log sqrt rsqrt square sin cos
-    reciprocal sign erf floor ceil round
+    Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout dropout
+    dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth
+    StochasticDepth DropPath contiguous clone detach float double half to type ReLU ReLU6
+    LeakyReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardtanh Hardsigmoid Hardswish
+    Softplus Softsign Softshrink Hardshrink Tanhshrink LogSigmoid Threshold RReLU relu relu_
+    relu6 leaky_relu leaky_relu_ elu elu_ celu selu selu_ gelu silu mish sigmoid sigmoid_ tanh
+    tanh_ hardtanh hardtanh_ hardsigmoid hardswish softplus softsign logsigmoid threshold
+    rrelu clamp clamp_ clip abs neg exp log sqrt rsqrt square sin cos reciprocal sign erf
+    floor ceil round
     """.split()
 )
 """One tensor in, the same shape out, each value by itself."""
 
 ELEMENTWISE = frozenset(
     """
-    add add_ iadd sub sub_ isub mul mul_ imul multiply div div_ truediv itruediv true_divide pow radd rsub rmul maximum
-    minimum max_elementwise addcmul
+    add add_ iadd sub sub_ isub mul mul_ imul multiply div div_ truediv itruediv true_divide
+    pow radd rsub rmul maximum minimum max_elementwise addcmul
     """.split()
 )
 """Several tensors, broadcast; what meets is one channel."""
 
 SPATIAL = frozenset(
     """
-    MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d
-    AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d Upsample UpsamplingNearest2d
-    UpsamplingBilinear2d ZeroPad2d ReflectionPad2d ReplicationPad2d ConstantPad2d BlurPool2d max_pool1d max_pool2d
-    max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool2d AdaptiveAvgPool1d
+    AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
+    Upsample UpsamplingNearest2d UpsamplingBilinear2d ZeroPad2d ReflectionPad2d
+    ReplicationPad2d ConstantPad2d BlurPool2d max_pool1d max_pool2d max_pool3d avg_pool1d
+    avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool2d interpolate boolean_dispatch pad
     """.split()
 )
@@ -39,7 +42,8 @@ SPATIAL = frozenset(
 
 MOVES = frozenset(
     """
-    permute transpose swapaxes movedim t flip roll unbind squeeze unsqueeze expand expand_as flatten Flatten stack
+    permute transpose swapaxes movedim t flip roll unbind squeeze unsqueeze expand expand_as
+    flatten Flatten stack
     """.split()
 )
 """Data moves without a size written into the code."""

@@ -1,7 +1,10 @@
-"""Lossless rewrites: the same function with fewer numbers. Each returns a new model of the same class.
+"""Lossless rewrites: the same function with fewer numbers. Each returns a new model of the same
+class.
 
-    fold_batchnorm   Conv/Linear followed by its BatchNorm becomes one layer (the BatchNorm turns into `nn.Identity`)
-    fold_pool        an adaptive average pool that enlarges its input multiplies into the Linear that reads it
+    fold_batchnorm   Conv/Linear followed by its BatchNorm becomes one layer (the BatchNorm turns
+                     into `nn.Identity`)
+    fold_pool        an adaptive average pool that enlarges its input multiplies into the Linear
+                     that reads it
     unfold_pool      the way back: the least-norm Linear of the original size that computes the same
 
 `fold_pool` holds for the traced input size only, and its result says so (`FoldedPool.input_shape`).
@@ -23,7 +26,9 @@ from edgecompress.core.layers import BatchNorm
 
 @dataclass(frozen=True)
 class FoldedPool:
-    """A pool from (h, w) to (H, W) that went into a Linear: `linear` reads C * h * w values instead of C * H * W."""
+    """A pool from (h, w) to (H, W) that went into a Linear: `linear` reads C * h * w values instead
+    of C * H * W.
+    """
 
     pool: str
     linear: str
@@ -50,10 +55,12 @@ def _single_calls(graph: fx.Graph) -> dict[str, fx.Node]:
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """`model` in eval mode with every BatchNorm that directly follows a Conv or Linear folded into it.
+    """`model` in eval mode with every BatchNorm that directly follows a Conv or Linear folded into
+    it.
 
-    y = gamma (W x + b - mean) / sqrt(var + eps) + beta, so W' = s W and b' = s (b - mean) + beta with s = gamma / sqrt(var + eps)
-    (Jacob et al. 2018, section 3.2). Computed in float64. A layer whose output is read by others too is left alone.
+    y = gamma (W x + b - mean) / sqrt(var + eps) + beta, so W' = s W and b' = s (b - mean) + beta
+    with s = gamma / sqrt(var + eps) (Jacob et al. 2018, section 3.2). Computed in float64. A layer
+    whose output is read by others too is left alone.
     """
     graph = symbolic_trace(meta_copy(model)).graph
     calls = _single_calls(graph)
@@ -77,7 +84,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 def _fold_pair(layer: nn.Module, norm: BatchNorm) -> None:
     weight = layer.get_parameter("weight")
-    mean, var = (t.detach().double() for t in (norm.running_mean, norm.running_var) if t is not None)
+    mean, var = (
+        t.detach().double() for t in (norm.running_mean, norm.running_var) if t is not None
+    )
     gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
     beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
     scale = gamma / torch.sqrt(var + norm.eps)
@@ -89,7 +98,9 @@ def _fold_pair(layer: nn.Module, norm: BatchNorm) -> None:
 
 
 def find_pools(model: nn.Module, example: Tensor) -> list[FoldedPool]:
-    """Adaptive average pools that enlarge their input and are read by one Linear through a flatten."""
+    """Adaptive average pools that enlarge their input and are read by one Linear through a
+    flatten.
+    """
     traced = symbolic_trace(meta_copy(model))
     ShapeProp(traced).propagate(torch.empty_like(example, device="meta"))
     calls = _single_calls(traced.graph)
@@ -103,7 +114,11 @@ def find_pools(model: nn.Module, example: Tensor) -> list[FoldedPool]:
             continue
         (h, w), (big_h, big_w) = before[2:], after[2:]
         if big_h * big_w > h * w and big_h >= h and big_w >= w:
-            found.append(FoldedPool(name, linear, before[1], (big_h, big_w), (h, w), tuple(example.shape[1:])))
+            found.append(
+                FoldedPool(
+                    name, linear, before[1], (big_h, big_w), (h, w), tuple(example.shape[1:])
+                )
+            )
     return found
 
 
@@ -113,7 +128,9 @@ def _shape(node: object) -> tuple[int, ...]:
 
 
 def _linear_behind(traced: fx.GraphModule, node: fx.Node) -> str | None:
-    """Name of the Linear that alone reads `node`, through a flatten and layers that do nothing in eval mode."""
+    """Name of the Linear that alone reads `node`, through a flatten and layers that do nothing in
+    eval mode.
+    """
     while len(node.users) == 1:
         node = next(iter(node.users))
         if node.op == "call_module":
@@ -128,13 +145,18 @@ def _linear_behind(traced: fx.GraphModule, node: fx.Node) -> str | None:
 
 
 def pool_matrix(read: int, pooled: int) -> Tensor:
-    """The matrix (pooled, read), float64, of one-dimensional adaptive average pooling from `read` to `pooled` values."""
+    """The matrix (pooled, read), float64, of one-dimensional adaptive average pooling from `read`
+    to `pooled` values.
+    """
     identity = torch.eye(read, dtype=torch.float64)
     return F.adaptive_avg_pool1d(identity.unsqueeze(0), pooled)[0].T.contiguous()
 
 
-def _resize_linear(model: nn.Module, fold: FoldedPool, rows: Tensor, columns: Tensor, output: tuple[int, int]) -> nn.Module:
-    """`model` with the Linear of `fold` multiplied by `rows` and `columns` along its two map axes, and its pool set to `output`.
+def _resize_linear(
+    model: nn.Module, fold: FoldedPool, rows: Tensor, columns: Tensor, output: tuple[int, int]
+) -> nn.Module:
+    """`model` with the Linear of `fold` multiplied by `rows` and `columns` along its two map axes,
+    and its pool set to `output`.
 
     Channels are taken a few at a time, so that the float64 copies stay small beside the weight.
     """
@@ -144,7 +166,9 @@ def _resize_linear(model: nn.Module, fold: FoldedPool, rows: Tensor, columns: Te
     maps = weight.detach().reshape(weight.shape[0], fold.channels, *side)
     parts = []
     for part in maps.split(max(1, 2**22 // (weight.shape[0] * side[0] * side[1]) + 1), dim=1):
-        parts.append(torch.einsum("ochw,hi,wj->ocij", part.double(), rows, columns).to(weight.dtype))
+        parts.append(
+            torch.einsum("ochw,hi,wj->ocij", part.double(), rows, columns).to(weight.dtype)
+        )
     resized = torch.cat(parts, 1).flatten(1)
     new = nn.Parameter(resized, weight.requires_grad)
     result = copy.deepcopy(model, {id(weight): new})
@@ -154,15 +178,21 @@ def _resize_linear(model: nn.Module, fold: FoldedPool, rows: Tensor, columns: Te
 
 
 def fold_pool(model: nn.Module, fold: FoldedPool) -> nn.Module:
-    """`model` with one enlarging pool multiplied into its Linear. Exact for inputs of `fold.input_shape` only.
+    """`model` with one enlarging pool multiplied into its Linear. Exact for inputs of
+    `fold.input_shape` only.
 
-    An adaptive average pool is linear: Linear(pool(x)) = (W P) x, with P the Kronecker product of two `pool_matrix`.
+    An adaptive average pool is linear: Linear(pool(x)) = (W P) x, with P the Kronecker product of
+    two `pool_matrix`.
     """
     rows, columns = (pool_matrix(r, p) for r, p in zip(fold.read, fold.pooled, strict=True))
     return _resize_linear(model, fold, rows, columns, fold.read)
 
 
 def unfold_pool(model: nn.Module, fold: FoldedPool) -> nn.Module:
-    """The inverse of `fold_pool`: a Linear of the original size, W P^+ with P^+ the pseudo-inverse, which computes the same."""
-    rows, columns = (torch.linalg.pinv(pool_matrix(r, p)) for r, p in zip(fold.read, fold.pooled, strict=True))
+    """The inverse of `fold_pool`: a Linear of the original size, W P^+ with P^+ the pseudo-inverse,
+    which computes the same.
+    """
+    rows, columns = (
+        torch.linalg.pinv(pool_matrix(r, p)) for r, p in zip(fold.read, fold.pooled, strict=True)
+    )
     return _resize_linear(model, fold, rows, columns, fold.pooled)

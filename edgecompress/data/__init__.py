@@ -1,4 +1,6 @@
-"""Data sets: three splits (train, validation, test) of uint8 images, split independently of the run's seed."""
+"""Data sets: three splits (train, validation, test) of uint8 images, split independently of the
+run's seed.
+"""
 
 from edgecompress.data.images import DataSet, Images
 from edgecompress.data.preprocess import Preprocess

@@ -1,6 +1,8 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the authors' binary archives, downloaded once, checked, and read without pickle.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the authors' binary archives, downloaded once, checked,
+and read without pickle.
 
-50,000 training images (a fixed tenth of each class is the validation split) and 10,000 test images, 32×32 RGB.
+50,000 training images (a fixed tenth of each class is the validation split) and 10,000 test images,
+32×32 RGB.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Cifar:
-    """What is in an archive; a record is `labels` bytes, the last of them the class, then the pixels."""
+    """What is in an archive; a record is `labels` bytes, the last of them the class, then the
+    pixels.
+    """
 
     archive: Archive
     train: tuple[str, ...]
@@ -33,28 +37,46 @@ class Cifar:
 ARCHIVES = {
     "cifar10": Cifar(
         Archive(
-            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", ("c32a1d4ab5d03f1284b67883e8d87530",), "cifar-10-batches-bin"
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            ("c32a1d4ab5d03f1284b67883e8d87530",),
+            "cifar-10-batches-bin",
         ),
-        tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin", "batches.meta.txt", 1,
+        tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        "test_batch.bin",
+        "batches.meta.txt",
+        1,
     ),
     "cifar100": Cifar(
-        Archive("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", ("03b5dce01913d631647c71ecec9e9cb8",), "cifar-100-binary"),
-        ("train.bin",), "test.bin", "fine_label_names.txt", 2,
+        Archive(
+            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+            ("03b5dce01913d631647c71ecec9e9cb8",),
+            "cifar-100-binary",
+        ),
+        ("train.bin",),
+        "test.bin",
+        "fine_label_names.txt",
+        2,
     ),
-}  # fmt: skip
+}
 
 
 def load_cifar(name: str) -> DataSet:
-    """`cifar10` or `cifar100`. Raises `EnvironmentMissingError` with the file to place and where, when it cannot be downloaded."""
+    """`cifar10` or `cifar100`. Raises `EnvironmentMissingError` with the file to place and where,
+    when it cannot be downloaded.
+    """
     cifar = ARCHIVES[name]
     root = unpacked(name, cifar.archive)
     whole = _read([root / part for part in cifar.train], cifar)
     test = _read([root / cifar.test], cifar)
-    classes = tuple(line.strip() for line in (root / cifar.names).read_text().splitlines() if line.strip())
+    classes = tuple(
+        line.strip() for line in (root / cifar.names).read_text().splitlines() if line.strip()
+    )
     kept, held = stratified(whole.labels, (0.1,))
     train, validation = (whole.rows(i) for i in (kept, held))
     preprocess = Preprocess(*channel_statistics(train.pixels))
-    return DataSet(name, name, classes, train, validation, test, preprocess, Augmentation(flip=True, shift=4))
+    return DataSet(
+        name, name, classes, train, validation, test, preprocess, Augmentation(flip=True, shift=4)
+    )
 
 
 def _read(paths: list[Path], cifar: Cifar) -> Images:
@@ -63,4 +85,7 @@ def _read(paths: list[Path], cifar: Cifar) -> Images:
     if raw.size % size or not raw.size:
         raise UsageError(f"'{paths[0].parent}' is damaged: remove that folder and run again")
     records = torch.from_numpy(raw).reshape(-1, size)
-    return Images(records[:, cifar.labels :].reshape(-1, 3, 32, 32).contiguous(), records[:, cifar.labels - 1].long())
+    return Images(
+        records[:, cifar.labels :].reshape(-1, 3, 32, 32).contiguous(),
+        records[:, cifar.labels - 1].long(),
+    )

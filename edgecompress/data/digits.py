@@ -1,4 +1,5 @@
-"""scikit-learn's 1,797 handwritten digits (8×8, 17 grey levels; UCI optdigits test set), enlarged to 32×32 RGB. Embedded: no download.
+"""scikit-learn's 1,797 handwritten digits (8×8, 17 grey levels; UCI optdigits test set), enlarged
+to 32×32 RGB. Embedded: no download.
 
 A demonstration, not a benchmark: every output says "digits (demo)".
 """
@@ -16,16 +17,30 @@ SIDE = 32
 
 
 def load_digits() -> DataSet:
-    """1,168 training, 269 validation and 360 test images (65 / 15 / 20 %, each class in proportion)."""
+    """1,168 training, 269 validation and 360 test images (65 / 15 / 20 %, each class in
+    proportion).
+    """
     try:
         from sklearn.datasets import load_digits as read
     except ImportError as error:
-        raise EnvironmentMissingError("data 'digits' needs scikit-learn: run pip install 'edgecompress[train]'") from error
+        raise EnvironmentMissingError(
+            "data 'digits' needs scikit-learn: run pip install 'edgecompress[train]'"
+        ) from error
     bunch = read()
     grey = torch.from_numpy(bunch.images).float().unsqueeze(1) * (255 / 16)
     large = F.interpolate(grey, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     pixels = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(bunch.target).long()
-    train, validation, test = (Images(pixels[i], labels[i]) for i in stratified(labels, (0.15, 0.20)))
+    train, validation, test = (
+        Images(pixels[i], labels[i]) for i in stratified(labels, (0.15, 0.20))
+    )
     classes = tuple(str(digit) for digit in range(10))
-    return DataSet("digits", "digits (demo)", classes, train, validation, test, Preprocess(*channel_statistics(train.pixels)))
+    return DataSet(
+        "digits",
+        "digits (demo)",
+        classes,
+        train,
+        validation,
+        test,
+        Preprocess(*channel_statistics(train.pixels)),
+    )

@@ -17,7 +17,9 @@ from edgecompress.files import cache_dir
 
 @dataclass(frozen=True)
 class Archive:
-    """Where a data set comes from: a tar file that unpacks into `folder`, with the MD5 (hex) of each version that was published."""
+    """Where a data set comes from: a tar file that unpacks into `folder`, with the MD5 (hex) of
+    each version that was published.
+    """
 
     url: str
     md5: tuple[str, ...]
@@ -25,9 +27,11 @@ class Archive:
 
 
 def unpacked(name: str, archive: Archive) -> Path:
-    """The folder of the archive's files: as it was unpacked before, or from the archive, which is downloaded if it is not there.
+    """The folder of the archive's files: as it was unpacked before, or from the archive, which is
+    downloaded if it is not there.
 
-    Raises `EnvironmentMissingError` with the file to place and where, when it cannot be downloaded, `UsageError` for a damaged one.
+    Raises `EnvironmentMissingError` with the file to place and where, when it cannot be downloaded,
+    `UsageError` for a damaged one.
     """
     home = cache_dir() / "data"
     root = home / archive.folder
@@ -44,7 +48,10 @@ def unpacked(name: str, archive: Archive) -> Path:
     digest = hashed.hexdigest()
     if digest not in archive.md5:
         wanted = " or ".join(archive.md5)
-        raise UsageError(f"'{packed}' has MD5 {digest}, not {wanted}: remove it and place the file from {archive.url}")
+        raise UsageError(
+            f"'{packed}' has MD5 {digest}, not {wanted}: remove it and place the file from "
+            f"{archive.url}"
+        )
     with tempfile.TemporaryDirectory(dir=home) as work:
         with tarfile.open(packed) as opened:
             opened.extractall(work, filter="data")
@@ -60,6 +67,7 @@ def _download(name: str, archive: Archive, packed: Path) -> None:
     except (urllib.error.URLError, OSError) as error:
         part.unlink(missing_ok=True)
         raise EnvironmentMissingError(
-            f"data '{name}' cannot be downloaded here: place the file {packed.name} (from {archive.url}) at {packed}"
+            f"data '{name}' cannot be downloaded here: place the file {packed.name} (from "
+            f"{archive.url}) at {packed}"
         ) from error
     part.replace(packed)

@@ -1,4 +1,6 @@
-"""Imagenette and Imagewoof (Howard 2019): ten easy and ten hard classes of ImageNet, shorter side 160 pixels, as published by fast.ai."""
+"""Imagenette and Imagewoof (Howard 2019): ten easy and ten hard classes of ImageNet, shorter side
+160 pixels, as published by fast.ai.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +13,55 @@ from edgecompress.errors import UsageError
 
 _HOME = "https://s3.amazonaws.com/fast-ai-imageclas/"
 TREES = {
-    "imagenette": Archive(_HOME + "imagenette2-160.tgz", ("e793b78cc4c9e9a4ccc0c1155377a412",), "imagenette2-160"),
+    "imagenette": Archive(
+        _HOME + "imagenette2-160.tgz", ("e793b78cc4c9e9a4ccc0c1155377a412",), "imagenette2-160"
+    ),
     "imagewoof": Archive(
-        _HOME + "imagewoof2-160.tgz", ("3d200a7be99704a0d7509be2a9fbfe15", "fcd23cc7dfce8837c95a8f9d63a128b7"), "imagewoof2-160"
+        _HOME + "imagewoof2-160.tgz",
+        ("3d200a7be99704a0d7509be2a9fbfe15", "fcd23cc7dfce8837c95a8f9d63a128b7"),
+        "imagewoof2-160",
     ),
 }
 NAMES = {
-    "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw", "n03028079": "church",
-    "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump", "n03445777": "golf ball", "n03888257": "parachute",
-    "n02086240": "Shih-Tzu", "n02087394": "Rhodesian ridgeback", "n02088364": "beagle", "n02089973": "English foxhound",
-    "n02093754": "Border terrier", "n02096294": "Australian terrier", "n02099601": "golden retriever",
-    "n02105641": "Old English sheepdog", "n02111889": "Samoyed", "n02115641": "dingo",
-}  # fmt: skip
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+    "n02086240": "Shih-Tzu",
+    "n02087394": "Rhodesian ridgeback",
+    "n02088364": "beagle",
+    "n02089973": "English foxhound",
+    "n02093754": "Border terrier",
+    "n02096294": "Australian terrier",
+    "n02099601": "golden retriever",
+    "n02105641": "Old English sheepdog",
+    "n02111889": "Samoyed",
+    "n02115641": "dingo",
+}
 
 
 def load_fastai(name: str, image_size: int | None, skip_bad: bool = False) -> DataSet:
-    """`imagenette` or `imagewoof`: `train/` (a tenth of which is the validation split) and `val/`, which is the test split.
+    """`imagenette` or `imagewoof`: `train/` (a tenth of which is the validation split) and `val/`,
+    which is the test split.
 
-    Raises `EnvironmentMissingError` with the file to place and where, when it cannot be downloaded, `UsageError` without `image_size`.
+    Raises `EnvironmentMissingError` with the file to place and where, when it cannot be downloaded,
+    `UsageError` without `image_size`.
     """
     if image_size is None:
-        raise UsageError(f"data '{name}' has images of many sizes: pass --image-size 128 (their shorter side is 160)")
+        raise UsageError(
+            f"data '{name}' has images of many sizes: pass --image-size 128 (their shorter "
+            "side is 160)"
+        )
     data = load_folder(str(unpacked(name, TREES[name])), image_size=image_size, skip_bad=skip_bad)
-    return replace(data, name=name, label=name, classes=tuple(NAMES.get(label, label) for label in data.classes))
+    return replace(
+        data,
+        name=name,
+        label=name,
+        classes=tuple(NAMES.get(label, label) for label in data.classes),
+    )

@@ -1,9 +1,9 @@
 """Images in memory: uint8 tensors; a batch is augmented as a whole, then resized and normalised.
 
-Shapes: `Images.pixels` (N, C, H, W) uint8, `labels` (N,) int64; a regression has float32 inputs, and labels (N, K). A batch that a
-network reads is float32 (B, C, h, w).
-How an image changes in one view is a function of (seed, view, its place in the split), so that two processes, or a teacher's cache and
-its student, see the same pixels.
+Shapes: `Images.pixels` (N, C, H, W) uint8, `labels` (N,) int64; a regression has float32 inputs,
+and labels (N, K). A batch that a network reads is float32 (B, C, h, w). How an image changes in one
+view is a function of (seed, view, its place in the split), so that two processes, or a teacher's
+cache and its student, see the same pixels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ class Images:
         return Images(pixels, self.labels[index])
 
     def _pixel_bytes(self) -> bytes:
-        return self.pixels.numpy().tobytes() if isinstance(self.pixels, Tensor) else self.pixels.digest()
+        return (
+            self.pixels.numpy().tobytes()
+            if isinstance(self.pixels, Tensor)
+            else self.pixels.digest()
+        )
 
     def pixel_digest(self) -> str:
         """SHA-256 (hex) of the pixels; of images on disk, of the digest of their files."""
@@ -50,14 +54,18 @@ class Images:
 
 
 def stream(*parts: object) -> torch.Generator:
-    """A generator (CPU) of random numbers that `parts` alone decide: the same on every machine and in every process."""
+    """A generator (CPU) of random numbers that `parts` alone decide: the same on every machine and
+    in every process.
+    """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @dataclass(frozen=True)
 class View:
-    """What one view does to each image of a split: mirrored or not (N,), offset of the crop (N, 2), centre of the hole (N, 2)."""
+    """What one view does to each image of a split: mirrored or not (N,), offset of the crop (N, 2),
+    centre of the hole (N, 2).
+    """
 
     flips: Tensor | None
     offsets: Tensor | None
@@ -65,7 +73,9 @@ class View:
     augmentation: Augmentation
 
     def __call__(self, pixels: Tensor, ids: Tensor, fill: Tensor | None = None) -> Tensor:
-        """`pixels` (B, C, H, W), the images `ids` (B,) of the split, changed; holes take the value `fill` (C,) (default 0)."""
+        """`pixels` (B, C, H, W), the images `ids` (B,) of the split, changed; holes take the value
+        `fill` (C,) (default 0).
+        """
         device = pixels.device
         if self.offsets is not None:
             pixels = _shifted(pixels, self.offsets[ids].to(device), self.augmentation.shift)
@@ -78,11 +88,21 @@ class View:
 
 
 def _shifted(pixels: Tensor, offsets: Tensor, shift: int) -> Tensor:
-    """Crops of the images, which go on beyond their edges by `shift` pixels of the same colour, at `offsets` (B, 2) in 0..2 shift."""
+    """Crops of the images, which go on beyond their edges by `shift` pixels of the same colour, at
+    `offsets` (B, 2) in 0..2 shift.
+    """
     count, channels, height, width = pixels.shape
-    rows = (offsets[:, :1] - shift + torch.arange(height, device=pixels.device)).clamp_(0, height - 1)
-    columns = (offsets[:, 1:] - shift + torch.arange(width, device=pixels.device)).clamp_(0, width - 1)
-    flat = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, -1).expand(-1, channels, -1)
+    rows = (offsets[:, :1] - shift + torch.arange(height, device=pixels.device)).clamp_(
+        0, height - 1
+    )
+    columns = (offsets[:, 1:] - shift + torch.arange(width, device=pixels.device)).clamp_(
+        0, width - 1
+    )
+    flat = (
+        (rows[:, :, None] * width + columns[:, None, :])
+        .reshape(count, 1, -1)
+        .expand(-1, channels, -1)
+    )
     return pixels.flatten(2).gather(2, flat).reshape(pixels.shape)
 
 
@@ -91,13 +111,19 @@ def _with_holes(pixels: Tensor, centres: Tensor, side: int, fill: Tensor | None)
     rows = (torch.arange(height, device=pixels.device) - centres[:, :1]).abs() < side / 2
     columns = (torch.arange(width, device=pixels.device) - centres[:, 1:]).abs() < side / 2
     hole = (rows[:, :, None] & columns[:, None, :])[:, None]
-    value = torch.zeros(pixels.shape[1], device=pixels.device) if fill is None else fill.to(pixels.device)
+    value = (
+        torch.zeros(pixels.shape[1], device=pixels.device)
+        if fill is None
+        else fill.to(pixels.device)
+    )
     return torch.where(hole, value.to(pixels.dtype)[None, :, None, None], pixels)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random horizontal flips, crops shifted by at most `shift` pixels (edges repeated), and a square hole of side `cutout`."""
+    """Random horizontal flips, crops shifted by at most `shift` pixels (edges repeated), and a
+    square hole of side `cutout`.
+    """
 
     flip: bool = False
     shift: int = 0
@@ -112,14 +138,24 @@ class Augmentation:
         """View `number` of a split of `count` images of `side` (H, W)."""
         drawn = stream("view", seed, number)
         flips = torch.rand(count, generator=drawn) < 0.5 if self.flip else None
-        offsets = torch.randint(0, 2 * self.shift + 1, (count, 2), generator=drawn) if self.shift else None
-        holes = (torch.rand(count, 2, generator=drawn) * torch.tensor(side)).long() if self.cutout else None
+        offsets = (
+            torch.randint(0, 2 * self.shift + 1, (count, 2), generator=drawn)
+            if self.shift
+            else None
+        )
+        holes = (
+            (torch.rand(count, 2, generator=drawn) * torch.tensor(side)).long()
+            if self.cutout
+            else None
+        )
         return View(flips, offsets, holes, self)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Three splits with what is needed to read them: class names, and how pixels become what a network reads."""
+    """Three splits with what is needed to read them: class names, and how pixels become what a
+    network reads.
+    """
 
     name: str
     label: str
@@ -157,12 +193,15 @@ class DataSet:
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def training_key(self) -> dict[str, Any]:
-        """What decides the pixels of the training split: its digest and the augmentation, as JSON values."""
+        """What decides the pixels of the training split: its digest and the augmentation, as JSON
+        values.
+        """
         return {"pixels": self.train.pixel_digest(), "augmentation": asdict(self.augmentation)}
 
 
 def channel_statistics(pixels: Tensor | FilePixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 `pixels` (N, C, H, W), in 0..1; a constant channel has 0.001.
+    """Mean and standard deviation of each channel of uint8 `pixels` (N, C, H, W), in 0..1; a
+    constant channel has 0.001.
 
     Of images on disk, those of 2,000 of them, evenly spread.
     """
@@ -174,7 +213,8 @@ def channel_statistics(pixels: Tensor | FilePixels) -> tuple[tuple[float, ...], 
 
 
 def stratified(labels: Tensor, shares: tuple[float, ...], seed: int = 20221121) -> list[Tensor]:
-    """Split indices 0..N-1 into parts of the given `shares` (the rest goes to the first), each class in proportion.
+    """Split indices 0..N-1 into parts of the given `shares` (the rest goes to the first), each
+    class in proportion.
 
     Independent of the run's seed: the same data always gives the same split.
     """
@@ -189,4 +229,7 @@ def stratified(labels: Tensor, shares: tuple[float, ...], seed: int = 20221121) 
             parts[number].append(members[start : start + count])
             start += count
         parts[0].append(members[start:])
-    return [torch.cat(part).sort().values if part else torch.empty(0, dtype=torch.long) for part in parts]
+    return [
+        torch.cat(part).sort().values if part else torch.empty(0, dtype=torch.long)
+        for part in parts
+    ]

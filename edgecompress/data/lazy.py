@@ -1,4 +1,6 @@
-"""Images that stay on disk: decoded when a batch asks for them, by several threads, since a large data set does not fit into memory."""
+"""Images that stay on disk: decoded when a batch asks for them, by several threads, since a large
+data set does not fit into memory.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,19 @@ TAIL = 1024
 
 
 class FilePixels:
-    """Like a uint8 tensor (N, 3, side, side) for what the rest of the package asks of one: shape, rows by index, parts, digest."""
+    """Like a uint8 tensor (N, 3, side, side) for what the rest of the package asks of one: shape,
+    rows by index, parts, digest.
+    """
 
     dtype, device = torch.uint8, torch.device("cpu")
 
-    def __init__(self, files: Sequence[Path], side: int, read: Callable[[Path], Tensor], places: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        side: int,
+        read: Callable[[Path], Tensor],
+        places: Tensor | None = None,
+    ) -> None:
         self.files, self.side, self.read = files, side, read
         self.places = torch.arange(len(files)) if places is None else places
 
@@ -40,8 +50,14 @@ class FilePixels:
         """The images at `index` (a slice or a tensor of numbers), decoded: (B, 3, side, side)."""
         chosen = self.places[index.cpu() if isinstance(index, Tensor) else index]
         with ThreadPoolExecutor(READERS) as pool:
-            images = list(pool.map(self.read, [self.files[place] for place in chosen.reshape(-1).tolist()]))
-        return torch.stack(images) if images else torch.empty((0, 3, self.side, self.side), dtype=torch.uint8)
+            images = list(
+                pool.map(self.read, [self.files[place] for place in chosen.reshape(-1).tolist()])
+            )
+        return (
+            torch.stack(images)
+            if images
+            else torch.empty((0, 3, self.side, self.side), dtype=torch.uint8)
+        )
 
     def rows(self, index: Tensor) -> FilePixels:
         """Those at `index`, still on disk."""
@@ -49,14 +65,19 @@ class FilePixels:
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images in parts of `size`."""
-        return (self[torch.arange(start, min(start + size, len(self)))] for start in range(0, len(self), size))
+        return (
+            self[torch.arange(start, min(start + size, len(self)))]
+            for start in range(0, len(self), size)
+        )
 
     def to(self, device: torch.device) -> FilePixels:
         """Themselves: a batch is moved once it is decoded."""
         return self
 
     def digest(self) -> bytes:
-        """SHA-256 of each file's name and folder, size and last bytes: the same for the same images on another machine."""
+        """SHA-256 of each file's name and folder, size and last bytes: the same for the same images
+        on another machine.
+        """
         hashed = hashlib.sha256()
         for place in self.places.tolist():
             path = self.files[place]
@@ -68,7 +89,9 @@ class FilePixels:
 
 
 def fetched(pixels: Tensor | FilePixels, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The rows of `pixels` for each of `batches` (B,), in order; those of files are decoded one batch ahead."""
+    """The rows of `pixels` for each of `batches` (B,), in order; those of files are decoded one
+    batch ahead.
+    """
     if isinstance(pixels, Tensor):
         yield from (pixels[ids.to(pixels.device)] for ids in batches)
         return

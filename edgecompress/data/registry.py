@@ -1,4 +1,6 @@
-"""Names of data sets: `digits`, `cifar10`, `folder:DIR`, ..., and `A+B` for several with a head each."""
+"""Names of data sets: `digits`, `cifar10`, `folder:DIR`, ..., and `A+B` for several with a head
+each.
+"""
 
 from __future__ import annotations
 
@@ -19,36 +21,57 @@ from edgecompress.errors import UnknownNameError, UsageError
 def data_names() -> dict[str, str]:
     """Name of every known data set with a line about it."""
     return {
-        "digits": "1,797 handwritten digits (scikit-learn), 32×32 RGB, 10 classes; embedded, for demonstration",
+        "digits": "1,797 handwritten digits (scikit-learn), 32×32 RGB, 10 classes; embedded, for "
+        "demonstration",
         "cifar10": "50,000 + 10,000 photographs, 32×32 RGB, 10 classes; downloaded once (170 MB)",
         "cifar100": "the same with 100 classes; downloaded once (170 MB)",
-        "imagenette": "9,469 + 3,925 photographs of 10 easy classes of ImageNet, shorter side 160; downloaded once (99 MB)",
-        "imagewoof": "9,025 + 3,929 photographs of 10 breeds of dogs, shorter side 160; downloaded once (92 MB)",
+        "imagenette": "9,469 + 3,925 photographs of 10 easy classes of ImageNet, shorter side "
+        "160; downloaded once (99 MB)",
+        "imagewoof": "9,025 + 3,929 photographs of 10 breeds of dogs, shorter side 160; "
+        "downloaded once (92 MB)",
         "sine": "30,000 samples of y = sin(10 pi x) + noise: a regression, for merging (model mlp)",
-        "folder:DIR": "images in a folder a class; DIR/train with DIR/test or DIR/val, or one tree that is split",
+        "folder:DIR": "images in a folder a class; DIR/train with DIR/test or DIR/val, or one "
+        "tree that is split",
         "A+B": "several of these as one, each with a head of its own (merge --heads separate)",
     }
 
 
 def load_data(
-    name: str, *, image_size: int | None = None, resize: int | None = None, normalize: str = "data", skip_bad: bool = False
+    name: str,
+    *,
+    image_size: int | None = None,
+    resize: int | None = None,
+    normalize: str = "data",
+    skip_bad: bool = False,
 ) -> DataSet:
     """The data set called `name`. Raises `UsageError` for an unknown name or unusable files.
 
-    With `image_size` networks read squares of that side: the shorter side of an image is resized to `resize` (default `image_size`) and the
-    middle cut out. `normalize` takes the statistics of the training split (`data`) or ImageNet's (`imagenet`).
+    With `image_size` networks read squares of that side: the shorter side of an image is resized to
+    `resize` (default `image_size`) and the middle cut out. `normalize` takes the statistics of the
+    training split (`data`) or ImageNet's (`imagenet`).
     """
     if resize is not None and (image_size is None or resize < image_size):
-        raise UsageError(f"--resize {resize} is smaller than the image cut from it ({image_size}): give --image-size, at most as large")
+        raise UsageError(
+            f"--resize {resize} is smaller than the image cut from it ({image_size}): give "
+            "--image-size, at most as large"
+        )
     data = _load(name, resize or image_size, skip_bad)
     if data.task.metric != "accuracy":
         if image_size is not None or normalize != "data":
-            raise UsageError(f"data '{name}' holds no images: leave --image-size, --resize and --normalize out")
+            raise UsageError(
+                f"data '{name}' holds no images: leave --image-size, --resize and --normalize out"
+            )
         return data
     mean, std = (data.preprocess.mean, data.preprocess.std) if normalize == "data" else IMAGENET
     if len(mean) != data.native_shape[0]:
-        raise UsageError(f"--normalize imagenet is for RGB, data '{name}' has {data.native_shape[0]} channel(s): use --normalize data")
-    if image_size is None or data.native_shape[1:] == (image_size, image_size) == (resize or image_size,) * 2:
+        raise UsageError(
+            f"--normalize imagenet is for RGB, data '{name}' has {data.native_shape[0]} "
+            "channel(s): use --normalize data"
+        )
+    if (
+        image_size is None
+        or data.native_shape[1:] == (image_size, image_size) == (resize or image_size,) * 2
+    ):
         return replace(data, preprocess=Preprocess(mean, std))
     return replace(data, preprocess=Preprocess(mean, std, resize or image_size, image_size))
 

@@ -1,4 +1,5 @@
-"""The sine problem of Pašen (2022): x ~ U(0, 1), y = sin(10 pi x) + z with z ~ N(0, 0.2) (a standard deviation).
+"""The sine problem of Pašen (2022): x ~ U(0, 1), y = sin(10 pi x) + z with z ~ N(0, 0.2) (a
+standard deviation).
 
 The noise's variance, 0.04, is the floor of the test loss (mean square error): no function has less.
 """
@@ -51,5 +52,17 @@ def load_sine(train: int = 10_000, held: int = 10_000) -> SineData:
 def sine_data_set() -> DataSet:
     """The same samples as a data set of "images" (N, 1, 1, 1) float32 with labels (N, 1)."""
     data = load_sine()
-    train, validation, test = (Images(part.x[:, :, None, None], part.y) for part in (data.train, data.validation, data.test))
-    return DataSet("sine", "sine", ("y",), train, validation, test, Preprocess((0.0,), (1.0,), scale=1), task=Regression())
+    train, validation, test = (
+        Images(part.x[:, :, None, None], part.y)
+        for part in (data.train, data.validation, data.test)
+    )
+    return DataSet(
+        "sine",
+        "sine",
+        ("y",),
+        train,
+        validation,
+        test,
+        Preprocess((0.0,), (1.0,), scale=1),
+        task=Regression(),
+    )

@@ -1,4 +1,6 @@
-"""Capture at one interface: tcpdump with nanoseconds and short snapshots, and the kernel's own counters beside it."""
+"""Capture at one interface: tcpdump with nanoseconds and short snapshots, and the kernel's own
+counters beside it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from edgecompress.emulate import shell
 from edgecompress.errors import EdgecompressError
 
 SNAPSHOT = 128
-"""Bytes kept of each frame: headers and the options of TCP. The original length is kept beside them."""
+"""Bytes kept of each frame: headers and the options of TCP. The original length is kept beside
+them.
+"""
 BUFFER_KIB = 16_384
 
 
@@ -65,23 +69,46 @@ def _number(text: str, pattern: str) -> int:
 
 def counters(pid: int, interface: str) -> dict[str, int]:
     """The kernel's counters of an interface in the namespace of `pid`."""
-    said = json.loads(shell.run(*shell.inside(pid), "ip", "-s", "-j", "link", "show", "dev", interface))[0]["stats64"]
-    return {f"{way}_{what}": int(said[way][what]) for way in ("rx", "tx") for what in ("bytes", "packets", "dropped")}
+    said = json.loads(
+        shell.run(*shell.inside(pid), "ip", "-s", "-j", "link", "show", "dev", interface)
+    )[0]["stats64"]
+    return {
+        f"{way}_{what}": int(said[way][what])
+        for way in ("rx", "tx")
+        for what in ("bytes", "packets", "dropped")
+    }
 
 
 def capture(host: str, interface: str, pid: int, path: Path, timeout: float = 10.0) -> Capture:
-    """Start to capture, and return once tcpdump listens: the first SYN is in it. Raises `EdgecompressError` when it does not start."""
+    """Start to capture, and return once tcpdump listens: the first SYN is in it. Raises
+    `EdgecompressError` when it does not start.
+    """
     command = shell.inside(
-        pid, "tcpdump", "-i", interface, "-w", str(path), "-s", str(SNAPSHOT), "-B", str(BUFFER_KIB), "-U", "-n", "-Z", "root",
+        pid,
+        "tcpdump",
+        "-i",
+        interface,
+        "-w",
+        str(path),
+        "-s",
+        str(SNAPSHOT),
+        "-B",
+        str(BUFFER_KIB),
+        "-U",
+        "-n",
+        "-Z",
+        "root",
         "--time-stamp-precision=nano",
-    )  # fmt: skip
+    )
     child = shell.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     heard = cast(IO[str], child.stderr).fileno()
     said, deadline = "", time.monotonic() + timeout
     while "listening on" not in said:
         if child.poll() is not None or time.monotonic() > deadline:
             shell.stop(child)
-            raise EdgecompressError(f"tcpdump did not start at {host}: {' '.join(said.split())[:200]}")
+            raise EdgecompressError(
+                f"tcpdump did not start at {host}: {' '.join(said.split())[:200]}"
+            )
         if select.select([heard], [], [], 0.1)[0]:
             said += os.read(heard, 4096).decode(errors="replace")
     return Capture(host, interface, pid, path, child, counters(pid, interface))

@@ -1,9 +1,10 @@
 """A graph as namespaces: the one module that uses Mininet, which is frozen upstream.
 
-Only its nodes are used: a shell in a network namespace of its own, through `mnexec`. `Mininet()` itself is never built, since it rewrites
-the host's sysctls; nor is `mn -c` called, which kills by name. Switches are Linux bridges inside namespaces of their own, so that no
-firewall of the host sees their frames. Everything ends with this process: shells lose their terminal, other children are killed with their
-parent, and with a namespace's last process its interfaces go.
+Only its nodes are used: a shell in a network namespace of its own, through `mnexec`. `Mininet()`
+itself is never built, since it rewrites the host's sysctls; nor is `mn -c` called, which kills by
+name. Switches are Linux bridges inside namespaces of their own, so that no firewall of the host
+sees their frames. Everything ends with this process: shells lose their terminal, other children are
+killed with their parent, and with a namespace's last process its interfaces go.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from edgecompress.errors import EdgecompressError, EnvironmentMissingError
 NETWORK = "10.123.0"
 """Addresses of the hosts, inside the namespaces only."""
 MEASUREMENTS = 4
-"""How often a link is measured before it is refused: other work on the machine disturbs a measurement, a wrong link stays wrong."""
+"""How often a link is measured before it is refused: other work on the machine disturbs a
+measurement, a wrong link stays wrong.
+"""
 Note = Callable[[str], None]
 _CGROUPS = Path("/sys/fs/cgroup")
 LEFT = "edgecompress-"
@@ -59,11 +62,19 @@ class Network:
         entered = shell.inside(self.pid(host), *command)
         if host not in self.groups:
             return entered
-        return ("sh", "-c", f'echo $$ > {self.groups[host]}/cgroup.procs && exec "$@"', "sh", *entered)
+        return (
+            "sh",
+            "-c",
+            f'echo $$ > {self.groups[host]}/cgroup.procs && exec "$@"',
+            "sh",
+            *entered,
+        )
 
 
 def prefix(run: int) -> str:
-    """Begin of the names of a run's interfaces: at most 7 characters, so that 15 are enough with a number."""
+    """Begin of the names of a run's interfaces: at most 7 characters, so that 15 are enough with a
+    number.
+    """
     return f"ec{run % 36**4:x}"
 
 
@@ -77,7 +88,9 @@ def network(graph: Graph, backend: str, note: Note) -> Iterator[Network]:
         from mininet.log import setLogLevel
         from mininet.node import Node
     except ImportError as error:
-        raise EnvironmentMissingError("package 'mininet' is not installed: run pip install 'edgecompress[emulate]'") from error
+        raise EnvironmentMissingError(
+            "package 'mininet' is not installed: run pip install 'edgecompress[emulate]'"
+        ) from error
     setLogLevel("error")
     logging.getLogger("mininet").setLevel(logging.ERROR)
     forget_the_dead()
@@ -88,13 +101,32 @@ def network(graph: Graph, backend: str, note: Note) -> Iterator[Network]:
         try:
             for node in (*(host.name for host in graph.hosts), *graph.switches):
                 net.nodes[node] = Node(f"{begin}-{node}", inNamespace=True)
-                shell.run(*shell.inside(net.pid(node)), "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", check=False)
+                shell.run(
+                    *shell.inside(net.pid(node)),
+                    "sysctl",
+                    "-qw",
+                    "net.ipv6.conf.all.disable_ipv6=1",
+                    check=False,
+                )
                 shell.run(*shell.inside(net.pid(node)), "ip", "link", "set", "lo", "up")
-            netem = linking.kernel_has_netem() if any(link.filtered for link in graph.links) else False
+            netem = (
+                linking.kernel_has_netem() if any(link.filtered for link in graph.links) else False
+            )
             numbers = itertools.count()
             for third, link in enumerate(graph.links, start=1):
                 kind = linking.backend_for(link, backend, netem)
-                net.built.append(_right(link, kind, begin, numbers, (net.pid(link.a), net.pid(link.b)), folder, third, note))
+                net.built.append(
+                    _right(
+                        link,
+                        kind,
+                        begin,
+                        numbers,
+                        (net.pid(link.a), net.pid(link.b)),
+                        folder,
+                        third,
+                        note,
+                    )
+                )
             _join(net)
             yield net
         finally:
@@ -108,8 +140,19 @@ def network(graph: Graph, backend: str, note: Note) -> Iterator[Network]:
                 _remove(group)
 
 
-def _right(link: Link, kind: str, begin: str, numbers: Iterator[int], pids: tuple[int, int], folder: Path, third: int, note: Note) -> Built:
-    """Build and measure one link, its back end's own overhead taken off the delay; up to `MEASUREMENTS` times, then it is refused."""
+def _right(
+    link: Link,
+    kind: str,
+    begin: str,
+    numbers: Iterator[int],
+    pids: tuple[int, int],
+    folder: Path,
+    third: int,
+    note: Note,
+) -> Built:
+    """Build and measure one link, its back end's own overhead taken off the delay; up to
+    `MEASUREMENTS` times, then it is refused.
+    """
     correction, built = 0.0, None
     for _ in range(MEASUREMENTS):
         if built is None:
@@ -121,7 +164,9 @@ def _right(link: Link, kind: str, begin: str, numbers: Iterator[int], pids: tupl
             break
         excess = (built.measured["rtt_ms"] or 0) - 2 * (link.delay_ms or 0)
         # wirefilter delays by whole milliseconds
-        taken_off = min(link.delay_ms or 0.0, round(excess / 2) if kind == "wirefilter" else excess / 2)
+        taken_off = min(
+            link.delay_ms or 0.0, round(excess / 2) if kind == "wirefilter" else excess / 2
+        )
         if built.measured["rtt_ms"] is not None and taken_off > 0 and not correction:
             correction = taken_off
             _take_down(built)
@@ -129,9 +174,18 @@ def _right(link: Link, kind: str, begin: str, numbers: Iterator[int], pids: tupl
     if built is None or fault is not None:
         if built is not None:
             _take_down(built)
-        raise EnvironmentMissingError(f"{fault}: the emulation does not start; try again on an idle machine, or ask for less")
-    known = {key: value for key, value in built.measured.items() if value is not None and not key.startswith(("loss_low", "loss_high"))}
-    note(f"link {link.a} - {link.b} ({kind}): " + ", ".join(f"{key} {value:.4g}" for key, value in known.items()))
+        raise EnvironmentMissingError(
+            f"{fault}: the emulation does not start; try again on an idle machine, or ask for less"
+        )
+    known = {
+        key: value
+        for key, value in built.measured.items()
+        if value is not None and not key.startswith(("loss_low", "loss_high"))
+    }
+    note(
+        f"link {link.a} - {link.b} ({kind}): "
+        + ", ".join(f"{key} {value:.4g}" for key, value in known.items())
+    )
     return built
 
 
@@ -144,10 +198,24 @@ def _take_down(built: Built) -> None:
 
 
 def _join(net: Network) -> None:
-    """Bridge the ends at switches, give hosts their addresses and each other's, and their share of the processor."""
+    """Bridge the ends at switches, give hosts their addresses and each other's, and their share of
+    the processor.
+    """
     for switch in net.graph.switches:
         here = shell.inside(net.pid(switch))
-        shell.run(*here, "ip", "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0")
+        shell.run(
+            *here,
+            "ip",
+            "link",
+            "add",
+            "br0",
+            "type",
+            "bridge",
+            "stp_state",
+            "0",
+            "forward_delay",
+            "0",
+        )
         for built in net.built:
             if switch in (built.link.a, built.link.b):
                 shell.run(*here, "ip", "link", "set", built.end(switch)[0], "master", "br0")
@@ -163,7 +231,17 @@ def _join(net: Network) -> None:
             net.groups[host.name] = _group(host)
     for host, other in itertools.permutations(net.graph.hosts, 2):
         name, pid = net.access(host.name)[1], net.pid(host.name)
-        shell.run(*shell.inside(pid), "ip", "neigh", "replace", net.addresses[other.name], "lladdr", hardware[other.name], "dev", name)
+        shell.run(
+            *shell.inside(pid),
+            "ip",
+            "neigh",
+            "replace",
+            net.addresses[other.name],
+            "lladdr",
+            hardware[other.name],
+            "dev",
+            name,
+        )
 
 
 def _group(host: Host) -> Path:
@@ -182,14 +260,21 @@ def _group(host: Host) -> Path:
             group.mkdir()
             (group / "cpu.max").write_text(f"{quota} {period}")
         else:
-            raise EnvironmentMissingError(f"host '{host.name}' asks for cpu {host.cpu:g}, and there is no cpu cgroup here: leave cpu out")
+            raise EnvironmentMissingError(
+                f"host '{host.name}' asks for cpu {host.cpu:g}, and there is no cpu cgroup "
+                "here: leave cpu out"
+            )
     except OSError as error:
-        raise EnvironmentMissingError(f"host '{host.name}' asks for cpu {host.cpu:g}, and cgroups refuse it: {error.strerror}") from error
+        raise EnvironmentMissingError(
+            f"host '{host.name}' asks for cpu {host.cpu:g}, and cgroups refuse it: {error.strerror}"
+        ) from error
     return group
 
 
 def forget_the_dead() -> None:
-    """Remove control groups and temporary folders (captures, keys) of runs whose process is gone; nothing of anyone else's."""
+    """Remove control groups and temporary folders (captures, keys) of runs whose process is gone;
+    nothing of anyone else's.
+    """
     for root in (_CGROUPS / "cpu", _CGROUPS):
         for group in root.glob("edgecompress-*-*"):
             parts = group.name.split("-")
@@ -197,7 +282,12 @@ def forget_the_dead() -> None:
                 _remove(group)
     for folder in Path(tempfile.gettempdir()).glob(f"{LEFT}*-*-*"):
         kind, pid, *_ = folder.name.removeprefix(LEFT).split("-")
-        ours = kind in ("net", "pcap", "tls") and folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
+        ours = (
+            kind in ("net", "pcap", "tls")
+            and folder.is_dir()
+            and not folder.is_symlink()
+            and folder.stat().st_uid == os.geteuid()
+        )
         if ours and pid.isdigit() and not shell.alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -214,7 +304,19 @@ def check_network(net: Network) -> None:
     teacher = net.graph.of_role("teacher")[0]
     for student in net.graph.of_role("student"):
         said = shell.run(
-            *shell.inside(net.pid(student.name)), "ping", "-c", "5", "-i", "0.2", "-W", "5", net.addresses[teacher.name], check=False
+            *shell.inside(net.pid(student.name)),
+            "ping",
+            "-c",
+            "5",
+            "-i",
+            "0.2",
+            "-W",
+            "5",
+            net.addresses[teacher.name],
+            check=False,
         )
         if " 0 received" in said or "received" not in said:
-            raise EdgecompressError(f"student '{student.name}' does not reach teacher '{teacher.name}': every ping was lost")
+            raise EdgecompressError(
+                f"student '{student.name}' does not reach teacher '{teacher.name}': every "
+                "ping was lost"
+            )

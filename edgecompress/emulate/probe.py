@@ -1,7 +1,9 @@
-"""Paced UDP, one way: `probe.py receive PORT SECONDS` and `probe.py send HOST PORT PACKETS INTERVAL_US SIZE`. Standard library only.
+"""Paced UDP, one way: `probe.py receive PORT SECONDS` and `probe.py send HOST PORT PACKETS
+INTERVAL_US SIZE`. Standard library only.
 
-Every datagram begins with its number. The receiver prints `{"received", "first", "last", "steady_bytes", "steady_s", "duplicates"}`: the
-steady part leaves out the first third, in which a token bucket gives more than its rate.
+Every datagram begins with its number. The receiver prints `{"received", "first", "last",
+"steady_bytes", "steady_s", "duplicates"}`: the steady part leaves out the first third, in which a
+token bucket gives more than its rate.
 """
 
 import json
@@ -12,7 +14,9 @@ import time
 
 
 def receive(port: int, seconds: float) -> None:
-    """Count datagrams until none has come for half a second after the first, or `seconds` are over."""
+    """Count datagrams until none has come for half a second after the first, or `seconds` are
+    over.
+    """
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
     listener.bind(("0.0.0.0", port))
@@ -37,14 +41,19 @@ def receive(port: int, seconds: float) -> None:
     start = len(times) // 3
     steady = times[start:-1]
     answer = {
-        "received": len(numbers), "duplicates": len(times) - len(set(numbers)) - 1, "steady_bytes": sum(sizes[start + 1 : -1]),
-        "steady_packets": max(0, len(steady) - 1), "steady_s": steady[-1] - steady[0] if len(steady) > 1 else 0.0,
-    }  # fmt: skip
+        "received": len(numbers),
+        "duplicates": len(times) - len(set(numbers)) - 1,
+        "steady_bytes": sum(sizes[start + 1 : -1]),
+        "steady_packets": max(0, len(steady) - 1),
+        "steady_s": steady[-1] - steady[0] if len(steady) > 1 else 0.0,
+    }
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
 def send(host: str, port: int, packets: int, interval_us: float, size: int) -> None:
-    """Send `packets` datagrams of `size` bytes, one every `interval_us`, then a few that end the receiver."""
+    """Send `packets` datagrams of `size` bytes, one every `interval_us`, then a few that end the
+    receiver.
+    """
     sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     filler, begin = b"\0" * (size - 4), time.monotonic()
     for number in range(packets):

@@ -1,4 +1,6 @@
-"""Commands as root: one line when they fail, and children that do not outlive this process, however it ends."""
+"""Commands as root: one line when they fail, and children that do not outlive this process, however
+it ends.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,14 @@ from typing import Any
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError
 
 PACKAGES = {
-    "mnexec": "mininet", "ip": "iproute2", "tc": "iproute2", "ping": "iputils-ping", "ethtool": "ethtool", "tcpdump": "tcpdump",
+    "mnexec": "mininet",
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "ping": "iputils-ping",
+    "ethtool": "ethtool",
+    "tcpdump": "tcpdump",
     "setpriv": "util-linux",
-}  # fmt: skip
+}
 """Programs that an emulation needs, and Debian's packages that bring them."""
 _PR_SET_PDEATHSIG = 1
 
@@ -26,7 +33,10 @@ def needed(more: Mapping[str, str] | None = None) -> None:
     absent = [name for name in wanted if shutil.which(name) is None]
     if absent:
         packages = " ".join(dict.fromkeys(wanted[name] for name in absent))
-        raise EnvironmentMissingError(f"{', '.join(absent)} not found: run apt-get install -y --no-install-recommends {packages}")
+        raise EnvironmentMissingError(
+            f"{', '.join(absent)} not found: run apt-get install -y --no-install-recommends "
+            f"{packages}"
+        )
 
 
 def run(*command: str, check: bool = True, timeout: float = 30) -> str:
@@ -48,7 +58,15 @@ def as_user(uid: int, gid: int, *command: str) -> tuple[str, ...]:
     if not uid:
         return command
     # the change of user would clear what `_die_with_parent` has set
-    return ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--init-groups", "--pdeathsig=KILL", "--", *command)
+    return (
+        "setpriv",
+        f"--reuid={uid}",
+        f"--regid={gid}",
+        "--init-groups",
+        "--pdeathsig=KILL",
+        "--",
+        *command,
+    )
 
 
 def _die_with_parent() -> None:
@@ -61,7 +79,9 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, preexec_fn=_die_with_parent, **options)
 
 
-def stop(child: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM, grace: float = 5.0) -> None:
+def stop(
+    child: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM, grace: float = 5.0
+) -> None:
     """End a child that we started; kill it when it does not."""
     if child.poll() is not None:
         return

@@ -1,10 +1,12 @@
-"""A topology file becomes a plain graph: hosts with roles, switches, links with their properties; checked before anything is built.
+"""A topology file becomes a plain graph: hosts with roles, switches, links with their properties;
+checked before anything is built.
 
-The file is code (a `mininet.topo.Topo` subclass, with `topos`, so that `mn --custom` takes it too). It runs in a process of its own, as the
-invoking user: `python -m edgecompress.emulate.topology FILE` prints the graph as JSON, and only that JSON reaches root.
+The file is code (a `mininet.topo.Topo` subclass, with `topos`, so that `mn --custom` takes it too).
+It runs in a process of its own, as the invoking user: `python -m edgecompress.emulate.topology
+FILE` prints the graph as JSON, and only that JSON reaches root.
 
-Hosts: `role` (teacher, student; none for others), `model`, `cpu` (share of one core). Links: `bw` (Mbit/s), `delay` and `jitter` (one way,
-with unit: 10ms), `loss` (%).
+Hosts: `role` (teacher, student; none for others), `model`, `cpu` (share of one core). Links: `bw`
+(Mbit/s), `delay` and `jitter` (one way, with unit: 10ms), `loss` (%).
 """
 
 from __future__ import annotations
@@ -66,7 +68,12 @@ class Link:
 
     def configured(self) -> dict[str, float | None]:
         """What was asked of it."""
-        return {"bw_mbps": self.bw_mbps, "delay_ms": self.delay_ms, "jitter_ms": self.jitter_ms, "loss_pct": self.loss_pct}
+        return {
+            "bw_mbps": self.bw_mbps,
+            "delay_ms": self.delay_ms,
+            "jitter_ms": self.jitter_ms,
+            "loss_pct": self.loss_pct,
+        }
 
 
 @dataclass(frozen=True)
@@ -88,28 +95,41 @@ class Graph:
 
 
 def graph_from(values: Mapping[str, Any], link: Mapping[str, Any] | None = None) -> Graph:
-    """The checked graph of `{"name", "hosts": {name: params}, "switches": {name: params}, "links": [[a, b, params], ...]}`.
+    """The checked graph of `{"name", "hosts": {name: params}, "switches": {name: params}, "links":
+    [[a, b, params], ...]}`.
 
-    `link` are properties for every link, over its own. Raises `UsageError` naming the first thing that is wrong.
+    `link` are properties for every link, over its own. Raises `UsageError` naming the first thing
+    that is wrong.
     """
     hosts = tuple(_host(name, params) for name, params in values["hosts"].items())
     for name, params in values["switches"].items():
         unknown = set(params) - SWITCH_KEYS
         if unknown:
-            raise UsageError(f"switch '{name}': unknown key '{min(unknown)}': allowed is {', '.join(SWITCH_KEYS)}, which mn wants")
+            raise UsageError(
+                f"switch '{name}': unknown key '{min(unknown)}': allowed is "
+                f"{', '.join(SWITCH_KEYS)}, which mn wants"
+            )
     switches = tuple(str(name) for name in values["switches"])
     names = [host.name for host in hosts] + list(switches)
     for name in names:
         if not NAME.fullmatch(name) or names.count(name) > 1:
-            raise UsageError(f"node '{name}': a name has letters, digits, - and _, begins with a letter, and is there once")
-    links = tuple(_link(str(a), str(b), {**params, **(link or {})}, names) for a, b, params in values["links"])
+            raise UsageError(
+                f"node '{name}': a name has letters, digits, - and _, begins with a letter, "
+                "and is there once"
+            )
+    links = tuple(
+        _link(str(a), str(b), {**params, **(link or {})}, names) for a, b, params in values["links"]
+    )
     graph = Graph(str(values["name"]), hosts, switches, links)
     if not graph.of_role("teacher"):
         raise UsageError(f"topology '{graph.name}' has no teacher: give a host role='teacher'")
     if not graph.of_role("student"):
         raise UsageError(f"topology '{graph.name}' has no student: give a host role='student'")
     if len(graph.of_role("teacher")) > len(graph.of_role("student")):
-        raise UsageError(f"topology '{graph.name}' has a teacher without a student: give at least as many students as teachers")
+        raise UsageError(
+            f"topology '{graph.name}' has a teacher without a student: give at least as many "
+            "students as teachers"
+        )
     _check_tree(graph)
     return graph
 
@@ -117,16 +137,28 @@ def graph_from(values: Mapping[str, Any], link: Mapping[str, Any] | None = None)
 def _host(name: str, params: Mapping[str, Any]) -> Host:
     unknown = set(params) - HOST_KEYS
     if unknown:
-        raise UsageError(f"host '{name}': unknown key '{min(unknown)}': allowed are {', '.join(sorted(HOST_KEYS))}")
+        raise UsageError(
+            f"host '{name}': unknown key '{min(unknown)}': allowed are "
+            f"{', '.join(sorted(HOST_KEYS))}"
+        )
     role, cpu = str(params.get("role") or ""), params.get("cpu")
     if role and role not in ROLES:
-        raise UsageError(f"host '{name}': role '{role}' is not known: allowed are {', '.join(ROLES)}")
+        raise UsageError(
+            f"host '{name}': role '{role}' is not known: allowed are {', '.join(ROLES)}"
+        )
     if cpu is not None and (not _number(cpu) or not 0.01 <= cpu <= 1024):
-        raise UsageError(f"host '{name}': cpu {cpu!r} is no share of a core: give a number from 0.01 on, e.g. 0.5")
+        raise UsageError(
+            f"host '{name}': cpu {cpu!r} is no share of a core: give a number from 0.01 on, "
+            "e.g. 0.5"
+        )
     if name == "ca":
-        raise UsageError("host 'ca': the run's certificate authority is called so: give another name")
+        raise UsageError(
+            "host 'ca': the run's certificate authority is called so: give another name"
+        )
     model = params.get("model")
-    return Host(name, role, None if model is None else str(model), None if cpu is None else float(cpu))
+    return Host(
+        name, role, None if model is None else str(model), None if cpu is None else float(cpu)
+    )
 
 
 def _number(value: Any) -> bool:
@@ -140,11 +172,16 @@ def _link(a: str, b: str, params: Mapping[str, Any], names: list[str]) -> Link:
             raise UsageError(f"{where}: no node '{end}'")
     unknown = set(params) - LINK_KEYS
     if unknown:
-        raise UsageError(f"{where}: unknown key '{min(unknown)}': allowed are {', '.join(sorted(LINK_KEYS))}")
+        raise UsageError(
+            f"{where}: unknown key '{min(unknown)}': allowed are {', '.join(sorted(LINK_KEYS))}"
+        )
     bandwidth, loss = params.get("bw"), params.get("loss")
     low, high = BANDWIDTH
     if bandwidth is not None and (not _number(bandwidth) or not low <= bandwidth <= high):
-        raise UsageError(f"{where}: bw {bandwidth!r} is outside {low:g}..{high:g} Mbit/s: give a number of Mbit/s")
+        raise UsageError(
+            f"{where}: bw {bandwidth!r} is outside {low:g}..{high:g} Mbit/s: give a number "
+            "of Mbit/s"
+        )
     if loss is not None and (not _number(loss) or not 0 <= loss <= 50):
         raise UsageError(f"{where}: loss {loss!r} is outside 0..50 %: give a number of percent")
     times = {}
@@ -156,13 +193,25 @@ def _link(a: str, b: str, params: Mapping[str, Any], names: list[str]) -> Link:
         if (times[key] or 0) > 10_000:
             raise UsageError(f"{where}: {key} {value!r} is above 10s")
     if times["jitter"] and (times["delay"] is None or times["jitter"] > times["delay"]):
-        raise UsageError(f"{where}: jitter {params['jitter']} is more than the delay it varies: give a delay at least as long")
-    return Link(a, b, None if bandwidth is None else float(bandwidth), times["delay"], times["jitter"], None if not loss else float(loss))
+        raise UsageError(
+            f"{where}: jitter {params['jitter']} is more than the delay it varies: give a "
+            "delay at least as long"
+        )
+    return Link(
+        a,
+        b,
+        None if bandwidth is None else float(bandwidth),
+        times["delay"],
+        times["jitter"],
+        None if not loss else float(loss),
+    )
 
 
 def _check_tree(graph: Graph) -> None:
     """Every node is reached, and there is one way only: bridges here have no spanning tree."""
-    neighbours: dict[str, list[str]] = {name: [] for name in (*(h.name for h in graph.hosts), *graph.switches)}
+    neighbours: dict[str, list[str]] = {
+        name: [] for name in (*(h.name for h in graph.hosts), *graph.switches)
+    }
     for link in graph.links:
         if link.a == link.b:
             raise UsageError(f"link {link.a} - {link.b} joins a node to itself")
@@ -170,7 +219,10 @@ def _check_tree(graph: Graph) -> None:
         neighbours[link.b].append(link.a)
     for host in graph.hosts:
         if len(neighbours[host.name]) != 1:
-            raise UsageError(f"host '{host.name}' has {len(neighbours[host.name])} links: a host has one; put a switch between")
+            raise UsageError(
+                f"host '{host.name}' has {len(neighbours[host.name])} links: a host has one; "
+                "put a switch between"
+            )
     seen, waiting = set[str](), [graph.hosts[0].name]
     while waiting:
         node = waiting.pop()
@@ -178,22 +230,34 @@ def _check_tree(graph: Graph) -> None:
             seen.add(node)
             waiting += neighbours[node]
     if len(seen) < len(neighbours):
-        raise UsageError(f"node '{min(set(neighbours) - seen)}' is not reached from '{graph.hosts[0].name}': add a link")
+        raise UsageError(
+            f"node '{min(set(neighbours) - seen)}' is not reached from "
+            f"'{graph.hosts[0].name}': add a link"
+        )
     if len(graph.links) != len(neighbours) - 1:
-        raise UsageError(f"topology '{graph.name}' has a loop: {len(graph.links)} links join {len(neighbours)} nodes")
+        raise UsageError(
+            f"topology '{graph.name}' has a loop: {len(graph.links)} links join "
+            f"{len(neighbours)} nodes"
+        )
 
 
 def profile(name: str) -> dict[str, Any]:
-    """All properties of a named link, None where it has none. Raises `UsageError` for an unknown name."""
+    """All properties of a named link, None where it has none. Raises `UsageError` for an unknown
+    name.
+    """
     if name not in PROFILES:
         raise UnknownNameError("link", name, PROFILES)
     return {**dict.fromkeys(sorted(LINK_KEYS)), **PROFILES[name]}
 
 
 def described(path: Path, name: str | None = None) -> dict[str, Any]:
-    """What the topology file at `path` says, as plain values; its code runs here. Raises `UsageError` for a file that is none."""
+    """What the topology file at `path` says, as plain values; its code runs here. Raises
+    `UsageError` for a file that is none.
+    """
     if not path.is_file():
-        raise UsageError(f"topology '{path}' does not exist: give a .py file, e.g. topologies/two_host.py")
+        raise UsageError(
+            f"topology '{path}' does not exist: give a .py file, e.g. topologies/two_host.py"
+        )
     spec = importlib.util.spec_from_file_location("edgecompress_topology", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"topology '{path}' is no Python file")
@@ -202,7 +266,9 @@ def described(path: Path, name: str | None = None) -> dict[str, Any]:
         spec.loader.exec_module(module)
         topos = getattr(module, "topos", None)
         if not isinstance(topos, dict) or not topos:
-            raise UsageError(f"topology '{path}' has no topos: end it with topos = {{'name': YourTopo}}")
+            raise UsageError(
+                f"topology '{path}' has no topos: end it with topos = {{'name': YourTopo}}"
+            )
         if name is not None and name not in topos:
             raise UsageError(f"topology '{path}' has no '{name}': it has {', '.join(topos)}")
         chosen = name or next(iter(topos))
@@ -210,15 +276,24 @@ def described(path: Path, name: str | None = None) -> dict[str, Any]:
     except UsageError:
         raise
     except Exception as error:  # the user's code raises anything
-        raise UsageError(f"topology '{path}': {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UsageError(
+            f"topology '{path}': {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     links = [[a, b, _own(params)] for a, b, params in topo.links(withInfo=True)]
-    hosts, switches = ({node: _own(topo.nodeInfo(node)) for node in nodes} for nodes in (topo.hosts(), topo.switches()))
+    hosts, switches = (
+        {node: _own(topo.nodeInfo(node)) for node in nodes}
+        for nodes in (topo.hosts(), topo.switches())
+    )
     return {"name": chosen, "hosts": hosts, "switches": switches, "links": links}
 
 
 def _own(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters without those that Mininet adds."""
-    return {key: value for key, value in params.items() if key not in ("node1", "node2", "port1", "port2", "isSwitch")}
+    return {
+        key: value
+        for key, value in params.items()
+        if key not in ("node1", "node2", "port1", "port2", "isSwitch")
+    }
 
 
 def main() -> None:
@@ -229,7 +304,12 @@ def main() -> None:
     except UsageError as error:
         text = json.dumps({"error": str(error)})
     except TypeError as error:
-        text = json.dumps({"error": f"topology '{sys.argv[1]}' holds values that are no plain numbers and texts: {error}"})
+        text = json.dumps(
+            {
+                "error": f"topology '{sys.argv[1]}' holds values that are no plain numbers and "
+                f"texts: {error}"
+            }
+        )
     sys.stdout.write("\n" + text)
 
 

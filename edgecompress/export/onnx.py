@@ -1,7 +1,9 @@
-"""ONNX export: one file, dynamic batch, evaluation mode, BatchNorm folded, no trace of the exporting machine.
+"""ONNX export: one file, dynamic batch, evaluation mode, BatchNorm folded, no trace of the
+exporting machine.
 
-The exporter is `torch.onnx.export(dynamo=True)`. Its stack traces and source names cost 10-17 KB, leak paths and change from machine to
-machine; they are removed, so that the same weights give the same bytes.
+The exporter is `torch.onnx.export(dynamo=True)`. Its stack traces and source names cost 10-17 KB,
+leak paths and change from machine to machine; they are removed, so that the same weights give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ LIMIT = 2**31 - 2**20
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the file's metadata says of its input: image shape (C, H, W), how pixels become it, class names, and where they come from."""
+    """What the file's metadata says of its input: image shape (C, H, W), how pixels become it,
+    class names, and where they come from.
+    """
 
     image_shape: tuple[int, int, int]
     preprocess: Preprocess
@@ -51,7 +55,10 @@ class InputSpec:
             "data": self.data,
             **self.task,
         }
-        return {f"edgecompress.{key}": json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+        return {
+            f"edgecompress.{key}": json.dumps(value, ensure_ascii=False)
+            for key, value in values.items()
+        }
 
 
 @contextlib.contextmanager
@@ -70,15 +77,20 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def to_onnx(model: nn.Module, example: Tensor, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
-    """`model` in eval mode as an ONNX model with a dynamic batch; `example` (N, C, H, W) gives the other sizes.
+def to_onnx(
+    model: nn.Module, example: Tensor, metadata: dict[str, str] | None = None
+) -> onnx.ModelProto:
+    """`model` in eval mode as an ONNX model with a dynamic batch; `example` (N, C, H, W) gives the
+    other sizes.
 
-    Input "input" float32 (batch, C, H, W), output "logits" (batch, K). Raises `UsageError` above 2 GB and `EdgecompressError` when the
-    exporter refuses an operation.
+    Input "input" float32 (batch, C, H, W), output "logits" (batch, K). Raises `UsageError` above 2
+    GB and `EdgecompressError` when the exporter refuses an operation.
     """
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size > LIMIT:
-        raise UsageError(f"weights take {size} bytes, one ONNX file holds {LIMIT}: shrink the model first")
+        raise UsageError(
+            f"weights take {size} bytes, one ONNX file holds {LIMIT}: shrink the model first"
+        )
     folded = fold_batchnorm(model).cpu()
     batch = torch.zeros(2, *example.shape[1:])
     try:
@@ -96,7 +108,9 @@ def to_onnx(model: nn.Module, example: Tensor, metadata: dict[str, str] | None =
             )
     except Exception as error:  # the exporter raises many kinds; each names the operation
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise EdgecompressError(f"torch.onnx cannot export {type(model).__name__}: {lines[0] if lines else error!r}") from error
+        raise EdgecompressError(
+            f"torch.onnx cannot export {type(model).__name__}: {lines[0] if lines else error!r}"
+        ) from error
     if program is None:
         raise EdgecompressError(f"torch.onnx gave no program for {type(model).__name__}")
     proto = program.model_proto
@@ -108,7 +122,9 @@ def to_onnx(model: nn.Module, example: Tensor, metadata: dict[str, str] | None =
 
 
 def strip(proto: onnx.ModelProto) -> None:
-    """Remove in place what only the exporting machine needs: documentation, stack traces, value shapes inside the graph."""
+    """Remove in place what only the exporting machine needs: documentation, stack traces, value
+    shapes inside the graph.
+    """
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""
@@ -126,13 +142,17 @@ def set_metadata(proto: onnx.ModelProto, metadata: dict[str, str]) -> None:
 
 
 def save(proto: onnx.ModelProto, path: Path) -> int:
-    """Check `proto` (onnx.checker, with shape inference) and write it to `path`, whole or not at all. Returns its bytes."""
+    """Check `proto` (onnx.checker, with shape inference) and write it to `path`, whole or not at
+    all. Returns its bytes.
+    """
     with files.whole(path) as temporary:
         onnx.save_model(proto, str(temporary), save_as_external_data=False)
         try:
             onnx.checker.check_model(str(temporary), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise EdgecompressError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
+            raise EdgecompressError(
+                f"the exported model is not valid ONNX: {str(error).splitlines()[0]}"
+            ) from error
     return path.stat().st_size
 
 

@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates (MACs) of a network, in total and for each layer.
 
-MACs are per sample and count convolutions and Linear layers: every weight once for each position that it is applied at.
+MACs are per sample and count convolutions and Linear layers: every weight once for each position
+that it is applied at.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Cost:
 
 
 def positions(layer: nn.Module, output_shape: tuple[int, ...]) -> int:
-    """How many times one sample applies each weight of a mixing layer: output positions of a convolution, tokens of a Linear."""
+    """How many times one sample applies each weight of a mixing layer: output positions of a
+    convolution, tokens of a Linear.
+    """
     spatial = output_shape[2:] if layers.is_conv(layer) else output_shape[1:-1]
     count = 1
     for size in spatial:
@@ -48,7 +51,9 @@ def positions(layer: nn.Module, output_shape: tuple[int, ...]) -> int:
 
 
 def cost(model: nn.Module, example: Tensor, graph: ChannelGraph | None = None) -> Cost:
-    """Cost of `model` for one sample like `example` (N, C, H, W). `graph` saves a trace when it is at hand."""
+    """Cost of `model` for one sample like `example` (N, C, H, W). `graph` saves a trace when it is
+    at hand.
+    """
     graph = graph if graph is not None else trace(model, example)
     rows = []
     for name, layer in model.named_modules():
@@ -70,30 +75,47 @@ def cost(model: nn.Module, example: Tensor, graph: ChannelGraph | None = None) -
 
 def mac_price(model: nn.Module, graph: ChannelGraph) -> Price:
     """The MACs of `model` for one sample, as a price over widths."""
-    per_weight = {name: float(positions(model.get_submodule(name), shape)) for name, shape in graph.output_shapes.items()}
+    per_weight = {
+        name: float(positions(model.get_submodule(name), shape))
+        for name, shape in graph.output_shapes.items()
+    }
     return Price(per_weight, {})
 
 
 def param_price(model: nn.Module, graph: ChannelGraph) -> Price:
-    """Every parameter of `model` as a price over widths, exact: weights, biases, normalisation, and those that no width changes."""
+    """Every parameter of `model` as a price over widths, exact: weights, biases, normalisation, and
+    those that no width changes.
+    """
     weights, outputs, channels = {}, {}, {}
     for name, layer in model.named_modules():
         if layers.is_mixing(layer) and name in graph.output_shapes:
             weights[name] = 1.0
             outputs[name] = float(getattr(layer, "bias", None) is not None)
         elif "through" in layers.axes(layer):
-            channels[name] = float(sum(p.numel() for p in layer.parameters(recurse=False)) / layers.axis_size(layer, "through"))
+            channels[name] = float(
+                sum(p.numel() for p in layer.parameters(recurse=False))
+                / layers.axis_size(layer, "through")
+            )
     price = Price(weights, outputs, 0.0, channels)
     counted = pricer(model, graph, price).cost(full_widths(graph))
     return Price(weights, outputs, sum(p.numel() for p in model.parameters()) - counted, channels)
 
 
 def layer_table(before: Sequence[Mapping[str, Any]], after: Cost) -> list[dict[str, Any]]:
-    """For each layer its widths, parameters and MACs `before` (rows of `LayerCost`) and `after`, as pairs."""
+    """For each layer its widths, parameters and MACs `before` (rows of `LayerCost`) and `after`, as
+    pairs.
+    """
     now = {row.name: row for row in after.layers}
     numbers = ("inputs", "outputs", "params", "macs")
     kept = [(row, now[row["name"]]) for row in before if row["name"] in now]
-    return [{"layer": old["name"], "kind": old["kind"], **{k: [old[k], getattr(new, k)] for k in numbers}} for old, new in kept]
+    return [
+        {
+            "layer": old["name"],
+            "kind": old["kind"],
+            **{k: [old[k], getattr(new, k)] for k in numbers},
+        }
+        for old, new in kept
+    ]
 
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 1.0}
@@ -105,10 +127,11 @@ BYTES_PER_SCALE = {"fp32": 0.0, "fp16": 0.0, "int8-qdq": 5.0}
 
 
 def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -> Price:
-    """Bytes of the ONNX file of `model` in format `form` as a price over widths; `fixed` are the bytes of the graph itself.
+    """Bytes of the ONNX file of `model` in format `form` as a price over widths; `fixed` are the
+    bytes of the graph itself.
 
-    Each BatchNorm is folded into the layer before it where that can be, which gives the layer a bias; one that stays (before its
-    convolution, as in DenseNet) keeps four numbers a channel.
+    Each BatchNorm is folded into the layer before it where that can be, which gives the layer a
+    bias; one that stays (before its convolution, as in DenseNet) keeps four numbers a channel.
     """
     folded = fold_batchnorm(meta_copy(model))
     outputs = {}
@@ -116,5 +139,9 @@ def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -
         has_bias = getattr(folded.get_submodule(name), "bias", None) is not None
         outputs[name] = BYTES_PER_SCALE[form] + (BYTES_PER_BIAS[form] if has_bias else 0.0)
     each = 4 * (2.0 if form == "fp16" else 4.0)
-    norms = {name: each for name, module in folded.named_modules() if isinstance(module, layers.BatchNorm)}
+    norms = {
+        name: each
+        for name, module in folded.named_modules()
+        if isinstance(module, layers.BatchNorm)
+    }
     return Price(dict.fromkeys(outputs, BYTES_PER_WEIGHT[form]), outputs, fixed, norms)

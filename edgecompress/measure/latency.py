@@ -1,4 +1,6 @@
-"""Latency of an ONNX file in ONNX Runtime: warm-up until stable, then samples; percentiles in milliseconds."""
+"""Latency of an ONNX file in ONNX Runtime: warm-up until stable, then samples; percentiles in
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ from edgecompress.measure.runtime import Array, Runtime
 TURN = 10
 """Runs of a model that are timed in a row."""
 UNCOUNTED, SPIN_MS = 2, 50.0
-"""Runs of a model that are not counted after another has run: so many, and where they use several threads for so many milliseconds.
+"""Runs of a model that are not counted after another has run: so many, and where they use several
+threads for so many milliseconds.
 
-Threads of ONNX Runtime spin for about 40 ms after a run, and take a core from whoever runs next: measured, one third of the speed of VGG16.
+Threads of ONNX Runtime spin for about 40 ms after a run, and take a core from whoever runs next:
+measured, one third of the speed of VGG16.
 """
 
 
@@ -43,7 +47,9 @@ def _timed(runtime: Runtime, batch: Array) -> float:
 
 
 def warm_up(runtime: Runtime, batch: Array, limit_s: float = 3.0) -> int:
-    """Run until the medians of two blocks of 5 runs differ by less than 5 %, or for `limit_s` seconds. Returns the runs."""
+    """Run until the medians of two blocks of 5 runs differ by less than 5 %, or for `limit_s`
+    seconds. Returns the runs.
+    """
     start, runs, last = time.perf_counter(), 0, 0.0
     while True:
         median = float(np.median([_timed(runtime, batch) for _ in range(5)]))
@@ -56,16 +62,27 @@ def warm_up(runtime: Runtime, batch: Array, limit_s: float = 3.0) -> int:
 def settle(runtime: Runtime, batch: Array) -> None:
     """Run uncounted until what ran before is not in the way any more."""
     start, runs = time.perf_counter(), 0
-    while runs < UNCOUNTED or (runtime.threads > 1 and 1e3 * (time.perf_counter() - start) < SPIN_MS):
+    while runs < UNCOUNTED or (
+        runtime.threads > 1 and 1e3 * (time.perf_counter() - start) < SPIN_MS
+    ):
         runtime.run(batch)
         runs += 1
 
 
-def measure(runtimes: list[Runtime], *, batch_size: int = 1, samples: int = 200, limit_s: float = 5.0, seed: int = 0) -> list[Latency]:
-    """Latency of each model, taken in turns of `TURN` runs, so that a drift of the machine meets them alike.
+def measure(
+    runtimes: list[Runtime],
+    *,
+    batch_size: int = 1,
+    samples: int = 200,
+    limit_s: float = 5.0,
+    seed: int = 0,
+) -> list[Latency]:
+    """Latency of each model, taken in turns of `TURN` runs, so that a drift of the machine meets
+    them alike.
 
-    The first runs of a turn are left out (`settle`): another model has emptied the caches, and its threads still spin. At least 20 samples
-    each; then up to `samples`, or until `limit_s` seconds a model are over. Inputs are standard normal.
+    The first runs of a turn are left out (`settle`): another model has emptied the caches, and its
+    threads still spin. At least 20 samples each; then up to `samples`, or until `limit_s` seconds a
+    model are over. Inputs are standard normal.
     """
     generator = np.random.default_rng(seed)
     inputs = [r.random_batch(batch_size, generator) for r in runtimes]
@@ -79,4 +96,7 @@ def measure(runtimes: list[Runtime], *, batch_size: int = 1, samples: int = 200,
             if len(runtimes) > 1:
                 settle(runtime, batch)
             taken[place] += [_timed(runtime, batch) for _ in range(TURN)]
-    return [Latency(tuple(ms), batch_size, runtime.threads, runs) for ms, runtime, runs in zip(taken, runtimes, warm, strict=True)]
+    return [
+        Latency(tuple(ms), batch_size, runtime.threads, runs)
+        for ms, runtime, runs in zip(taken, runtimes, warm, strict=True)
+    ]

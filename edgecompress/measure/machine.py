@@ -1,4 +1,6 @@
-"""What machine this is: processor, instruction sets, cores that we may use, memory, versions. Imports no torch."""
+"""What machine this is: processor, instruction sets, cores that we may use, memory, versions.
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,16 @@ def cpu_name() -> str:
 
 @lru_cache
 def cpu_features() -> frozenset[str]:
-    """Instruction-set flags as the kernel names them (`avx2`, `avx512_vnni`, ...); empty where the kernel does not say."""
+    """Instruction-set flags as the kernel names them (`avx2`, `avx512_vnni`, ...); empty where the
+    kernel does not say.
+    """
     fields = _cpuinfo()
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
 
 def has_int8_dot(features: frozenset[str] | None = None) -> bool:
-    """True where the CPU multiplies int8 without saturating 16-bit sums: VNNI or AMX on x86, dot products on Arm.
+    """True where the CPU multiplies int8 without saturating 16-bit sums: VNNI or AMX on x86, dot
+    products on Arm.
 
     `features` are instruction-set flags as the kernel names them; None: this processor's.
     """
@@ -44,29 +49,44 @@ def has_int8_dot(features: frozenset[str] | None = None) -> bool:
 
 
 def instruction_set(features: frozenset[str]) -> str:
-    """The widest vector instructions among `features`, and whether they multiply int8 exactly, e.g. `AVX-512 with VNNI`."""
+    """The widest vector instructions among `features`, and whether they multiply int8 exactly, e.g.
+    `AVX-512 with VNNI`.
+    """
     if "avx512f" in features:
         return "AVX-512 with VNNI" if "avx512_vnni" in features else "AVX-512 without VNNI"
     if "avx2" in features:
         return "AVX2 with VNNI" if "avx_vnni" in features else "AVX2 without VNNI"
     if features & {"asimd", "neon"}:
-        return "NEON with int8 dot products" if features & {"asimddp", "i8mm"} else "NEON without int8 dot products"
+        return (
+            "NEON with int8 dot products"
+            if features & {"asimddp", "i8mm"}
+            else "NEON without int8 dot products"
+        )
     return "no vector instructions that are known here"
 
 
 def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
-    """What a processor with `features` changes in how networks are trained and quantized, a sentence each."""
+    """What a processor with `features` changes in how networks are trained and quantized, a
+    sentence each.
+    """
     effects = []
     if "avx2" in features and "avx512f" not in features:
-        effects.append("1x1 convolutions with a stride and fewer than 8 input channels train as a slice and stride 1 (oneDNN#6035)")
+        effects.append(
+            "1x1 convolutions with a stride and fewer than 8 input channels train as a slice "
+            "and stride 1 (oneDNN#6035)"
+        )
     if not has_int8_dot(features):
         effects.append("int8 weights get 7 bits, since products of 8 bits saturate")
     return tuple(effects)
 
 
 def cores() -> int:
-    """Cores this process may use: the smaller of its affinity and its cgroup's quota, at least 1."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: the smaller of its affinity and its cgroup's quota, at least
+    1.
+    """
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = _cgroup_quota()
     return max(1, min(allowed, int(quota))) if quota is not None else allowed
 
@@ -89,14 +109,17 @@ def _cgroup_quota() -> float | None:
 def own_peak_rss_bytes() -> int:
     """Largest resident memory of this process since its program began, in bytes.
 
-    On Linux `getrusage` counts what the process was before it became this program, too: a child of a large parent.
+    On Linux `getrusage` counts what the process was before it became this program, too: a child of
+    a large parent.
     """
     status = Path("/proc/self/status")
     if status.is_file():
         found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
         if found:
             return 1024 * int(found.group(1))
-    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(
+        resource.RUSAGE_SELF
+    ).ru_maxrss
 
 
 def peak_rss_bytes() -> int:
@@ -121,9 +144,19 @@ def hardware() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of what it stands on; packages that are not installed are absent."""
+    """Versions of Python, of this package and of what it stands on; packages that are not installed
+    are absent.
+    """
     found = {"python": platform.python_version()}
-    for name in ("edgecompress", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy"):
+    for name in (
+        "edgecompress",
+        "torch",
+        "torchvision",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "numpy",
+    ):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -21,7 +21,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Runtime:
-    """A loaded model with one input: its session, the input's name and shape (without batch; 0 where it is free), and our metadata.
+    """A loaded model with one input: its session, the input's name and shape (without batch; 0
+    where it is free), and our metadata.
 
     `batch` is the only batch that it takes, None for any.
     """
@@ -41,39 +42,68 @@ class Runtime:
         return self.input_type == "tensor(uint8)"
 
     def random_batch(self, size: int, generator: np.random.Generator) -> Array:
-        """Inputs for timing, (size, ...): standard normal, or random pixels of the size that the network reads."""
+        """Inputs for timing, (size, ...): standard normal, or random pixels of the size that the
+        network reads.
+        """
         if self.reads_pixels:
             channels, height, width = self.metadata.get("image_shape") or (0, 0, 0)
             pixels = self.input_shape if 0 not in self.input_shape else (height, width, channels)
             if 0 in pixels:
-                raise UsageError(f"'{self.path.name}' reads images of any size {self.input_shape}: export it with a fixed one to time it")
+                raise UsageError(
+                    f"'{self.path.name}' reads images of any size {self.input_shape}: export "
+                    "it with a fixed one to time it"
+                )
             return generator.integers(0, 256, (size, *pixels), dtype=np.uint8)
         shape = self.input_shape
         if 0 in shape:
             shape = tuple(self.metadata.get("image_shape") or ())
             if len(shape) != len(self.input_shape):
-                raise UsageError(f"'{self.path.name}' reads inputs of any size {self.input_shape}: export it with a fixed one to time it")
+                raise UsageError(
+                    f"'{self.path.name}' reads inputs of any size {self.input_shape}: export "
+                    "it with a fixed one to time it"
+                )
         return generator.standard_normal((size, *shape), dtype=np.float32)
 
     def run(self, batch: Array) -> Array:
-        """Outputs (N, K) for a `batch` (N, C, H, W) float32, or uint8 (N, height, width, C). Raises `UsageError` for another shape."""
+        """Outputs (N, K) for a `batch` (N, C, H, W) float32, or uint8 (N, height, width, C). Raises
+        `UsageError` for another shape.
+        """
         fits = len(batch.shape) == len(self.input_shape) + 1 and all(
             w in (0, s) for s, w in zip(batch.shape[1:], self.input_shape, strict=True)
         )
         if not fits and not self.reads_pixels:
-            raise UsageError(f"input of shape {batch.shape[1:]} for '{self.path.name}': it reads {self.input_shape}")
+            raise UsageError(
+                f"input of shape {batch.shape[1:]} for '{self.path.name}': it reads "
+                f"{self.input_shape}"
+            )
         if self.batch is not None and len(batch) != self.batch:
-            raise UsageError(f"a batch of {len(batch)} for '{self.path.name}', which takes {self.batch} only: export it with a free batch")
+            raise UsageError(
+                f"a batch of {len(batch)} for '{self.path.name}', which takes {self.batch} "
+                "only: export it with a free batch"
+            )
         try:
             outputs = self.session.run(None, {self.input_name: batch})
         except Exception as error:  # onnxruntime raises its own undocumented classes
-            raise UsageError(f"'{self.path.name}' cannot run on inputs {batch.shape}: {' '.join(str(error).split())[:300]}") from error
+            raise UsageError(
+                f"'{self.path.name}' cannot run on inputs {batch.shape}: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from error
         output: Array = outputs[0]
         if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiu":
-            raise UsageError(f"'{self.path.name}' gives no numbers as its first output: export the part that does")
+            raise UsageError(
+                f"'{self.path.name}' gives no numbers as its first output: export the part "
+                "that does"
+            )
         for other in outputs[1:]:
-            if isinstance(other, np.ndarray) and other.dtype.kind == "f" and not np.isfinite(other).all():
-                raise UsageError(f"'{self.path.name}' gives NaN or infinite values in another output: export it again")
+            if (
+                isinstance(other, np.ndarray)
+                and other.dtype.kind == "f"
+                and not np.isfinite(other).all()
+            ):
+                raise UsageError(
+                    f"'{self.path.name}' gives NaN or infinite values in another output: "
+                    "export it again"
+                )
         return output
 
     def run_all(self, batches: Iterable[Array]) -> Array:
@@ -81,16 +111,20 @@ class Runtime:
         return np.concatenate([self.run(batch) for batch in batches])
 
 
-def load(path: Path, *, threads: int | None = None, provider: str = "CPUExecutionProvider") -> Runtime:
+def load(
+    path: Path, *, threads: int | None = None, provider: str = "CPUExecutionProvider"
+) -> Runtime:
     """The model at `path`, ready to run on `threads` threads (default: the cores that we may use).
 
-    Raises `UsageError` for a file that is no ONNX model or has several inputs, `EnvironmentMissingError` for an absent provider.
+    Raises `UsageError` for a file that is no ONNX model or has several inputs,
+    `EnvironmentMissingError` for an absent provider.
     """
     if not path.is_file():
         raise UsageError(f"model '{path}' does not exist: give an .onnx file")
     if provider not in ort.get_available_providers():
         raise EnvironmentMissingError(
-            f"provider '{provider}' is not in this ONNX Runtime ({', '.join(ort.get_available_providers())}): "
+            f"provider '{provider}' is not in this ONNX Runtime "
+            f"({', '.join(ort.get_available_providers())}): "
             "run pip install onnxruntime-gpu, or choose one of these"
         )
     options = ort.SessionOptions()
@@ -104,33 +138,54 @@ def load(path: Path, *, threads: int | None = None, provider: str = "CPUExecutio
     except Exception as error:  # onnxruntime raises its own undocumented classes
         if "fallback to CPU" in str(error):
             raise EnvironmentMissingError(
-                f"provider '{provider}' does not run all of '{path.name}', the rest would fall back to the CPU: choose another, or leave "
+                f"provider '{provider}' does not run all of '{path.name}', the rest would "
+                "fall back to the CPU: choose another, or leave "
                 "--provider out"
             ) from error
-        raise UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}"
+        ) from error
     if provider not in session.get_providers():
         raise EnvironmentMissingError(
-            f"provider '{provider}' could not start here, ONNX Runtime would run on {session.get_providers()[0]}: look at its libraries, "
+            f"provider '{provider}' could not start here, ONNX Runtime would run on "
+            f"{session.get_providers()[0]}: look at its libraries, "
             "e.g. those of CUDA, or choose another"
         )
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise UsageError(f"'{path}' has {len(inputs)} inputs: models with one input are supported")
     custom = session.get_modelmeta().custom_metadata_map
-    metadata = {k.removeprefix("edgecompress."): _json(v) for k, v in custom.items() if k.startswith("edgecompress.")}
+    metadata = {
+        k.removeprefix("edgecompress."): _json(v)
+        for k, v in custom.items()
+        if k.startswith("edgecompress.")
+    }
     if inputs[0].type not in ("tensor(float)", "tensor(uint8)"):
-        raise UsageError(f"'{path}' reads {inputs[0].type}: float32 tensors, or uint8 images, are supported")
+        raise UsageError(
+            f"'{path}' reads {inputs[0].type}: float32 tensors, or uint8 images, are supported"
+        )
     batch, *rest = inputs[0].shape or [None]
     shape = tuple(size if isinstance(size, int) else 0 for size in rest)
     only = batch if isinstance(batch, int) else None
-    return Runtime(path, session, inputs[0].name, shape, metadata, options.intra_op_num_threads, inputs[0].type, only)
+    return Runtime(
+        path,
+        session,
+        inputs[0].name,
+        shape,
+        metadata,
+        options.intra_op_num_threads,
+        inputs[0].type,
+        only,
+    )
 
 
 def fused_graph(path: Path) -> Any:
-    """The model at `path` as ONNX Runtime runs it on the CPU (an `onnx.ModelProto`): after all fusions, before it chooses memory layouts.
+    """The model at `path` as ONNX Runtime runs it on the CPU (an `onnx.ModelProto`): after all
+    fusions, before it chooses memory layouts.
 
-    What a file asks for and what runs differ: an operation between QuantizeLinear and DequantizeLinear for which there is no int8 kernel
-    runs in float. Raises `UsageError` for a file that cannot be loaded.
+    What a file asks for and what runs differ: an operation between QuantizeLinear and
+    DequantizeLinear for which there is no int8 kernel runs in float. Raises `UsageError` for a file
+    that cannot be loaded.
     """
     import onnx
 
@@ -142,7 +197,9 @@ def fused_graph(path: Path) -> Any:
         try:
             ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own undocumented classes
-            raise UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+            raise UsageError(
+                f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}"
+            ) from error
         return onnx.load(options.optimized_model_filepath)
 
 
@@ -177,5 +234,7 @@ def accuracy(logits: Array, labels: Array) -> float:
 def check_finite(outputs: Array) -> Array:
     """`outputs`, which must be numbers. Raises `UsageError`."""
     if not np.isfinite(outputs).all():
-        raise UsageError("the model gives NaN or infinite outputs: what it says means nothing; export it again")
+        raise UsageError(
+            "the model gives NaN or infinite outputs: what it says means nothing; export it again"
+        )
     return outputs

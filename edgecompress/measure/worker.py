@@ -1,9 +1,12 @@
-"""Time one or two ONNX files in this process: `python -m edgecompress.measure.worker`, the child of `measure.regression`.
+"""Time one or two ONNX files in this process: `python -m edgecompress.measure.worker`, the child of
+`measure.regression`.
 
-Reads one JSON object from stdin (`models`, `threads`, `provider`, `batch_size`, `blocks`, `seed`, `swap`, `block_ms`) and prints one on
-stdout: for each model its single runs in milliseconds, and the blocks. A block of two models is A B B A (or B A A B in turns), so that a
-drift of the machine meets both alike; its numbers are the mean milliseconds of a run of each. The first runs after a change of model are
-not counted: the other has emptied the caches, and of several threads some still spin (`latency.settle`).
+Reads one JSON object from stdin (`models`, `threads`, `provider`, `batch_size`, `blocks`, `seed`,
+`swap`, `block_ms`) and prints one on stdout: for each model its single runs in milliseconds, and
+the blocks. A block of two models is A B B A (or B A A B in turns), so that a drift of the machine
+meets both alike; its numbers are the mean milliseconds of a run of each. The first runs after a
+change of model are not counted: the other has emptied the caches, and of several threads some still
+spin (`latency.settle`).
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ def timed_runs(loaded: Runtime, batch: Array, count: int) -> list[float]:
 def checked(loaded: Runtime, batch: Array) -> None:
     """Raises `UsageError` when the model's outputs for `batch` are not numbers."""
     if not np.isfinite(loaded.run(batch)).all():
-        raise UsageError(f"'{loaded.path}' gives NaN or infinite outputs: its latency says nothing; export it again")
+        raise UsageError(
+            f"'{loaded.path}' gives NaN or infinite outputs: its latency says nothing; "
+            "export it again"
+        )
 
 
 def work(asked: dict[str, Any]) -> dict[str, Any]:
@@ -44,17 +50,29 @@ def work(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["swap"]:
         order.reverse()
     loaded: list[Any] = [None] * len(paths)
-    for place in order:  # which is loaded first changes from process to process, as its place in memory does
-        loaded[place] = runtime.load(paths[place], threads=asked["threads"], provider=asked["provider"])
+    for place in (
+        order
+    ):  # which is loaded first changes from process to process, as its place in memory does
+        loaded[place] = runtime.load(
+            paths[place], threads=asked["threads"], provider=asked["provider"]
+        )
     shapes = {f"{'uint8 ' if model.reads_pixels else ''}{model.input_shape}" for model in loaded}
     if len(shapes) > 1:
-        raise UsageError(f"the models read different inputs ({' and '.join(sorted(shapes))}): compare models of one input")
+        raise UsageError(
+            f"the models read different inputs ({' and '.join(sorted(shapes))}): compare "
+            "models of one input"
+        )
     batch = loaded[0].random_batch(asked["batch_size"], np.random.default_rng(asked["seed"]))
     runs = []
     for model in loaded:
         checked(model, batch)
         latency.warm_up(model, batch)
-        runs.append(max(1, round(asked["block_ms"] / max(1e-3, float(np.median(timed_runs(model, batch, 5)))))))
+        runs.append(
+            max(
+                1,
+                round(asked["block_ms"] / max(1e-3, float(np.median(timed_runs(model, batch, 5))))),
+            )
+        )
     count, samples, blocks, last = min(runs), [list[float]() for _ in loaded], [], -1
     for number in range(asked["blocks"]):
         sides = list(range(len(loaded)))

@@ -1,9 +1,12 @@
-"""Does merging help? Strategies under one budget of epochs, many times, and the statistics of their results.
+"""Does merging help? Strategies under one budget of epochs, many times, and the statistics of their
+results.
 
-    student     two parents for a third of the budget each, merged with gates for a sixth, fine-tuned for a sixth
+    student     two parents for a third of the budget each, merged with gates for a sixth,
+                fine-tuned for a sixth
     bo3         the best of three networks, a third of the budget each, chosen on validation
     one         one network for the whole budget
-    distilled   a network that learns for a third from the mean of the student's two parents, the same budget as the student
+    distilled   a network that learns for a third from the mean of the student's two parents, the
+                same budget as the student
 
 The student's parents are the first two of bo3's three, so these two are paired.
 """
@@ -34,7 +37,9 @@ DISTILLED_SHARE = 0.7
 
 @dataclass(frozen=True)
 class SineSetting:
-    """The sine experiment: `budget` epochs a strategy, `repeats` results of each; the source's values."""
+    """The sine experiment: `budget` epochs a strategy, `repeats` results of each; the source's
+    values.
+    """
 
     budget: int = 900
     repeats: int = 50
@@ -50,23 +55,32 @@ class SineSetting:
 
     def __post_init__(self) -> None:
         if self.budget % 6:
-            raise UsageError(f"budget {self.budget} cannot be spent alike: strategies take thirds and sixths of it; give a multiple of 6")
+            raise UsageError(
+                f"budget {self.budget} cannot be spent alike: strategies take thirds and "
+                "sixths of it; give a multiple of 6"
+            )
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     """min, max, median, mean and standard deviation of the results of a strategy."""
     array = np.asarray(values, dtype=np.float64)
     return {
-        "min": float(array.min()), "max": float(array.max()), "median": float(np.median(array)), "mean": float(array.mean()),
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "median": float(np.median(array)),
+        "mean": float(array.mean()),
         "std": float(array.std(ddof=1)) if len(array) > 1 else 0.0,
-    }  # fmt: skip
+    }
 
 
-def versus(first: Sequence[float], other: Sequence[float], *, paired: bool = False) -> dict[str, Any]:
-    """Two strategies' results held against each other: test, two-sided p-value, and an effect size in -1..1 (negative: `first` is lower).
+def versus(
+    first: Sequence[float], other: Sequence[float], *, paired: bool = False
+) -> dict[str, Any]:
+    """Two strategies' results held against each other: test, two-sided p-value, and an effect size
+    in -1..1 (negative: `first` is lower).
 
-    Unpaired: Mann and Whitney's rank test, the effect is Cliff's delta. Paired: Wilcoxon's signed-rank test, the effect is the matched
-    rank-biserial correlation.
+    Unpaired: Mann and Whitney's rank test, the effect is Cliff's delta. Paired: Wilcoxon's
+    signed-rank test, the effect is the matched rank-biserial correlation.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if paired:
@@ -79,15 +93,24 @@ def versus(first: Sequence[float], other: Sequence[float], *, paired: bool = Fal
         p = float(stats.wilcoxon(difference).pvalue)
         return {"test": "wilcoxon", "p": p, "effect": float((ranks * signs).sum() / ranks.sum())}
     found = stats.mannwhitneyu(a, b, alternative="two-sided")
-    return {"test": "mann-whitney", "p": float(found.pvalue), "effect": float(2 * found.statistic / (len(a) * len(b)) - 1)}
+    return {
+        "test": "mann-whitney",
+        "p": float(found.pvalue),
+        "effect": float(2 * found.statistic / (len(a) * len(b)) - 1),
+    }
 
 
 def compared(results: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """The summary of every strategy, and the student against each other one; bo3 and distilled share its parents: they are paired."""
+    """The summary of every strategy, and the student against each other one; bo3 and distilled
+    share its parents: they are paired.
+    """
     others = [name for name in results if name != "student"]
     return {
         "summary": {name: summary(values) for name, values in results.items()},
-        "student_against": {name: versus(results["student"], results[name], paired=name in ("bo3", "distilled")) for name in others},
+        "student_against": {
+            name: versus(results["student"], results[name], paired=name in ("bo3", "distilled"))
+            for name in others
+        },
     }
 
 
@@ -99,12 +122,16 @@ def stepped(rate: float, after: float, epochs: int) -> Callable[[int], float]:
 def sine_experiment(
     data: SineData, setting: SineSetting, on_phase: Callable[[str], None] | None = None
 ) -> tuple[dict[str, list[float]], nn.Module]:
-    """Test losses of every strategy, `repeats` each, and the student that is best on validation. All networks of a phase train at once."""
+    """Test losses of every strategy, `repeats` each, and the student that is best on validation.
+    All networks of a phase train at once.
+    """
     say = on_phase or (lambda _: None)
     third, sixth, count = setting.budget // 3, setting.budget // 6, setting.repeats
     x, y = data.train.x, data.train.y
 
-    def trained(models: list[nn.Module], epochs: int, after: float, first_seed: int, targets: Tensor = y) -> list[nn.Module]:
+    def trained(
+        models: list[nn.Module], epochs: int, after: float, first_seed: int, targets: Tensor = y
+    ) -> list[nn.Module]:
         settings = ManySettings(epochs, stepped(setting.rate, after, epochs), setting.batch_size)
         seeds = [setting.seed * 1_000_000 + first_seed + n for n in range(len(models))]
         return train_many(models, x, targets, settings, seeds=seeds)
@@ -129,24 +156,49 @@ def sine_experiment(
 
     say(f"{count} networks, {setting.budget} epochs")
     alone = trained(fresh(count, setting, 2), setting.budget, 8 / 9, 300_000)
-    lost = {name: losses_of(models, data.test.x, data.test.y) for name, models in
-            (("student", students), ("one", alone), ("distilled", distilled))}  # fmt: skip
-    found = {"student": lost["student"], "bo3": best, "one": lost["one"], "distilled": lost["distilled"]}
+    lost = {
+        name: losses_of(models, data.test.x, data.test.y)
+        for name, models in (("student", students), ("one", alone), ("distilled", distilled))
+    }
+    found = {
+        "student": lost["student"],
+        "bo3": best,
+        "one": lost["one"],
+        "distilled": lost["distilled"],
+    }
     held = losses_of(students, data.validation.x, data.validation.y)
-    return {name: [float(value) for value in values] for name, values in found.items()}, students[int(held.argmin())]
+    return {name: [float(value) for value in values] for name, values in found.items()}, students[
+        int(held.argmin())
+    ]
 
 
 def fresh(count: int, setting: SineSetting, stream: int) -> list[nn.Module]:
-    """`count` networks 1-hidden-1 from the default initialisation, drawn by the setting's seed and `stream`."""
+    """`count` networks 1-hidden-1 from the default initialisation, drawn by the setting's seed and
+    `stream`.
+    """
     torch.manual_seed(setting.seed * 100 + stream)
     return [Mlp(1, (setting.hidden,), 1) for _ in range(count)]
 
 
-def merged_many(pairs: Sequence[tuple[nn.Module, nn.Module]], x: Tensor, y: Tensor, setting: SineSetting, epochs: int) -> list[nn.Module]:
-    """Every pair as one network of its parents' size: stacked, gated, trained together, cut to the most open half."""
+def merged_many(
+    pairs: Sequence[tuple[nn.Module, nn.Module]],
+    x: Tensor,
+    y: Tensor,
+    setting: SineSetting,
+    epochs: int,
+) -> list[nn.Module]:
+    """Every pair as one network of its parents' size: stacked, gated, trained together, cut to the
+    most open half.
+    """
     wide = [stack(pair, x[:1]) for pair in pairs]
-    gated = [Gated(model, trace(model, x[:1]), noise=setting.noise, seed=n) for n, model in enumerate(wide)]
-    weights = [setting.lambda_scale * w for w in lambdas(setting.lambda_schedule, max(1, epochs), setting.lambda_start)]
+    gated = [
+        Gated(model, trace(model, x[:1]), noise=setting.noise, seed=n)
+        for n, model in enumerate(wide)
+    ]
+    weights = [
+        setting.lambda_scale * w
+        for w in lambdas(setting.lambda_schedule, max(1, epochs), setting.lambda_start)
+    ]
     places = [(gated[0].offsets[g.name], g.size) for g in gated[0].graph.groups]
 
     def penalty(parameters: Mapping[str, Tensor], epoch: int) -> Tensor:
@@ -154,7 +206,12 @@ def merged_many(pairs: Sequence[tuple[nn.Module, nn.Module]], x: Tensor, y: Tens
         means = torch.stack([openness[:, start : start + size].mean(1) for start, size in places])
         return weights[epoch - 1] * (0.5 - means).square().mean(0)
 
-    settings = ManySettings(epochs, lambda _: setting.rate, setting.batch_size, faster=(("log_alpha", setting.gate_factor),))
+    settings = ManySettings(
+        epochs,
+        lambda _: setting.rate,
+        setting.batch_size,
+        faster=(("log_alpha", setting.gate_factor),),
+    )
     seeds = [setting.seed * 1_000_000 + 400_000 + n for n in range(len(gated))]
     train_many(gated, x, y, settings, seeds=seeds, penalty=penalty)
     return [model.cut(most_open(model.scores(), 0.5)) for model in gated]

@@ -1,10 +1,15 @@
-"""Losses that learn from a teacher's logits. Shapes: student and teacher logits (B, K), labels (B,).
+"""Losses that learn from a teacher's logits. Shapes: student and teacher logits (B, K), labels
+(B,).
 
-kl            T^2 KL(softmax(t / T) || softmax(s / T))                                      Hinton, Vinyals and Dean 2015
-softmax-mse   mean of (softmax(s / T) - softmax(t / T))^2 over samples and classes          García González 2022, T = 5
-dkd           T^2 (TCKD + 8 NCKD): the teacher's trust in the right class, and how it ranks the others, apart      Zhao et al. 2022
+kl            T^2 KL(softmax(t / T) || softmax(s / T))                                      Hinton,
+              Vinyals and Dean 2015
+softmax-mse   mean of (softmax(s / T) - softmax(t / T))^2 over samples and classes          García
+              González 2022, T = 5
+dkd           T^2 (TCKD + 8 NCKD): the teacher's trust in the right class, and how it ranks the
+              others, apart      Zhao et al. 2022
 
-Each is mixed with the labels: alpha * soft + (1 - alpha) * cross-entropy. A regression mixes the mean square errors to teacher and labels.
+Each is mixed with the labels: alpha * soft + (1 - alpha) * cross-entropy. A regression mixes the
+mean square errors to teacher and labels.
 """
 
 from __future__ import annotations
@@ -22,7 +27,8 @@ from edgecompress.train.fit import Loss
 
 @dataclass(frozen=True)
 class TopK:
-    """The k largest logits of a teacher: `values` and their classes `indices` (B, k), and `rest` (B,), log sum exp(t / T) of all others.
+    """The k largest logits of a teacher: `values` and their classes `indices` (B, k), and `rest`
+    (B,), log sum exp(t / T) of all others.
 
     `rest` is -inf where k is all classes.
     """
@@ -47,18 +53,26 @@ NCKD_WEIGHT = 8.0
 def kl_divergence(student: Tensor, teacher: Target, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch.
 
-    Of a `TopK`, the classes that it leaves out count as one class, for teacher and student alike: the divergence of the coarser
-    distributions, which is at most the dense one and equals it when k is all classes (or all but one).
+    Of a `TopK`, the classes that it leaves out count as one class, for teacher and student alike:
+    the divergence of the coarser distributions, which is at most the dense one and equals it when k
+    is all classes (or all but one).
     """
     if isinstance(teacher, TopK):
         log_teacher, log_student = _coarse(student, teacher, temperature)
     else:
-        log_teacher, log_student = F.log_softmax(teacher / temperature, 1), F.log_softmax(student / temperature, 1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+        log_teacher, log_student = (
+            F.log_softmax(teacher / temperature, 1),
+            F.log_softmax(student / temperature, 1),
+        )
+    return (
+        F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+    )
 
 
 def _coarse(student: Tensor, teacher: TopK, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, k + 1) of teacher and student over the k classes and all others together."""
+    """Log-probabilities (B, k + 1) of teacher and student over the k classes and all others
+    together.
+    """
     scaled = student / temperature
     kept = torch.zeros_like(scaled, dtype=torch.bool).scatter_(1, teacher.indices, True)
     log_teacher = torch.cat([teacher.values / temperature, teacher.rest[:, None]], 1).log_softmax(1)
@@ -71,7 +85,9 @@ def _coarse(student: Tensor, teacher: TopK, temperature: float) -> tuple[Tensor,
 
 def softmax_mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Mean square difference of the two softmaxes at T, over samples and classes."""
-    return F.mse_loss(torch.softmax(student / temperature, 1), torch.softmax(teacher / temperature, 1))
+    return F.mse_loss(
+        torch.softmax(student / temperature, 1), torch.softmax(teacher / temperature, 1)
+    )
 
 
 def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -108,8 +124,12 @@ def _dense(teacher: Target) -> Tensor:
     return teacher
 
 
-def learning_from(targets: Targets, name: str = "kl", temperature: float | None = None, alpha: float | None = None) -> Loss:
-    """alpha * soft + (1 - alpha) * cross-entropy, where `targets(batch)` gives what the teacher says."""
+def learning_from(
+    targets: Targets, name: str = "kl", temperature: float | None = None, alpha: float | None = None
+) -> Loss:
+    """alpha * soft + (1 - alpha) * cross-entropy, where `targets(batch)` gives what the teacher
+    says.
+    """
     soft, share = soft_loss(name, temperature), DEFAULTS[name][1] if alpha is None else alpha
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -124,14 +144,20 @@ def learning_from(targets: Targets, name: str = "kl", temperature: float | None 
 
 
 def peer(name: str) -> Targets:
-    """As targets, the logits of the network `name` that trains on the same batch (online distillation)."""
+    """As targets, the logits of the network `name` that trains on the same batch (online
+    distillation).
+    """
     return lambda batch: batch.logits[name]
 
 
 def mutual(name: str) -> Loss:
-    """Cross-entropy + KL(softmax(other) || softmax(own)) at T = 1: deep mutual learning with the network `name` (Zhang et al. 2018)."""
+    """Cross-entropy + KL(softmax(other) || softmax(own)) at T = 1: deep mutual learning with the
+    network `name` (Zhang et al. 2018).
+    """
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(logits, batch.labels) + kl_divergence(logits, batch.logits[name], 1.0)
+        return F.cross_entropy(logits, batch.labels) + kl_divergence(
+            logits, batch.logits[name], 1.0
+        )
 
     return loss

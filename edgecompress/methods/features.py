@@ -1,10 +1,14 @@
-"""Losses on features: hints (Romero et al. 2015) and attention transfer (Zagoruyko and Komodakis 2017).
+"""Losses on features: hints (Romero et al. 2015) and attention transfer (Zagoruyko and Komodakis
+2017).
 
-hint        mean of (adapter(student) - teacher)^2; the adapter is a 1×1 convolution from the student's channels to the teacher's
-attention   mean of (a(student) - a(teacher))^2, where a is the mean over channels of the squared activation, divided by its norm
+hint        mean of (adapter(student) - teacher)^2; the adapter is a 1×1 convolution from the
+            student's channels to the teacher's
+attention   mean of (a(student) - a(teacher))^2, where a is the mean over channels of the squared
+            activation, divided by its norm
 
-Maps of different sizes are averaged down to the smaller one. The adapters train beside the student and are dropped with the training: the
-student's class, and so its file, never sees them. When the student is cut, they lose the same inputs.
+Maps of different sizes are averaged down to the smaller one. The adapters train beside the student
+and are dropped with the training: the student's class, and so its file, never sees them. When the
+student is cut, they lose the same inputs.
 """
 
 from __future__ import annotations
@@ -30,32 +34,50 @@ Size = tuple[int, int]
 
 
 def convolutions(model: nn.Module, example: Tensor) -> dict[str, Size]:
-    """The convolutions of `model` that make maps larger than one pixel, in order, with the size (H, W) of their maps."""
+    """The convolutions of `model` that make maps larger than one pixel, in order, with the size (H,
+    W) of their maps.
+    """
     shapes = trace(model, example).output_shapes
-    found = {n: (shapes[n][2], shapes[n][3]) for n, m in model.named_modules() if n in shapes and layers.is_conv(m) and len(shapes[n]) == 4}
+    found = {
+        n: (shapes[n][2], shapes[n][3])
+        for n, m in model.named_modules()
+        if n in shapes and layers.is_conv(m) and len(shapes[n]) == 4
+    }
     return {name: size for name, size in found.items() if size[0] * size[1] > 1}
 
 
 def last_of_each_size(sizes: Mapping[str, Size]) -> list[str]:
     """The last convolution before each change of the map's size."""
     names = list(sizes)
-    return [name for place, name in enumerate(names) if place + 1 == len(names) or sizes[names[place + 1]] != sizes[name]]
+    return [
+        name
+        for place, name in enumerate(names)
+        if place + 1 == len(names) or sizes[names[place + 1]] != sizes[name]
+    ]
 
 
 def map_ends(model: nn.Module, example: Tensor, most: int = 3) -> dict[str, Size]:
-    """The last convolutions before each change of the map's size, in order, with that size: at most `most`, those nearest the output.
+    """The last convolutions before each change of the map's size, in order, with that size: at most
+    `most`, those nearest the output.
 
     Raises `UsageError` for a network that makes no maps.
     """
     sizes = convolutions(model, example)
     if not sizes:
-        raise UsageError("features need convolutions in student and teacher: use a loss on logits alone")
+        raise UsageError(
+            "features need convolutions in student and teacher: use a loss on logits alone"
+        )
     return {name: sizes[name] for name in last_of_each_size(sizes)[-most:]}
 
 
-def default_pairs(student: nn.Module, teacher: nn.Module, student_example: Tensor, teacher_example: Tensor) -> dict[str, str]:
+def default_pairs(
+    student: nn.Module, teacher: nn.Module, student_example: Tensor, teacher_example: Tensor
+) -> dict[str, str]:
     """{student layer: teacher layer}: the `map_ends` of both, paired from the output back."""
-    mine, theirs = list(map_ends(student, student_example)), list(map_ends(teacher, teacher_example))
+    mine, theirs = (
+        list(map_ends(student, student_example)),
+        list(map_ends(teacher, teacher_example)),
+    )
     count = min(len(mine), len(theirs))
     return dict(zip(mine[-count:], theirs[-count:], strict=True))
 
@@ -71,11 +93,15 @@ class _Tap:
 
 
 Said = Callable[[Batch, Sequence[Size]], Sequence[Tensor]]
-"""(batch, the sizes (H, W) of the student's maps) -> what the teacher's layers say of it, each as `reduced` makes it."""
+"""(batch, the sizes (H, W) of the student's maps) -> what the teacher's layers say of it, each as
+`reduced` makes it.
+"""
 
 
 class Taps:
-    """Listens to named convolutions of one network at a time. Raises `UnknownNameError` for a layer that does not exist."""
+    """Listens to named convolutions of one network at a time. Raises `UnknownNameError` for a layer
+    that does not exist.
+    """
 
     def __init__(self, names: Sequence[str], role: str) -> None:
         self.names, self.role = list(names), role
@@ -97,16 +123,20 @@ class Taps:
 
     def heard(self) -> list[Tensor]:
         """The last output (B, C, H, W) of each layer, float32."""
-        missing = [name for name, tap in zip(self.names, self._taps, strict=True) if tap.value is None]
+        missing = [
+            name for name, tap in zip(self.names, self._taps, strict=True) if tap.value is None
+        ]
         if missing:
             raise ValueError(f"{self.role} layer {missing[0]} has not run")
         return [tap.value.float() for tap in self._taps if tap.value is not None]
 
 
 def reduced(kind: str, maps: Tensor, size: Size) -> Tensor:
-    """What a loss of `kind` reads of a teacher's `maps` (B, C, H, W) beside a student's maps of `size`.
+    """What a loss of `kind` reads of a teacher's `maps` (B, C, H, W) beside a student's maps of
+    `size`.
 
-    They are averaged down to the smaller of both sizes: (B, C, h, w) for a hint, their attention (B, 1, h, w) for attention.
+    They are averaged down to the smaller of both sizes: (B, C, h, w) for a hint, their attention
+    (B, 1, h, w) for attention.
     """
     small = (min(size[0], maps.shape[2]), min(size[1], maps.shape[3]))
     pooled = F.adaptive_avg_pool2d(maps, small)
@@ -127,7 +157,9 @@ def beside(kind: str, names: Sequence[str], teacher: nn.Module, preprocess: Prep
         try:
             with torch.no_grad():
                 teacher(compact(preprocess(batch.pixels)))
-            return [reduced(kind, maps, size) for maps, size in zip(taps.heard(), sizes, strict=True)]
+            return [
+                reduced(kind, maps, size) for maps, size in zip(taps.heard(), sizes, strict=True)
+            ]
         finally:
             taps.detach()
 
@@ -135,16 +167,30 @@ def beside(kind: str, names: Sequence[str], teacher: nn.Module, preprocess: Prep
 
 
 class FeatureLoss:
-    """`base` + `weight` * the mean feature loss over `layers` of the student; a `Companion` of its training.
+    """`base` + `weight` * the mean feature loss over `layers` of the student; a `Companion` of its
+    training.
 
-    `said` gives what the teacher's layers, of `channels` channels each, say of a batch. Raises `UnknownNameError` for a layer that does not
-    exist and `UsageError` for one that makes no maps.
+    `said` gives what the teacher's layers, of `channels` channels each, say of a batch. Raises
+    `UnknownNameError` for a layer that does not exist and `UsageError` for one that makes no maps.
     """
 
     def __init__(
-        self, kind: str, layers_: Sequence[str], student: nn.Module, channels: Sequence[int], said: Said, base: Loss, weight: float = 1.0
+        self,
+        kind: str,
+        layers_: Sequence[str],
+        student: nn.Module,
+        channels: Sequence[int],
+        said: Said,
+        base: Loss,
+        weight: float = 1.0,
     ) -> None:
-        self.kind, self.layers, self.said, self.base, self.weight = kind, list(layers_), said, base, weight
+        self.kind, self.layers, self.said, self.base, self.weight = (
+            kind,
+            list(layers_),
+            said,
+            base,
+            weight,
+        )
         self.taps = Taps(self.layers, "student")
         self.attach(student)
         self.detach()
@@ -157,12 +203,29 @@ class FeatureLoss:
 
     @classmethod
     def of_pairs(
-        cls, kind: str, pairs: Mapping[str, str], student: nn.Module, teacher: nn.Module, preprocess: Preprocess, base: Loss,
+        cls,
+        kind: str,
+        pairs: Mapping[str, str],
+        student: nn.Module,
+        teacher: nn.Module,
+        preprocess: Preprocess,
+        base: Loss,
         weight: float = 1.0,
-    ) -> FeatureLoss:  # fmt: skip
+    ) -> FeatureLoss:
         """The loss over `pairs` {student layer: teacher layer}, the teacher beside the student."""
-        channels = [layers.axis_size(convolution_of(teacher, name, "teacher"), "out") for name in pairs.values()]
-        return cls(kind, list(pairs), student, channels, beside(kind, list(pairs.values()), teacher, preprocess), base, weight)
+        channels = [
+            layers.axis_size(convolution_of(teacher, name, "teacher"), "out")
+            for name in pairs.values()
+        ]
+        return cls(
+            kind,
+            list(pairs),
+            student,
+            channels,
+            beside(kind, list(pairs.values()), teacher, preprocess),
+            base,
+            weight,
+        )
 
     def attach(self, student: nn.Module) -> None:
         """Listen to the layers of `student`."""
@@ -176,7 +239,10 @@ class FeatureLoss:
         """The loss of the batch that the student has just read."""
         mine = self.taps.heard()
         theirs = self.said(batch, [(maps.shape[2], maps.shape[3]) for maps in mine])
-        values = [self._distance(name, *pair) for name, *pair in zip(self.layers, mine, theirs, strict=True)]
+        values = [
+            self._distance(name, *pair)
+            for name, *pair in zip(self.layers, mine, theirs, strict=True)
+        ]
         return self.base(logits, batch) + self.weight * torch.stack(values).mean()
 
     def _distance(self, name: str, student: Tensor, said: Tensor) -> Tensor:
@@ -214,7 +280,9 @@ class FeatureLoss:
 
 
 def attention(maps: Tensor) -> Tensor:
-    """Attention of `maps` (B, C, H, W): the mean square over channels, flattened, of unit length: (B, H * W)."""
+    """Attention of `maps` (B, C, H, W): the mean square over channels, flattened, of unit length:
+    (B, H * W).
+    """
     return F.normalize(maps.square().mean(1).flatten(1))
 
 

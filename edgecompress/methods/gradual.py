@@ -1,7 +1,9 @@
-"""When and how much to cut while a network trains: shares for each layer, and the epochs at which they go.
+"""When and how much to cut while a network trains: shares for each layer, and the epochs at which
+they go.
 
-Cutting a share x of what is left, n times, leaves y = (1 - x)^n, so n = log(y) / log(1 - x). A layer whose inputs keep a share a and whose
-outputs keep a share b keeps a * b of its parameters; `dynamic` solves that for the shares that global pruning would leave in each layer.
+Cutting a share x of what is left, n times, leaves y = (1 - x)^n, so n = log(y) / log(1 - x). A
+layer whose inputs keep a share a and whose outputs keep a share b keeps a * b of its parameters;
+`dynamic` solves that for the shares that global pruning would leave in each layer.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ Shares = dict[str, float]
 
 @dataclass(frozen=True)
 class Cut:
-    """One cut: after the training of `epoch`, each group in `widths` has at most that many channels."""
+    """One cut: after the training of `epoch`, each group in `widths` has at most that many
+    channels.
+    """
 
     epoch: int
     widths: Mapping[str, int]
@@ -35,7 +39,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutPlan:
-    """All cuts of a training, in order of epochs, and the groups that keep more than was asked, with the reason."""
+    """All cuts of a training, in order of epochs, and the groups that keep more than was asked,
+    with the reason.
+    """
 
     cuts: tuple[Cut, ...]
     left_alone: Mapping[str, str]
@@ -46,36 +52,57 @@ class CutPlan:
 
 
 def cuts_needed(kept: float, step: float) -> int:
-    """How many cuts of the share `step` leave the share `kept`: n = log(kept) / log(1 - step), rounded, at least 1 if anything goes."""
+    """How many cuts of the share `step` leave the share `kept`: n = log(kept) / log(1 - step),
+    rounded, at least 1 if anything goes.
+    """
     if not 0 < step < 1:
-        raise UsageError(f"step {step:g} is outside 0..1: give the share of channels that one cut removes, e.g. 2%")
+        raise UsageError(
+            f"step {step:g} is outside 0..1: give the share of channels that one cut "
+            "removes, e.g. 2%"
+        )
     return 0 if kept >= 1 else max(1, round(math.log(max(kept, 1e-6)) / math.log(1 - step)))
 
 
 def spread(count: int, schedule: str, epochs: int) -> list[int]:
-    """`count` epochs (from 1), evenly over the part of a training that `schedule` names: early: all, middle: from 1/3, late: from 2/3.
+    """`count` epochs (from 1), evenly over the part of a training that `schedule` names: early:
+    all, middle: from 1/3, late: from 2/3.
 
-    The last epoch of a training stays free of cuts where it can, so that the network learns after the last one.
+    The last epoch of a training stays free of cuts where it can, so that the network learns after
+    the last one.
     """
     if schedule not in SCHEDULES:
-        raise UsageError(f"schedule '{schedule}' is not known: allowed are {', '.join(SCHEDULES)}, or a list of epochs")
+        raise UsageError(
+            f"schedule '{schedule}' is not known: allowed are {', '.join(SCHEDULES)}, or a "
+            "list of epochs"
+        )
     last = max(1, epochs - 1)
     first = min(last, math.floor(epochs * _START[schedule]) + 1)
     return [first + math.floor((i + 0.5) * (last - first + 1) / count) for i in range(count)]
 
 
 def plan_cuts(
-    groups: Sequence[ChannelGroup], shares: Shares, schedule: str | Sequence[int], epochs: int, *, step: float, floor: float
+    groups: Sequence[ChannelGroup],
+    shares: Shares,
+    schedule: str | Sequence[int],
+    epochs: int,
+    *,
+    step: float,
+    floor: float,
 ) -> CutPlan:
-    """Cuts that bring each group to its share. A list of epochs cuts all groups at each; a word spreads each group's own number of cuts.
+    """Cuts that bring each group to its share. A list of epochs cuts all groups at each; a word
+    spreads each group's own number of cuts.
 
-    After cut i of n a group of C channels that keeps the share y in the end has round(C y^(i/n)), never fewer than its floor. A group
-    whose share is less than one channel is left alone. Raises `UsageError` for an epoch outside the training.
+    After cut i of n a group of C channels that keeps the share y in the end has round(C y^(i/n)),
+    never fewer than its floor. A group whose share is less than one channel is left alone. Raises
+    `UsageError` for an epoch outside the training.
     """
     if not isinstance(schedule, str):
         wrong = [e for e in schedule if not 1 <= e <= epochs]
         if wrong or not schedule:
-            raise UsageError(f"schedule names epoch {wrong[0] if wrong else '-'}: allowed are 1..{epochs}, at least one")
+            raise UsageError(
+                f"schedule names epoch {wrong[0] if wrong else '-'}: allowed are "
+                f"1..{epochs}, at least one"
+            )
     widths: dict[int, dict[str, int]] = {}
     left: dict[str, str] = {}
     for group in groups:
@@ -87,11 +114,16 @@ def plan_cuts(
             left[group.name] = f"{1 - kept:.1%} of {group.size} channels is less than one"
             continue
         if wanted < lowest:
-            left[group.name] = f"{1 - kept:.1%} of {group.size} channels would leave {wanted}: kept at its floor of {lowest}"
+            left[group.name] = (
+                f"{1 - kept:.1%} of {group.size} channels would leave {wanted}: kept at its "
+                f"floor of {lowest}"
+            )
         count = cuts_needed(kept, step)
         when = spread(count, schedule, epochs) if isinstance(schedule, str) else sorted(schedule)
         for number, epoch in enumerate(when, start=1):
-            widths.setdefault(epoch, {})[group.name] = max(lowest, round(group.size * kept ** (number / len(when))))
+            widths.setdefault(epoch, {})[group.name] = max(
+                lowest, round(group.size * kept ** (number / len(when)))
+            )
     return CutPlan(tuple(Cut(epoch, widths[epoch]) for epoch in sorted(widths)), left)
 
 
@@ -101,7 +133,9 @@ def static_shares(groups: Sequence[ChannelGroup], strength: float) -> Shares:
 
 
 def layer_shares(graph: ChannelGraph, removed: Mapping[str, float]) -> Shares:
-    """Shares kept by group, from shares `removed` of the outputs of named layers. Raises as `groups_of` does."""
+    """Shares kept by group, from shares `removed` of the outputs of named layers. Raises as
+    `groups_of` does.
+    """
     found: Shares = {}
     for layer, share in removed.items():
         for group in groups_of(graph, layer):
@@ -112,7 +146,8 @@ def layer_shares(graph: ChannelGraph, removed: Mapping[str, float]) -> Shares:
 def groups_of(graph: ChannelGraph, layer: str) -> list[ChannelGroup]:
     """The prunable groups that hold output channels of `layer`.
 
-    Raises `UnknownNameError` for a layer that does not exist, `UsageError` for one whose outputs must all stay.
+    Raises `UnknownNameError` for a layer that does not exist, `UsageError` for one whose outputs
+    must all stay.
     """
 
     def makes(group: ChannelGroup) -> bool:
@@ -129,7 +164,9 @@ def groups_of(graph: ChannelGraph, layer: str) -> list[ChannelGroup]:
 
 
 class DynamicShares:
-    """Shares for each group from the profile of global magnitude pruning: what it takes from each layer's parameters, layer by layer."""
+    """Shares for each group from the profile of global magnitude pruning: what it takes from each
+    layer's parameters, layer by layer.
+    """
 
     LEVELS = tuple(level / 20 for level in range(20))
 
@@ -138,10 +175,14 @@ class DynamicShares:
         taken = [zero_shares(model, level) for level in self.LEVELS]
         names = [n for n in self._widths.layers if n in taken[0]]
         self._rows = torch.tensor([self._widths.layers.index(n) for n in names])
-        self._kept = torch.tensor([[1 - level[n] for n in names] for level in taken], dtype=torch.float64)  # (levels, layers)
+        self._kept = torch.tensor(
+            [[1 - level[n] for n in names] for level in taken], dtype=torch.float64
+        )  # (levels, layers)
 
     def __call__(self, strength: float) -> Shares:
-        """Shares kept when global pruning takes the share `strength` (0..0.95) of all weights; between levels, linear."""
+        """Shares kept when global pruning takes the share `strength` (0..0.95) of all weights;
+        between levels, linear.
+        """
         place = min(max(strength, 0.0), self.LEVELS[-1]) * 20
         low = min(int(place), len(self.LEVELS) - 2)
         kept = torch.lerp(self._kept[low], self._kept[low + 1], place - low)
@@ -149,15 +190,23 @@ class DynamicShares:
 
 
 def solve_shares(graph: ChannelGraph, widths: Widths, rows: Tensor, kept: Tensor) -> Shares:
-    """Group shares in 0..1 whose products a * b come nearest, in the logarithm, to the parameters `kept` (R,) by the layers in `rows` (R,).
+    """Group shares in 0..1 whose products a * b come nearest, in the logarithm, to the parameters
+    `kept` (R,) by the layers in `rows` (R,).
 
-    Least squares over the whole graph, so residual streams and concats are shared as they are in the network. On a chain of layers it is
-    the forward recursion b = kept / a, as far as that stays below 1.
+    Least squares over the whole graph, so residual streams and concats are shared as they are in
+    the network. On a chain of layers it is the forward recursion b = kept / a, as far as that stays
+    below 1.
     """
     sizes = torch.tensor([group.size for group in graph.groups], dtype=torch.float64)
     target = kept.clamp_min(1e-4).log()
     free = torch.full_like(sizes, 2.0).requires_grad_()
-    solver = torch.optim.LBFGS([free], max_iter=300, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [free],
+        max_iter=300,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         solver.zero_grad()
@@ -174,8 +223,12 @@ def solve_shares(graph: ChannelGraph, widths: Widths, rows: Tensor, kept: Tensor
     return {group.name: share for group, share in zip(graph.groups, solved, strict=True)}
 
 
-def strength_for(shares_at: Callable[[float], Shares], cost_of: Callable[[Shares], float], limit: float) -> float:
-    """The least strength (0..1) at which a network with the shares of that strength costs at most `limit`, by bisection; 1 if none does."""
+def strength_for(
+    shares_at: Callable[[float], Shares], cost_of: Callable[[Shares], float], limit: float
+) -> float:
+    """The least strength (0..1) at which a network with the shares of that strength costs at most
+    `limit`, by bisection; 1 if none does.
+    """
     if cost_of(shares_at(0.0)) <= limit:
         return 0.0
     low, high = 0.0, 1.0

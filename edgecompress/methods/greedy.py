@@ -1,12 +1,15 @@
-"""Greedy merging: which channels of a wide network matter, layer by layer from the output back; then a student that mimics them.
+"""Greedy merging: which channels of a wide network matter, layer by layer from the output back;
+then a student that mimics them.
 
-Identify: the groups of channels are taken from the one that is read last. A gate on each of its channels, and a copy of the weights that
-read it, are trained so that what the readers write on the channels already chosen stays what it was, while the L0 loss draws the open
-share to the one wanted; the most probably open channels are chosen. Mimic: the student has the chosen channels; each of its layers, from
-the input on, is trained to write from what the student has computed so far what the wide network writes on them.
+Identify: the groups of channels are taken from the one that is read last. A gate on each of its
+channels, and a copy of the weights that read it, are trained so that what the readers write on the
+channels already chosen stays what it was, while the L0 loss draws the open share to the one wanted;
+the most probably open channels are chosen. Mimic: the student has the chosen channels; each of its
+layers, from the input on, is trained to write from what the student has computed so far what the
+wide network writes on them.
 
-Both work on activations that are computed once and kept, so each costs one layer's training a layer: linear in the depth.
-Loosely after Pašen (2022), who left it unsolved.
+Both work on activations that are computed once and kept, so each costs one layer's training a
+layer: linear in the depth. Loosely after Pašen (2022), who left it unsolved.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ KEPT_BYTES = 10**9
 
 @dataclass(frozen=True)
 class GreedySettings:
-    """`lambdas` has the weight of the L0 loss for each epoch of a layer; a layer trains for as many epochs, in batches, by Adam."""
+    """`lambdas` has the weight of the L0 loss for each epoch of a layer; a layer trains for as many
+    epochs, in batches, by Adam.
+    """
 
     share: float
     lambdas: Sequence[float]
@@ -46,7 +51,9 @@ class GreedySettings:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """How well a layer of the student mimics: mean square error over the target's variance, before and after its training."""
+    """How well a layer of the student mimics: mean square error over the target's variance, before
+    and after its training.
+    """
 
     layer: str
     before: float
@@ -59,16 +66,28 @@ Progress = Callable[[int, int, str], None]
 def samples_within(model: nn.Module, example: Tensor, limit: int = KEPT_BYTES) -> int:
     """How many samples' inputs of all mixing layers fit into `limit` bytes, at least 64."""
     seen: dict[str, Tensor] = {}
-    with _recorded(model, [name for name, layer in model.named_modules() if layers.is_mixing(layer)], seen), torch.no_grad():
+    with (
+        _recorded(
+            model, [name for name, layer in model.named_modules() if layers.is_mixing(layer)], seen
+        ),
+        torch.no_grad(),
+    ):
         model.eval()(example[:1])
-    return max(64, limit // max(1, sum(value.numel() * value.element_size() for value in seen.values())))
+    return max(
+        64, limit // max(1, sum(value.numel() * value.element_size() for value in seen.values()))
+    )
 
 
 class _recorded:
-    """While it lasts, the inputs of the layers `names` are written to `seen`, the last call's only; `seen` has the order of the calls."""
+    """While it lasts, the inputs of the layers `names` are written to `seen`, the last call's only;
+    `seen` has the order of the calls.
+    """
 
     def __init__(self, model: nn.Module, names: Sequence[str], seen: dict[str, Tensor]) -> None:
-        self.handles = [model.get_submodule(name).register_forward_pre_hook(self._note(name, seen)) for name in names]
+        self.handles = [
+            model.get_submodule(name).register_forward_pre_hook(self._note(name, seen))
+            for name in names
+        ]
 
     @staticmethod
     def _note(name: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -88,7 +107,9 @@ class _recorded:
 
 @torch.no_grad()
 def inputs_of(model: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, Tensor]:
-    """What the layers `names` read when `model` computes `inputs` (N, ...), in the order in which they are called."""
+    """What the layers `names` read when `model` computes `inputs` (N, ...), in the order in which
+    they are called.
+    """
     parts: dict[str, list[Tensor]] = {}
     for chunk in inputs.split(CHUNK):
         seen: dict[str, Tensor] = {}
@@ -100,18 +121,30 @@ def inputs_of(model: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[st
 
 
 def identify(
-    model: nn.Module, graph: ChannelGraph, inputs: Tensor, settings: GreedySettings, on_step: Progress | None = None
+    model: nn.Module,
+    graph: ChannelGraph,
+    inputs: Tensor,
+    settings: GreedySettings,
+    on_step: Progress | None = None,
 ) -> tuple[dict[ChannelGroup, Tensor], dict[ChannelGroup, Tensor]]:
-    """The channels that matter, from the output back: masks (C,) that keep `settings.share` of each group, and P(open) of each (C,)."""
+    """The channels that matter, from the output back: masks (C,) that keep `settings.share` of each
+    group, and P(open) of each (C,).
+    """
     readers = {group: consumers(model, group) for group in graph.groups}
     names = list(dict.fromkeys(member.layer for members in readers.values() for member in members))
     cached = inputs_of(model, names, inputs)
     place = {name: number for number, name in enumerate(cached)}
-    order = sorted(graph.groups, key=lambda g: max((place[m.layer] for m in readers[g]), default=-1), reverse=True)
+    order = sorted(
+        graph.groups,
+        key=lambda g: max((place[m.layer] for m in readers[g]), default=-1),
+        reverse=True,
+    )
     keep: dict[ChannelGroup, Tensor] = {}
     found: dict[ChannelGroup, Tensor] = {}
     for number, group in enumerate(order, start=1):
-        found[group] = _openness(model, group, [m.layer for m in readers[group]], cached, keep, settings)
+        found[group] = _openness(
+            model, group, [m.layer for m in readers[group]], cached, keep, settings
+        )
         keep |= most_open({group: found[group]}, settings.share)
         if on_step is not None:
             on_step(number, len(order), "which channels matter")
@@ -119,15 +152,27 @@ def identify(
 
 
 def _openness(
-    model: nn.Module, group: ChannelGroup, names: Sequence[str], cached: Mapping[str, Tensor], keep: Keep, settings: GreedySettings
+    model: nn.Module,
+    group: ChannelGroup,
+    names: Sequence[str],
+    cached: Mapping[str, Tensor],
+    keep: Keep,
+    settings: GreedySettings,
 ) -> Tensor:
-    """P(open) (C,) of the channels of `group`, after training their gates on what its readers, the layers `names`, write."""
+    """P(open) (C,) of the channels of `group`, after training their gates on what its readers, the
+    layers `names`, write.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(iter(cached.values())).device
-    log_alpha = nn.Parameter((LOCATION + SPREAD * torch.randn(group.size, generator=generator)).to(device))
+    log_alpha = nn.Parameter(
+        (LOCATION + SPREAD * torch.randn(group.size, generator=generator)).to(device)
+    )
     readers = [_Reader(model, name, group, cached[name], keep) for name in dict.fromkeys(names)]
     weights = [p for reader in readers for p in reader.layer.parameters()]
-    groups: list[dict[str, Any]] = [{"params": weights}, {"params": [log_alpha], "lr": settings.rate * settings.gate_rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": weights},
+        {"params": [log_alpha], "lr": settings.rate * settings.gate_rate},
+    ]
     optimizer = torch.optim.Adam(groups, lr=settings.rate)
     count = len(next(iter(cached.values())))
     for weight in settings.lambdas:
@@ -144,20 +189,28 @@ def _openness(
 
 
 class _Reader:
-    """A layer that reads a group: its trainable copy, what it reads, and what it wrote on the channels that were chosen."""
+    """A layer that reads a group: its trainable copy, what it reads, and what it wrote on the
+    channels that were chosen.
+    """
 
-    def __init__(self, model: nn.Module, name: str, group: ChannelGroup, inputs: Tensor, keep: Keep) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, group: ChannelGroup, inputs: Tensor, keep: Keep
+    ) -> None:
         original = model.get_submodule(name)
         self.layer, self.inputs = copy.deepcopy(original).requires_grad_(True), inputs
         self.original = original
         chosen = kept_positions(model, keep).get(name, {})
         self.written = chosen["out"].nonzero()[:, 0].to(inputs.device) if "out" in chosen else None
         size = layers.axis_size(original, "in")
-        self.open = (chosen["in"] if "in" in chosen else torch.ones(size, dtype=torch.bool)).to(inputs)
+        self.open = (chosen["in"] if "in" in chosen else torch.ones(size, dtype=torch.bool)).to(
+            inputs
+        )
         self.source = torch.full((size,), group.size)
         for member in group.members:
             if (member.layer, member.axis) == (name, "in"):
-                self.source[member.index] = torch.arange(group.size)[:, None].expand_as(member.index)
+                self.source[member.index] = torch.arange(group.size)[:, None].expand_as(
+                    member.index
+                )
         self.source = self.source.to(inputs.device)
         with torch.no_grad():
             self.variance = float(self._chosen(original(inputs[:CHUNK])).var().clamp_min(1e-12))
@@ -171,14 +224,22 @@ class _Reader:
         with torch.no_grad():
             wanted = self._chosen(self.original(inputs))
         factor = torch.cat([gates, gates.new_ones(1)])[self.source] * self.open
-        found = functional_call(self.layer, {"weight": layers.scale_inputs(self.layer, factor)}, (inputs,))
+        found = functional_call(
+            self.layer, {"weight": layers.scale_inputs(self.layer, factor)}, (inputs,)
+        )
         return (self._chosen(found) - wanted).square().mean() / self.variance
 
 
 def mimic(
-    model: nn.Module, keep: Keep, inputs: Tensor, settings: GreedySettings, on_step: Progress | None = None
+    model: nn.Module,
+    keep: Keep,
+    inputs: Tensor,
+    settings: GreedySettings,
+    on_step: Progress | None = None,
 ) -> tuple[nn.Module, list[LayerRow]]:
-    """The student with the channels in `keep`, each mixing layer trained in turn to write what `model` writes on them, for `inputs`."""
+    """The student with the channels in `keep`, each mixing layer trained in turn to write what
+    `model` writes on them, for `inputs`.
+    """
     small = shrink(model, keep).eval().requires_grad_(True)
     kept = kept_positions(model, keep)
     pair = [_Walk(symbolic_trace(network), inputs) for network in (small, model.eval())]
@@ -201,7 +262,9 @@ def mimic(
 
 
 class _Walk:
-    """A traced network that computes one node after the other, and forgets what no later node reads."""
+    """A traced network that computes one node after the other, and forgets what no later node
+    reads.
+    """
 
     def __init__(self, traced: fx.GraphModule, inputs: Tensor) -> None:
         self.run, self.inputs = fx.Interpreter(traced), inputs
@@ -235,7 +298,9 @@ class _Walk:
         return value
 
 
-def _mimicked(name: str, layer: nn.Module, inputs: Tensor, target: Tensor, settings: GreedySettings) -> LayerRow:
+def _mimicked(
+    name: str, layer: nn.Module, inputs: Tensor, target: Tensor, settings: GreedySettings
+) -> LayerRow:
     """Train `layer` in place to give `target` (N, ...) for `inputs` (N, ...)."""
     generator = torch.Generator().manual_seed(settings.seed)
     variance = float(target.var().clamp_min(1e-12))
@@ -243,7 +308,11 @@ def _mimicked(name: str, layer: nn.Module, inputs: Tensor, target: Tensor, setti
     @torch.no_grad()
     def error() -> float:
         parts = zip(inputs.split(CHUNK), target.split(CHUNK), strict=True)
-        return sum(float((layer(x) - y).square().mean()) * len(x) for x, y in parts) / len(inputs) / variance
+        return (
+            sum(float((layer(x) - y).square().mean()) * len(x) for x, y in parts)
+            / len(inputs)
+            / variance
+        )
 
     before, best = error(), copy.deepcopy(layer.state_dict())
     optimizer = torch.optim.Adam(layer.parameters(), lr=settings.rate)

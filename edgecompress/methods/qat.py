@@ -1,11 +1,15 @@
-"""Quantization-aware fine-tuning: the network computes with the int8 grid that ONNX Runtime will use, and learns around it.
+"""Quantization-aware fine-tuning: the network computes with the int8 grid that ONNX Runtime will
+use, and learns around it.
 
-What every convolution and linear layer reads is rounded to uint8 (per tensor), its weight to int8 (symmetric, per output channel), with
-straight-through gradients (Bengio et al. 2013; Jacob et al. 2018):
+What every convolution and linear layer reads is rounded to uint8 (per tensor), its weight to int8
+(symmetric, per output channel), with straight-through gradients (Bengio et al. 2013; Jacob et al.
+2018):
 
-    q = clip(round(x / scale) + zero_point, low, high);   x' = (q - zero_point) scale;   dx'/dx = 1 inside the range, 0 outside
+    q = clip(round(x / scale) + zero_point, low, high);   x' = (q - zero_point) scale
+    dx'/dx = 1 inside the range, 0 outside
 
-A BatchNorm after a convolution scales whole output channels, so folding it at the export does not move the weight's grid.
+A BatchNorm after a convolution scales whole output channels, so folding it at the export does not
+move the weight's grid.
 """
 
 from __future__ import annotations
@@ -27,25 +31,35 @@ LEVELS = 255
 
 
 def straight_through(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-    """`x` on the grid of `scale` and `zero` (broadcastable to it), clipped to `low`..`high` steps; gradients pass inside the range."""
+    """`x` on the grid of `scale` and `zero` (broadcastable to it), clipped to `low`..`high` steps;
+    gradients pass inside the range.
+    """
     steps = x / scale + zero
     rounded = steps + (steps.round() - steps).detach()
     return (rounded.clamp(low, high) - zero) * scale
 
 
 def weight_on_grid(layer: nn.Module, reduce_range: bool) -> Tensor:
-    """The weight of a mixing layer on its int8 grid: symmetric around 0, a scale an output channel; 7 bits with `reduce_range`."""
+    """The weight of a mixing layer on its int8 grid: symmetric around 0, a scale an output channel;
+    7 bits with `reduce_range`.
+    """
     weight, most = layer.get_parameter("weight"), 64 if reduce_range else 127
     transposed = layers.is_conv(layer) and getattr(layer, "transposed", False)
-    if transposed:  # (in, out / groups, ...): ONNX Runtime has one scale for the whole weight of a transposed convolution's groups
+    # (in, out / groups, ...): ONNX Runtime has one scale for the whole weight of a transposed
+    # convolution's groups
+    if transposed:
         limit = weight.detach().abs().amax().reshape([1] * weight.dim())
     else:
         limit = weight.detach().abs().flatten(1).amax(1).reshape([-1, *[1] * (weight.dim() - 1)])
-    return straight_through(weight, (limit / most).clamp_min(1e-12), torch.zeros_like(limit), -most, most)
+    return straight_through(
+        weight, (limit / most).clamp_min(1e-12), torch.zeros_like(limit), -most, most
+    )
 
 
 class QuantAware(nn.Module):
-    """`model` computing on the int8 grid. Ranges of activations follow the batches in training mode, and stand still in eval mode."""
+    """`model` computing on the int8 grid. Ranges of activations follow the batches in training
+    mode, and stand still in eval mode.
+    """
 
     def __init__(self, model: nn.Module, *, reduce_range: bool = False) -> None:
         super().__init__()
@@ -56,7 +70,10 @@ class QuantAware(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of `x` on the grid."""
-        weights = {f"{name}.weight": weight_on_grid(self.model.get_submodule(name), self.reduce_range) for name in self.names}
+        weights = {
+            f"{name}.weight": weight_on_grid(self.model.get_submodule(name), self.reduce_range)
+            for name in self.names
+        }
         with self._inputs(self._on_grid):
             output: Tensor = functional_call(self.model, weights, (x,))
         return output
@@ -89,7 +106,10 @@ class QuantAware(nn.Module):
         """Take back what `scales` gave."""
         for number, name in enumerate(self.names):
             scale, zero = scales[name]
-            self._range("low")[number], self._range("high")[number] = -zero * scale, (LEVELS - zero) * scale
+            self._range("low")[number], self._range("high")[number] = (
+                -zero * scale,
+                (LEVELS - zero) * scale,
+            )
 
     def _range(self, name: str) -> Tensor:
         return self.get_buffer(name)
@@ -116,7 +136,10 @@ class QuantAware(nn.Module):
         def hook(number: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
             return lambda _, inputs: (change(number, inputs[0]), *inputs[1:])
 
-        handles = [self.model.get_submodule(name).register_forward_pre_hook(hook(n)) for n, name in enumerate(self.names)]
+        handles = [
+            self.model.get_submodule(name).register_forward_pre_hook(hook(n))
+            for n, name in enumerate(self.names)
+        ]
         try:
             yield
         finally:

@@ -1,9 +1,10 @@
 """Give a freshly cut network the activation statistics that it had before the cut; no training.
 
-A cut takes terms out of every sum, so in a network without normalisation the signal fades from layer to layer: VGG16 cut to a third of its
-bytes falls to chance. Scaling and shifting each output channel back to its former mean and standard deviation, layer by layer in order of
-execution, brings most of the accuracy back (the idea of REPAIR, Jordan et al. 2023, there used after merging). BatchNorms get new running
-statistics. Everything is measured on one batch of training images.
+A cut takes terms out of every sum, so in a network without normalisation the signal fades from
+layer to layer: VGG16 cut to a third of its bytes falls to chance. Scaling and shifting each output
+channel back to its former mean and standard deviation, layer by layer in order of execution, brings
+most of the accuracy back (the idea of REPAIR, Jordan et al. 2023, there used after merging).
+BatchNorms get new running statistics. Everything is measured on one batch of training images.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def _moments(output: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
     return channels.mean(1), channels.std(1, unbiased=False)
 
 
-def _run_with_hooks(model: nn.Module, images: Tensor, hooks: Mapping[nn.Module, Callable[..., Tensor | None]]) -> None:
+def _run_with_hooks(
+    model: nn.Module, images: Tensor, hooks: Mapping[nn.Module, Callable[..., Tensor | None]]
+) -> None:
     handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     was_training = model.training
     try:
@@ -41,7 +44,9 @@ def _run_with_hooks(model: nn.Module, images: Tensor, hooks: Mapping[nn.Module, 
 
 
 def channel_statistics(model: nn.Module, images: Tensor) -> Statistics:
-    """Statistics of every mixing layer's output for `images` (N, C, H, W), in eval mode (of its first call, where it is called twice)."""
+    """Statistics of every mixing layer's output for `images` (N, C, H, W), in eval mode (of its
+    first call, where it is called twice).
+    """
     found: Statistics = {}
 
     def record(name: str) -> Callable[..., None]:
@@ -51,14 +56,20 @@ def channel_statistics(model: nn.Module, images: Tensor) -> Statistics:
 
         return hook
 
-    _run_with_hooks(model, images, {m: record(n) for n, m in model.named_modules() if layers.is_mixing(m)})
+    _run_with_hooks(
+        model, images, {m: record(n) for n, m in model.named_modules() if layers.is_mixing(m)}
+    )
     return found
 
 
-def repair_(small: nn.Module, before: Statistics, kept: Mapping[str, Tensor], images: Tensor) -> None:
-    """Bring the channels of `small` back to the statistics `before` the cut, in place; `kept` (C,) bool marks the channels that stayed.
+def repair_(
+    small: nn.Module, before: Statistics, kept: Mapping[str, Tensor], images: Tensor
+) -> None:
+    """Bring the channels of `small` back to the statistics `before` the cut, in place; `kept` (C,)
+    bool marks the channels that stayed.
 
-    A layer without bias is only scaled. The last layer is left alone: its outputs are logits. A BatchNorm takes the statistics of `images`.
+    A layer without bias is only scaled. The last layer is left alone: its outputs are logits. A
+    BatchNorm takes the statistics of `images`.
     """
     mixing = [n for n, m in small.named_modules() if layers.is_mixing(m)]
     hooks: dict[nn.Module, Callable[..., Tensor | None]] = {}
@@ -102,11 +113,17 @@ def _renormalise(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Te
     var.copy_(channels.var(1, unbiased=False))
     parameters = dict(module.named_parameters(recurse=False))
     eps = float(getattr(module, "eps", 1e-5))
-    return nn.functional.batch_norm(x, mean, var, parameters.get("weight"), parameters.get("bias"), False, 0.0, eps)
+    return nn.functional.batch_norm(
+        x, mean, var, parameters.get("weight"), parameters.get("bias"), False, 0.0, eps
+    )
 
 
 def repaired(model: nn.Module, small: nn.Module, keep: Keep, images: Tensor) -> nn.Module:
-    """`small`, the network that `keep` cut from `model`, with the statistics of `model` on `images`; changed in place and returned."""
-    kept = {name: axes["out"] for name, axes in kept_positions(model, keep).items() if "out" in axes}
+    """`small`, the network that `keep` cut from `model`, with the statistics of `model` on
+    `images`; changed in place and returned.
+    """
+    kept = {
+        name: axes["out"] for name, axes in kept_positions(model, keep).items() if "out" in axes
+    }
     repair_(small, channel_statistics(model, images), kept, images)
     return small

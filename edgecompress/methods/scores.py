@@ -1,8 +1,11 @@
-"""Importance: a function from a group to one score a channel, higher = keep. What is scored is what `masked` would remove.
+"""Importance: a function from a group to one score a channel, higher = keep. What is scored is what
+`masked` would remove.
 
-l1, l2   magnitude of what the consumers of a channel multiply it by, and of what makes it (Li et al. 2017)
+l1, l2   magnitude of what the consumers of a channel multiply it by, and of what makes it (Li et
+al. 2017)
 bn       |gamma| of the BatchNorm that the channel goes through (Liu et al. 2017)
-taylor   (dL / dg)^2 of a gate g = 1 on the consumers' input, mean over batches (Molchanov et al. 2019)
+taylor   (dL / dg)^2 of a gate g = 1 on the consumers' input, mean over batches (Molchanov et al.
+         2019)
 random   uniform
 """
 
@@ -24,8 +27,14 @@ Scores = dict[ChannelGroup, Tensor]
 
 
 def magnitude(model: nn.Module, graph: ChannelGraph, order: int) -> Scores:
-    """Mean |w| (order 1) or root mean w^2 (order 2) over all mixing weights of each channel, divided by the group's mean."""
-    sums = {name: _power_sums(layer, order) for name, layer in model.named_modules() if layers.is_mixing(layer)}
+    """Mean |w| (order 1) or root mean w^2 (order 2) over all mixing weights of each channel,
+    divided by the group's mean.
+    """
+    sums = {
+        name: _power_sums(layer, order)
+        for name, layer in model.named_modules()
+        if layers.is_mixing(layer)
+    }
     scores = {}
     for group in graph.groups:
         total, count = torch.zeros(group.size, dtype=torch.float64), 0
@@ -34,14 +43,20 @@ def magnitude(model: nn.Module, graph: ChannelGraph, order: int) -> Scores:
                 continue
             rows = sums[member.layer][member.axis]
             total += rows[member.index].sum(1)
-            count += model.get_submodule(member.layer).get_parameter("weight").numel() // len(rows) * member.index.shape[1]
+            count += (
+                model.get_submodule(member.layer).get_parameter("weight").numel()
+                // len(rows)
+                * member.index.shape[1]
+            )
         values = (total / max(1, count)).pow(1 / order)
         scores[group] = values / values.mean().clamp_min(1e-30)
     return scores
 
 
 def _power_sums(layer: nn.Module, order: int) -> dict[str, Tensor]:
-    """Sum of |w|^order over the weights of each output (out,) and of each input (in,) of a mixing layer, float64."""
+    """Sum of |w|^order over the weights of each output (out,) and of each input (in,) of a mixing
+    layer, float64.
+    """
     weight = layer.get_parameter("weight").detach()
     powers = weight.abs() if order == 1 else weight.square()
     outputs = layers.output_sums(layer, powers)
@@ -49,31 +64,48 @@ def _power_sums(layer: nn.Module, order: int) -> dict[str, Tensor]:
 
 
 def batchnorm_layers(model: nn.Module, graph: ChannelGraph) -> dict[ChannelGroup, list[Member]]:
-    """The members of each group that are BatchNorms with a scale. Raises `UsageError` where a group has none."""
+    """The members of each group that are BatchNorms with a scale. Raises `UsageError` where a group
+    has none.
+    """
     found = {}
     for group in graph.groups:
         layers_of = [(m, _module(model, m.layer)) for m in group.members]
-        found[group] = [m for m, layer in layers_of if isinstance(layer, layers.BatchNorm) and layer.weight is not None]
+        found[group] = [
+            m
+            for m, layer in layers_of
+            if isinstance(layer, layers.BatchNorm) and layer.weight is not None
+        ]
         if not found[group]:
-            raise UsageError(f"criterion 'bn' needs BatchNorm, group '{group.name}' has none: use l1, l2 or taylor")
+            raise UsageError(
+                f"criterion 'bn' needs BatchNorm, group '{group.name}' has none: use l1, l2 "
+                "or taylor"
+            )
     return found
 
 
 def batchnorm_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
-    """Mean |gamma| over the BatchNorms of each channel, divided by the group's mean. Raises `UsageError` where there is none."""
+    """Mean |gamma| over the BatchNorms of each channel, divided by the group's mean. Raises
+    `UsageError` where there is none.
+    """
     scores = {}
     for group, members in batchnorm_layers(model, graph).items():
-        scales = [(m, model.get_submodule(m.layer).get_parameter("weight").detach()) for m in members]
-        values = torch.stack([scale.abs().double().cpu()[m.index].mean(1) for m, scale in scales]).mean(0)
+        scales = [
+            (m, model.get_submodule(m.layer).get_parameter("weight").detach()) for m in members
+        ]
+        values = torch.stack(
+            [scale.abs().double().cpu()[m.index].mean(1) for m, scale in scales]
+        ).mean(0)
         scores[group] = values / values.mean().clamp_min(1e-30)
     return scores
 
 
 def taylor(model: nn.Module, graph: ChannelGraph, loss: Loss, batches: Iterable[Batch]) -> Scores:
-    """Mean over batches of the squared derivative of the loss by a gate on each channel, read off the consumers' weights.
+    """Mean over batches of the squared derivative of the loss by a gate on each channel, read off
+    the consumers' weights.
 
-    A gate that multiplies a consumer's input by g has dL/dg = sum of w * dL/dw over the weights that read the channel. The model is
-    used in eval mode; its weights, its mode and its gradients are as before.
+    A gate that multiplies a consumer's input by g has dL/dg = sum of w * dL/dw over the weights
+    that read the channel. The model is used in eval mode; its weights, its mode and its gradients
+    are as before.
     """
     was_training = model.training
     model.eval()

@@ -1,8 +1,11 @@
-"""Unstructured magnitude pruning in bounded memory: zero the smallest weights of a network, or of each layer, in place.
+"""Unstructured magnitude pruning in bounded memory: zero the smallest weights of a network, or of
+each layer, in place.
 
-torch.nn.utils.prune concatenates all weights, sorts them, and keeps a mask beside each. Here the threshold is found by streaming: a strided
-sample gives a narrow bracket around it, one pass counts what lies below the bracket and collects the few weights inside, and the threshold
-is read off those. Nothing larger than a chunk is held. Where the sample misled, the bracket is widened and the pass repeated.
+torch.nn.utils.prune concatenates all weights, sorts them, and keeps a mask beside each. Here the
+threshold is found by streaming: a strided sample gives a narrow bracket around it, one pass counts
+what lies below the bracket and collects the few weights inside, and the threshold is read off
+those. Nothing larger than a chunk is held. Where the sample misled, the bracket is widened and the
+pass repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ SAMPLE = 1 << 18
 
 @dataclass(frozen=True)
 class Zeroed:
-    """What `zero_smallest_` left: `zeros` of `size` weights are zero in each layer; `threshold` is the largest magnitude that went."""
+    """What `zero_smallest_` left: `zeros` of `size` weights are zero in each layer; `threshold` is
+    the largest magnitude that went.
+    """
 
     zeros: Mapping[str, int]
     size: Mapping[str, int]
@@ -42,7 +47,8 @@ class Zeroed:
 
 
 def mixing_weights(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Weights of Linear and convolution layers by layer name, each tensor once; only those in `names` when given.
+    """Weights of Linear and convolution layers by layer name, each tensor once; only those in
+    `names` when given.
 
     Raises `UnknownNameError` for a name that is no such layer.
     """
@@ -68,7 +74,9 @@ def _chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 class _Scratch:
-    """Buffers of a chunk's size, used again for every chunk: fresh ones each time would leave holes all over the heap."""
+    """Buffers of a chunk's size, used again for every chunk: fresh ones each time would leave holes
+    all over the heap.
+    """
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
@@ -77,7 +85,9 @@ class _Scratch:
         """The buffer called `name`, in the shape of `chunk`; its content is left over."""
         key = (name, dtype or chunk.dtype, chunk.device)
         if key not in self._held or self._held[key].numel() < chunk.numel():
-            self._held[key] = torch.empty(max(CHUNK, chunk.numel()), dtype=key[1], device=chunk.device)
+            self._held[key] = torch.empty(
+                max(CHUNK, chunk.numel()), dtype=key[1], device=chunk.device
+            )
         return self._held[key][: chunk.numel()].view(chunk.shape)
 
     def magnitude(self, chunk: Tensor) -> Tensor:
@@ -85,10 +95,16 @@ class _Scratch:
         return torch.abs(chunk, out=self.like(chunk, "magnitude"))
 
 
-def _bracket(tensors: Sequence[Tensor], rank: int, total: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Magnitudes between which the `rank`-th smallest (from 1) of `total` probably lies, from an evenly strided sample."""
+def _bracket(
+    tensors: Sequence[Tensor], rank: int, total: int, spread: float
+) -> tuple[Tensor, Tensor]:
+    """Magnitudes between which the `rank`-th smallest (from 1) of `total` probably lies, from an
+    evenly strided sample.
+    """
     step = max(1, total // SAMPLE)
-    parts = [t.reshape(-1)[step // 2 if t.numel() > step else 0 :: step].abs().cpu() for t in tensors]
+    parts = [
+        t.reshape(-1)[step // 2 if t.numel() > step else 0 :: step].abs().cpu() for t in tensors
+    ]
     sample = torch.cat(parts).sort().values
     middle, margin = rank / total * len(sample), spread * len(sample) ** 0.5 + 8
     low, high = int(middle - margin), int(middle + margin)
@@ -97,7 +113,9 @@ def _bracket(tensors: Sequence[Tensor], rank: int, total: int, spread: float) ->
 
 
 def _threshold(tensors: Sequence[Tensor], rank: int) -> tuple[Tensor, int]:
-    """(t, n): the `rank`-th smallest magnitude, and how many of those equal to it are among the `rank` smallest."""
+    """(t, n): the `rank`-th smallest magnitude, and how many of those equal to it are among the
+    `rank` smallest.
+    """
     total = sum(t.numel() for t in tensors)
     spread, scratch = 3.0, _Scratch()
     while True:
@@ -107,7 +125,10 @@ def _threshold(tensors: Sequence[Tensor], rank: int) -> tuple[Tensor, int]:
             size = scratch.magnitude(chunk)
             low, high = low.to(size), high.to(size)
             if bool(size.sum().isnan()):
-                raise EdgecompressError("a weight is not a number, so none can be ranked: train again with a lower --learning-rate")
+                raise EdgecompressError(
+                    "a weight is not a number, so none can be ranked: train again with a "
+                    "lower --learning-rate"
+                )
             over = torch.ge(size, low, out=scratch.like(chunk, "over", torch.bool))
             below += size.numel() - int(over.count_nonzero())
             over &= torch.le(size, high, out=scratch.like(chunk, "under", torch.bool))
@@ -120,7 +141,9 @@ def _threshold(tensors: Sequence[Tensor], rank: int) -> tuple[Tensor, int]:
 
 
 def _zero_up_to_(tensors: Mapping[str, Tensor], rank: int) -> float | None:
-    """Zero the `rank` smallest magnitudes over all `tensors`, in place; of equal ones those that come first. Returns the threshold."""
+    """Zero the `rank` smallest magnitudes over all `tensors`, in place; of equal ones those that
+    come first. Returns the threshold.
+    """
     if rank == 0:
         return None
     value, ties = _threshold(list(tensors.values()), rank)
@@ -141,18 +164,28 @@ def _zero_up_to_(tensors: Mapping[str, Tensor], rank: int) -> float | None:
 
 
 @torch.no_grad()
-def zero_smallest_(model: nn.Module, share: float, *, scope: str = "global", layer_names: Sequence[str] | None = None) -> Zeroed:
-    """Zero the `share` (0..1) of the Linear and convolution weights of `model` that are smallest in magnitude, in place.
+def zero_smallest_(
+    model: nn.Module,
+    share: float,
+    *,
+    scope: str = "global",
+    layer_names: Sequence[str] | None = None,
+) -> Zeroed:
+    """Zero the `share` (0..1) of the Linear and convolution weights of `model` that are smallest in
+    magnitude, in place.
 
-    `scope` is `global` (over all layers together) or `local` (the same share of each). Exactly round(share * count) weights
-    go; of equal magnitudes those in earlier layers, then at lower positions, go first. Weights that are zero already count
-    among them. Biases and normalisation are left alone. Memory on top of the model: a few chunks of `CHUNK` weights.
+    `scope` is `global` (over all layers together) or `local` (the same share of each). Exactly
+    round(share * count) weights go; of equal magnitudes those in earlier layers, then at lower
+    positions, go first. Weights that are zero already count among them. Biases and normalisation
+    are left alone. Memory on top of the model: a few chunks of `CHUNK` weights.
 
-    Raises `UsageError` for a share outside 0..1 or an unknown scope, `UnknownNameError` for a layer that does not exist,
-    `EdgecompressError` where a weight is not a number.
+    Raises `UsageError` for a share outside 0..1 or an unknown scope, `UnknownNameError` for a layer
+    that does not exist, `EdgecompressError` where a weight is not a number.
     """
     if not 0 <= share <= 1:
-        raise UsageError(f"share {share:g} is outside 0..1: give the share of weights to zero, e.g. 0.6")
+        raise UsageError(
+            f"share {share:g} is outside 0..1: give the share of weights to zero, e.g. 0.6"
+        )
     if scope not in ("global", "local"):
         raise UsageError(f"scope '{scope}' is not known: allowed are global, local")
     weights = mixing_weights(model, layer_names)
@@ -168,7 +201,9 @@ def zero_smallest_(model: nn.Module, share: float, *, scope: str = "global", lay
 
 @torch.no_grad()
 def zero_shares(model: nn.Module, share: float) -> dict[str, float]:
-    """Share (0..1) of each layer's weights that `zero_smallest_(model, share)` would zero, ties all counted; nothing is changed."""
+    """Share (0..1) of each layer's weights that `zero_smallest_(model, share)` would zero, ties all
+    counted; nothing is changed.
+    """
     weights = mixing_weights(model)
     rank = round(share * sum(w.numel() for w in weights.values()))
     if rank == 0:
@@ -176,7 +211,10 @@ def zero_shares(model: nn.Module, share: float) -> dict[str, float]:
     value, _ = _threshold(list(weights.values()), rank)
     found = {}
     for name, weight in weights.items():
-        found[name] = sum(int((chunk.abs() <= value.to(chunk)).sum()) for chunk in _chunks([weight])) / weight.numel()
+        found[name] = (
+            sum(int((chunk.abs() <= value.to(chunk)).sum()) for chunk in _chunks([weight]))
+            / weight.numel()
+        )
     return found
 
 
@@ -184,8 +222,9 @@ def zero_shares(model: nn.Module, share: float) -> dict[str, float]:
 class Profile:
     """What global pruning takes from each layer at each level, and the accuracy there.
 
-    `layers[name][i]` is the share of that layer's weights that is zero at `levels[i]`, `accuracy[i]` the accuracy there, all in 0..1.
-    `holds_to` is the highest level up to which every accuracy is within `tolerance` of `unpruned`; 0 when not even the first is.
+    `layers[name][i]` is the share of that layer's weights that is zero at `levels[i]`,
+    `accuracy[i]` the accuracy there, all in 0..1. `holds_to` is the highest level up to which every
+    accuracy is within `tolerance` of `unpruned`; 0 when not even the first is.
     """
 
     levels: tuple[float, ...]
@@ -210,11 +249,16 @@ LEVELS = tuple(level / 20 for level in range(1, 20))
 
 
 def profile(
-    model: nn.Module, accuracy_of: Callable[[nn.Module], float], levels: Sequence[float] = LEVELS, tolerance: float = 0.01
+    model: nn.Module,
+    accuracy_of: Callable[[nn.Module], float],
+    levels: Sequence[float] = LEVELS,
+    tolerance: float = 0.01,
 ) -> Profile:
-    """The sparsity profile of `model`, which is not changed: one copy is zeroed further from level to level.
+    """The sparsity profile of `model`, which is not changed: one copy is zeroed further from level
+    to level.
 
-    Zeroing is nested: what goes at one level is among the smallest at the next, so this equals pruning afresh at each.
+    Zeroing is nested: what goes at one level is among the smallest at the next, so this equals
+    pruning afresh at each.
     """
     work = copy.deepcopy(model)
     unpruned, accuracy = accuracy_of(work), []
@@ -225,7 +269,13 @@ def profile(
         accuracy.append(accuracy_of(work))
         for name in names:
             taken[name].append(zeroed.share(name))
-    return Profile(tuple(sorted(levels)), {n: tuple(s) for n, s in taken.items()}, tuple(accuracy), unpruned, tolerance)
+    return Profile(
+        tuple(sorted(levels)),
+        {n: tuple(s) for n, s in taken.items()},
+        tuple(accuracy),
+        unpruned,
+        tolerance,
+    )
 
 
 def zeros(weights: Mapping[str, Tensor]) -> dict[str, int]:

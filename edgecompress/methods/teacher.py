@@ -1,8 +1,10 @@
-"""A fixed teacher: what it says of the training images, computed once for each view of them and kept, in memory and on disk.
+"""A fixed teacher: what it says of the training images, computed once for each view of them and
+kept, in memory and on disk.
 
-A table on disk is found by what decides its values: the teacher's tensors and what it says of a few images (so its code counts too), the
-pixels, the augmentation and its seed, the view, how the teacher reads pixels, and k. Another teacher or data set therefore never finds it.
-The teacher is in eval mode, has no gradients, and is not changed; `untouched` proves it.
+A table on disk is found by what decides its values: the teacher's tensors and what it says of a few
+images (so its code counts too), the pixels, the augmentation and its seed, the view, how the
+teacher reads pixels, and k. Another teacher or data set therefore never finds it. The teacher is in
+eval mode, has no gradients, and is not changed; `untouched` proves it.
 """
 
 from __future__ import annotations
@@ -35,12 +37,16 @@ def digest(model: nn.Module) -> str:
     hashed = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        hashed.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return hashed.hexdigest()
 
 
 class FixedTeacher:
-    """Answers `teacher(batch)` with the logits (B, K) of `model`, or its k largest (`TopK` at `temperature`), for training batches."""
+    """Answers `teacher(batch)` with the logits (B, K) of `model`, or its k largest (`TopK` at
+    `temperature`), for training batches.
+    """
 
     def __init__(
         self,
@@ -59,7 +65,13 @@ class FixedTeacher:
         self.model, self.data, self.device = model.to(device).eval(), data, device
         self.preprocess = preprocess or data.preprocess
         self.augmentation = data.augmentation if augmentation is None else augmentation
-        self.view_seed, self.top_k, self.temperature, self.folder, self.on_step = view_seed, top_k, temperature, folder, on_step
+        self.view_seed, self.top_k, self.temperature, self.folder, self.on_step = (
+            view_seed,
+            top_k,
+            temperature,
+            folder,
+            on_step,
+        )
         self.digest = digest(model)
         self.fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])
         self.probe = self._probe()
@@ -81,10 +93,19 @@ class FixedTeacher:
         return TopK(rows["values"], rows["indices"].long(), rows["rest"])
 
     def untouched(self) -> str:
-        """The digest of the teacher, which must still be the one it began with. Raises `EdgecompressError` when it is not."""
+        """The digest of the teacher, which must still be the one it began with. Raises
+        `EdgecompressError` when it is not.
+        """
         now = digest(self.model)
-        if now != self.digest or self.model.training or any(p.grad is not None for p in self.model.parameters()):
-            raise EdgecompressError("the teacher changed while its student learned: this is a bug of edgecompress, please report it")
+        if (
+            now != self.digest
+            or self.model.training
+            or any(p.grad is not None for p in self.model.parameters())
+        ):
+            raise EdgecompressError(
+                "the teacher changed while its student learned: this is a bug of "
+                "edgecompress, please report it"
+            )
         return now
 
     def key(self, view: int) -> dict[str, object]:
@@ -92,14 +113,23 @@ class FixedTeacher:
         augmented = self.augmentation.active
         kept = None if self.top_k is None else {"k": self.top_k, "temperature": self.temperature}
         return {
-            "schema": 2, "teacher": self.digest, "probe": self.probe, "pixels": self._pixels, "preprocess": self.preprocess.as_dict(),
-            "kept": kept, "fill": self.fill.tolist() if self.augmentation.cutout else None,
-            "augmentation": asdict(self.augmentation), "view_seed": self.view_seed if augmented else None, "view": view,
-        }  # fmt: skip
+            "schema": 2,
+            "teacher": self.digest,
+            "probe": self.probe,
+            "pixels": self._pixels,
+            "preprocess": self.preprocess.as_dict(),
+            "kept": kept,
+            "fill": self.fill.tolist() if self.augmentation.cutout else None,
+            "augmentation": asdict(self.augmentation),
+            "view_seed": self.view_seed if augmented else None,
+            "view": view,
+        }
 
     @torch.no_grad()
     def _probe(self) -> str:
-        """What the teacher says of a few images, as SHA-256 (hex): its code decides its answers too, not only its tensors."""
+        """What the teacher says of a few images, as SHA-256 (hex): its code decides its answers
+        too, not only its tensors.
+        """
         pixels = self.data.train.pixels[:8].to(self.device)
         said = self.model(compact(self.preprocess(pixels))).float().cpu()
         rounded = (said * 1000).round().to(torch.int64)
@@ -107,7 +137,11 @@ class FixedTeacher:
 
     def _table(self, view: int) -> dict[str, Tensor]:
         text = json.dumps(self.key(view), sort_keys=True)
-        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors" if self.folder is not None else None
+        path = (
+            self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+            if self.folder is not None
+            else None
+        )
         stored = _read(path, text, len(self.data.train)) if path is not None else None
         if stored is not None:
             self.read += 1
@@ -132,14 +166,22 @@ class FixedTeacher:
             if self.on_step is not None:
                 self.on_step(number + 1, -(-len(split) // size))
         logits = torch.cat(parts).contiguous()
-        return {"logits": logits} if self.top_k is None else _largest(logits, self.top_k, self.temperature)
+        return (
+            {"logits": logits}
+            if self.top_k is None
+            else _largest(logits, self.top_k, self.temperature)
+        )
 
 
 def _largest(logits: Tensor, k: int, temperature: float) -> dict[str, Tensor]:
     """The `TopK` of `logits` (N, K) as tensors to store."""
     values, indices = logits.topk(min(k, logits.shape[1]), 1)
     rest = (logits / temperature).scatter(1, indices, float("-inf")).logsumexp(1)
-    return {"values": values.contiguous(), "indices": indices.to(torch.int32).contiguous(), "rest": rest}
+    return {
+        "values": values.contiguous(),
+        "indices": indices.to(torch.int32).contiguous(),
+        "rest": rest,
+    }
 
 
 def _read(path: Path, key: str, count: int) -> dict[str, Tensor] | None:

@@ -2,9 +2,10 @@
 
 vgg16, resnet18, ...             torchvision's own classes, with a head for the data's classes
 resnet20, resnet18-cifar, ...    ours, for 32×32 images
-vgg16-nobias                     torchvision's VGG16 without biases (the source's teacher); takes VGG16's weights
-torchvision:NAME  timm:NAME      the same, said in full
-pkg.mod:factory  file.py:factory the user's: called as factory(num_classes=..., in_channels=...), or with fewer arguments
+vgg16-nobias                     torchvision's VGG16 without biases (the source's teacher); takes
+                                 VGG16's weights
+torchvision:NAME  timm:NAME      the same, said in full pkg.mod:factory  file.py:factory the user's:
+called as factory(num_classes=..., in_channels=...), or with fewer arguments
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from edgecompress.models.vision import torchvision, vgg16_nobias
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a network is built from: its name, the number of classes, and the image shape (C, H, W)."""
+    """What a network is built from: its name, the number of classes, and the image shape (C, H,
+    W).
+    """
 
     name: str
     num_classes: int
@@ -63,13 +66,17 @@ def model_names() -> list[str]:
 
 
 def runs_user_code(name: str) -> bool:
-    """True for `file.py:factory` and `pkg.mod:factory`: building it executes code that is not ours."""
+    """True for `file.py:factory` and `pkg.mod:factory`: building it executes code that is not
+    ours.
+    """
     head, _, rest = name.partition(":")
     return bool(rest) and head not in ("torchvision", "timm")
 
 
 def build(source: ModelSource) -> nn.Module:
-    """A freshly initialised network. Raises `UsageError` for an unknown name or a factory that cannot be called."""
+    """A freshly initialised network. Raises `UsageError` for an unknown name or a factory that
+    cannot be called.
+    """
     name, (channels, _, _) = source.name, source.image_shape
     head, _, rest = name.partition(":")
     if name == "mlp":
@@ -87,11 +94,16 @@ def _from_torchvision(name: str, source: ModelSource) -> nn.Module:
     if name not in _torchvision_names():
         raise UnknownNameError("model", name, model_names())
     if source.image_shape[0] != 3:
-        raise UsageError(f"model '{name}' reads RGB, the data has {source.image_shape[0]} channel(s): use RGB images")
+        raise UsageError(
+            f"model '{name}' reads RGB, the data has {source.image_shape[0]} channel(s): use "
+            "RGB images"
+        )
     extra: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         extra = {"aux_logits": False, "init_weights": True}
-    model = torchvision().models.get_model(name, weights=None, num_classes=source.num_classes, **extra)
+    model = torchvision().models.get_model(
+        name, weights=None, num_classes=source.num_classes, **extra
+    )
     if not isinstance(model, nn.Module):
         raise UsageError(f"torchvision gave no module for '{name}'")
     return model
@@ -101,10 +113,14 @@ def _from_timm(name: str, source: ModelSource) -> nn.Module:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        raise EnvironmentMissingError(f"model 'timm:{name}' needs timm: run pip install 'edgecompress[zoo]'") from error
+        raise EnvironmentMissingError(
+            f"model 'timm:{name}' needs timm: run pip install 'edgecompress[zoo]'"
+        ) from error
     if name not in timm.list_models():
         raise UnknownNameError("model", f"timm:{name}", [f"timm:{n}" for n in timm.list_models()])
-    model = timm.create_model(name, pretrained=False, num_classes=source.num_classes, in_chans=source.image_shape[0])
+    model = timm.create_model(
+        name, pretrained=False, num_classes=source.num_classes, in_chans=source.image_shape[0]
+    )
     if not isinstance(model, nn.Module):
         raise UsageError(f"timm gave no module for '{name}'")
     return model
@@ -113,13 +129,18 @@ def _from_timm(name: str, source: ModelSource) -> nn.Module:
 def _from_factory(where: str, attribute: str, source: ModelSource) -> nn.Module:
     factory = getattr(_module(where), attribute, None)
     if not callable(factory):
-        raise UsageError(f"'{where}' has no callable '{attribute}': name a function or class that returns a torch.nn.Module")
+        raise UsageError(
+            f"'{where}' has no callable '{attribute}': name a function or class that returns "
+            "a torch.nn.Module"
+        )
     offered = {"num_classes": source.num_classes, "in_channels": source.image_shape[0]}
     parameters = inspect.signature(factory).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     model = factory(**{k: v for k, v in offered.items() if takes_all or k in parameters})
     if not isinstance(model, nn.Module):
-        raise UsageError(f"'{where}:{attribute}' returned a {type(model).__name__}: a torch.nn.Module is needed")
+        raise UsageError(
+            f"'{where}:{attribute}' returned a {type(model).__name__}: a torch.nn.Module is needed"
+        )
     return model
 
 
@@ -132,13 +153,17 @@ def _module(where: str) -> Any:
         try:
             return importlib.import_module(where)
         except ImportError as error:
-            raise UnknownNameError("model", where, model_names(), f"(or is the package '{where}' not installed?)") from error
+            raise UnknownNameError(
+                "model", where, model_names(), f"(or is the package '{where}' not installed?)"
+            ) from error
     path = Path(where)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise UsageError(f"model file '{where}' does not exist: give file.py:factory")
     key = (path.resolve(), path.read_bytes())
-    if key not in _files:  # a file that has not changed is one module: what it builds is of one class
+    if (
+        key not in _files
+    ):  # a file that has not changed is one module: what it builds is of one class
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         _files[key] = module

@@ -1,4 +1,6 @@
-"""ResNets for 32×32 images: ResNet-20 (He et al. 2016, section 4.2) and ResNet-18 with a 3×3 stem."""
+"""ResNets for 32×32 images: ResNet-20 (He et al. 2016, section 4.2) and ResNet-18 with a 3×3
+stem.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Residual block."""
@@ -26,9 +30,17 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Stages of `blocks[i]` blocks with `widths[i]` channels behind a 3×3 stem; logits (N, num_classes)."""
+    """Stages of `blocks[i]` blocks with `widths[i]` channels behind a 3×3 stem; logits (N,
+    num_classes).
+    """
 
-    def __init__(self, blocks: tuple[int, ...], widths: tuple[int, ...], num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        blocks: tuple[int, ...],
+        widths: tuple[int, ...],
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

@@ -1,8 +1,10 @@
-"""The three students of García González (Politecnico di Torino, 2022): 3×3 convolutions, a pool to 7×7, fully connected layers.
+"""The three students of García González (Politecnico di Torino, 2022): 3×3 convolutions, a pool to
+7×7, fully connected layers.
 
-Bias-free as in the source. Every convolution is followed by ReLU, every group of them by 2×2 max pooling: student 1 has three groups,
-students 2 and 3 have five (8 | 16 | 32 | 64 64 | 128 128), so that 224×224 arrives at the pool as 7×7 and 32×32 as 1×1. Dropout is off in
-evaluation (the source's listing left it on).
+Bias-free as in the source. Every convolution is followed by ReLU, every group of them by 2×2 max
+pooling: student 1 has three groups, students 2 and 3 have five (8 | 16 | 32 | 64 64 | 128 128), so
+that 224×224 arrives at the pool as 7×7 and 32×32 as 1×1. Dropout is off in evaluation (the source's
+listing left it on).
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ SOURCE = {
     "student2": {"accuracy": 0.62, "weights_bytes": 2897 * 1024, "epochs": 100},
     "student3": {"accuracy": 0.669, "weights_bytes": 3657 * 1024, "epochs": 300},
 }
-"""What García González (2022) reports: accuracy on CIFAR-10's test images at 224×224 (called validation there), bytes of the weights."""
+"""What García González (2022) reports: accuracy on CIFAR-10's test images at 224×224 (called
+validation there), bytes of the weights.
+"""
 
 
 class Student(nn.Module):
     """Student `number` (1, 2 or 3) for inputs (N, in_channels, H, W); logits (N, num_classes)."""
 
-    def __init__(self, number: int, num_classes: int = 10, in_channels: int = 3, dropout: float = 0.55) -> None:
+    def __init__(
+        self, number: int, num_classes: int = 10, in_channels: int = 3, dropout: float = 0.55
+    ) -> None:
         super().__init__()
         stages: list[nn.Module] = []
         width = in_channels

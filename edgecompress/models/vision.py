@@ -1,6 +1,8 @@
-"""Import torchvision, also where its compiled operators do not load (a CUDA build of it beside a CPU torch).
+"""Import torchvision, also where its compiled operators do not load (a CUDA build of it beside a
+CPU torch).
 
-torchvision then stops at import for want of the schemas of `torchvision::nms` and `::qnms`; declaring them is enough for its models.
+torchvision then stops at import for want of the schemas of `torchvision::nms` and `::qnms`;
+declaring them is enough for its models.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def torchvision() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "torchvision":
             raise
-        raise EnvironmentMissingError("torchvision is not installed: run pip install 'edgecompress[train]'") from error
+        raise EnvironmentMissingError(
+            "torchvision is not installed: run pip install 'edgecompress[train]'"
+        ) from error
     except (RuntimeError, OSError, ImportError):
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
@@ -40,9 +44,13 @@ def torchvision() -> ModuleType:
 
 
 def vgg16_nobias(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """torchvision's VGG16 without a bias anywhere, under the same names: the teacher of García González (2022), listing D.1."""
+    """torchvision's VGG16 without a bias anywhere, under the same names: the teacher of García
+    González (2022), listing D.1.
+    """
     if in_channels != 3:
-        raise UsageError(f"model 'vgg16-nobias' reads RGB, the data has {in_channels} channel(s): use RGB images")
+        raise UsageError(
+            f"model 'vgg16-nobias' reads RGB, the data has {in_channels} channel(s): use RGB images"
+        )
     model: nn.Module = torchvision().models.vgg16(weights=None, num_classes=num_classes)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

@@ -1,4 +1,6 @@
-"""A student's connection: what is wanted goes out, what is given comes in, by a thread of its own."""
+"""A student's connection: what is wanted goes out, what is given comes in, by a thread of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,16 @@ T = TypeVar("T")
 LARGE_WINDOW = 16
 """Most steps whose pixels or maps may be under way: they are large."""
 STEP_DEADLINE = 60.0
-"""Seconds without any word of the teacher, which says at least every 10 s that it is there, after which a connection counts as broken."""
+"""Seconds without any word of the teacher, which says at least every 10 s that it is there, after
+which a connection counts as broken.
+"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the teacher says of a step: logits (B, K), maps (B, C, H, W) where they travel, and the bytes of both."""
+    """What the teacher says of a step: logits (B, K), maps (B, C, H, W) where they travel, and the
+    bytes of both.
+    """
 
     logits: Tensor
     maps: list[Tensor]
@@ -39,12 +45,20 @@ class Answer:
 
 
 class Line:
-    """One connection: sends what is wanted, collects what is given. `sent` and `received` count the bytes of all frames."""
+    """One connection: sends what is wanted, collects what is given. `sent` and `received` count the
+    bytes of all frames.
+    """
 
-    def __init__(self, target: str, tls: Tls | None, plan: Plan, name: str, instance: str = "") -> None:
+    def __init__(
+        self, target: str, tls: Tls | None, plan: Plan, name: str, instance: str = ""
+    ) -> None:
         self.plan, self.name, self.instance, self.sent, self.received = plan, name, instance, 0, 0
         options = [*wire.CHANNEL, ("grpc.max_reconnect_backoff_ms", 2000)]
-        self.channel = grpc.insecure_channel(target, options) if tls is None else grpc.secure_channel(target, tls.channel(), options)
+        self.channel = (
+            grpc.insecure_channel(target, options)
+            if tls is None
+            else grpc.secure_channel(target, tls.channel(), options)
+        )
         self._out: queue.Queue[Any] = queue.Queue()
         self._given: dict[int, Answer] = {}
         self._arrived = threading.Condition()
@@ -52,7 +66,9 @@ class Line:
         self._heard_at = time.monotonic()
         self.ended: dict[str, Any] | None = None
         self.weights: dict[int, bytes] = {}
-        self.ear, self.mouth = (Codec(plan.codec, plan.samples, plan.classes, plan.top_k) for _ in range(2))
+        self.ear, self.mouth = (
+            Codec(plan.codec, plan.samples, plan.classes, plan.top_k) for _ in range(2)
+        )
         self.listened: dict[int, dict[str, Any]] = {}
         self.spoken: dict[int, dict[str, Any]] = {}
         self.uttered: dict[int, int] = {}
@@ -61,9 +77,18 @@ class Line:
         self._asked = 0
 
     def meet(self, have: list[int], state: Callable[[int], Kept | None], timeout: float) -> int:
-        """Say hello; the step after which both go on. Raises `BrokenError` when nobody answers, `UsageError` when refused."""
-        stub = self.channel.stream_stream(wire.PATH, request_serializer=wire.encode, response_deserializer=wire.decode)
-        hello = {"name": self.name, "instance": self.instance, "plan": self.plan.as_dict(), "have": have}
+        """Say hello; the step after which both go on. Raises `BrokenError` when nobody answers,
+        `UsageError` when refused.
+        """
+        stub = self.channel.stream_stream(
+            wire.PATH, request_serializer=wire.encode, response_deserializer=wire.decode
+        )
+        hello = {
+            "name": self.name,
+            "instance": self.instance,
+            "plan": self.plan.as_dict(),
+            "have": have,
+        }
         self._put(wire.HELLO, said=hello)
         try:
             grpc.channel_ready_future(self.channel).result(timeout=timeout)
@@ -98,11 +123,17 @@ class Line:
                 return
 
     def ask_beyond(self, step: int, data: DataSet) -> None:
-        """Send the requests of the window after `step` that were not sent yet: step by step where pixels go with them, else together.
+        """Send the requests of the window after `step` that were not sent yet: step by step where
+        pixels go with them, else together.
 
-        Together means half a window at a time, since a request for each step would weigh as much as a small answer.
+        Together means half a window at a time, since a request for each step would weigh as much as
+        a small answer.
         """
-        ahead = min(self.plan.window, LARGE_WINDOW) if self.plan.exchange in ("inputs", "features") else self.plan.window
+        ahead = (
+            min(self.plan.window, LARGE_WINDOW)
+            if self.plan.exchange in ("inputs", "features")
+            else self.plan.window
+        )
         last = min(step + ahead, self.plan.steps)
         if self.plan.exchange == "inputs":
             while self._asked < last:
@@ -112,7 +143,9 @@ class Line:
                 self.uttered[self._asked] = len(payload)
                 self._put(wire.WANT, **self.plan.stamp(self._asked), payload=payload)
             return
-        if last - self._asked >= max(1, ahead // 2) or (last == self.plan.steps and last > self._asked):
+        if last - self._asked >= max(1, ahead // 2) or (
+            last == self.plan.steps and last > self._asked
+        ):
             first, self._asked = self._asked + 1, last
             self._put(wire.WANT, **self.plan.stamp(last, first))
 
@@ -125,7 +158,9 @@ class Line:
         self._put(wire.SAY, **self.plan.stamp(step), payload=payload)
 
     def given(self, step: int) -> Answer:
-        """What the teacher says of `step`; waits. Raises `BrokenError` when the connection breaks, or nothing at all comes for long."""
+        """What the teacher says of `step`; waits. Raises `BrokenError` when the connection breaks,
+        or nothing at all comes for long.
+        """
         return self._wait_for(self._given, step, f"no answer for step {step}")
 
     def weights_of(self, epoch: int) -> bytes:
@@ -149,7 +184,11 @@ class Line:
         self._put(wire.DONE, run=self.plan.run, said=said)
         began = time.monotonic()
         with self._arrived:
-            while self.ended is None and self._error is None and time.monotonic() - max(began, self._heard_at) < timeout:
+            while (
+                self.ended is None
+                and self._error is None
+                and time.monotonic() - max(began, self._heard_at) < timeout
+            ):
                 self._arrived.wait(0.2)
         return self.ended is not None
 
@@ -186,13 +225,17 @@ class Line:
                     elif frame.kind == wire.DONE:
                         self.ended = said
                     elif frame.kind == wire.ERROR:
-                        raise (BrokenError if said.get("broken") else UsageError)(said.get("error", "the teacher refused"))
+                        raise (BrokenError if said.get("broken") else UsageError)(
+                            said.get("error", "the teacher refused")
+                        )
                     self._arrived.notify_all()
             raise BrokenError("the teacher hung up")
         except (grpc.RpcError, EdgecompressError, ValueError) as error:
             with self._arrived:
                 known = isinstance(error, EdgecompressError)
-                self._error = error if known else BrokenError(f"the connection broke: {_reason(error)}")  # type: ignore[assignment]
+                self._error = (
+                    error if known else BrokenError(f"the connection broke: {_reason(error)}")
+                )  # type: ignore[assignment]
                 self._arrived.notify_all()
 
     def _take(self, step: int, answer: bytes) -> None:

@@ -45,14 +45,22 @@ class Pupil:
         """Keep the codecs' states after the messages of `step`, once all of them have travelled."""
         ears = self.listened if self.plan.mutual else self.spoken
         if self.plan.codec == "soft" and step in self.spoken and step in ears:
-            self.shelf.put(step, {"mouth": codec_tensors(self.spoken.pop(step)), "ear": codec_tensors(ears.pop(step, {}))})
+            self.shelf.put(
+                step,
+                {
+                    "mouth": codec_tensors(self.spoken.pop(step)),
+                    "ear": codec_tensors(ears.pop(step, {})),
+                },
+            )
 
     def go_back(self, start: int) -> None:
         """Be as after the messages of `start`; what was said since is said again."""
         plan = self.plan
         self.answered, self.epoch = start, 0
         self.shelf.back_to(start)
-        self.codec, self.ear = (Codec(plan.codec, plan.samples, plan.classes, plan.top_k) for _ in range(2))
+        self.codec, self.ear = (
+            Codec(plan.codec, plan.samples, plan.classes, plan.top_k) for _ in range(2)
+        )
         if start and plan.codec == "soft":
             kept = self.shelf.get(start)
             self.codec.restore(codec_arrays(kept["mouth"]))

@@ -21,15 +21,30 @@ BEAT = 10.0
 
 
 class Roster:
-    """The students of one lesson, `students` in number. Kept states are below `folder`; `own` says what else they depend on.
+    """The students of one lesson, `students` in number. Kept states are below `folder`; `own` says
+    what else they depend on.
 
-    `training` is whether the teacher has states of its own, which `shelf` keeps. All changes are made under `changed`, which is notified.
-    `generation` counts the beginnings: a training that began before one must go back.
+    `training` is whether the teacher has states of its own, which `shelf` keeps. All changes are
+    made under `changed`, which is notified. `generation` counts the beginnings: a training that
+    began before one must go back.
     """
 
-    def __init__(self, students: int, folder: Path | None, own: Mapping[str, Any], *, training: bool, resume: bool) -> None:
+    def __init__(
+        self,
+        students: int,
+        folder: Path | None,
+        own: Mapping[str, Any],
+        *,
+        training: bool,
+        resume: bool,
+    ) -> None:
         self.students, self.folder, self.own, self.training = students, folder, own, training
-        self.shelf, self.pupils, self.changed, self.generation = Shelf(folder), dict[str, Pupil](), threading.Condition(), 0
+        self.shelf, self.pupils, self.changed, self.generation = (
+            Shelf(folder),
+            dict[str, Pupil](),
+            threading.Condition(),
+            0,
+        )
         self._claimed, self._failure, self.resume = False, "", resume
         if resume:
             for name, values in (self.shelf.noted("done") or {}).items():
@@ -41,7 +56,8 @@ class Roster:
     def meet(self, name: str, instance: str, plan: Plan, have: list[int]) -> Pupil:
         """A student says hello, for the first time or again, and which steps it holds.
 
-        Raises `UsageError` when there is no place for it, `BrokenError` when one of its name is connected or the lesson has failed.
+        Raises `UsageError` when there is no place for it, `BrokenError` when one of its name is
+        connected or the lesson has failed.
         """
         with self.changed:
             if self._failure:
@@ -50,19 +66,30 @@ class Roster:
             if pupil is None:
                 pupil = self._enrolled(name, plan)
             if pupil.plan != plan:
-                raise UsageError(f"student '{name}' came back with another plan: start both ends again")
+                raise UsageError(
+                    f"student '{name}' came back with another plan: start both ends again"
+                )
             if pupil.present and pupil.instance != instance:
-                raise BrokenError(f"a student called '{name}' is here already: give each a --name of its own")
+                raise BrokenError(
+                    f"a student called '{name}' is here already: give each a --name of its own"
+                )
             held = {0, *have}
             held &= {0, *self.shelf.steps()} if self.training else held
             held &= {0, *pupil.shelf.steps()} if plan.codec == "soft" else held
-            pupil.have, pupil.wrong, pupil.done, pupil.instance, pupil.heard_the_end = sorted(held), None, None, instance, False
+            pupil.have, pupil.wrong, pupil.done, pupil.instance, pupil.heard_the_end = (
+                sorted(held),
+                None,
+                None,
+                instance,
+                False,
+            )
             pupil.meetings, pupil.present, pupil.connected = pupil.meetings + 1, True, False
             self.changed.notify_all()
         return pupil
 
     def begin(self, pupil: Pupil, meeting: int) -> Iterator[None]:
-        """Go back to the newest step that all ends hold: student and teacher; in mutual learning all students, once they are here.
+        """Go back to the newest step that all ends hold: student and teacher; in mutual learning
+        all students, once they are here.
 
         Yields every `BEAT` seconds until then. Raises `BrokenError` when the student has gone.
         """
@@ -85,7 +112,9 @@ class Roster:
                 begun = time.monotonic()
 
     def _enrolled(self, name: str, plan: Plan) -> Pupil:
-        """A student of this lesson that was not here before; its name may be anything, and names no path."""
+        """A student of this lesson that was not here before; its name may be anything, and names no
+        path.
+        """
         if not self._claimed:
             label = label_of(shared(plan), self.own)
             self.shelf, self._claimed = plan.shelf(self.folder), True
@@ -93,19 +122,30 @@ class Roster:
                 if self.resume:
                     self._claimed = False
                     raise UsageError(
-                        f"this teacher goes on with a lesson of other students: '{name}' is none of it; give its --run and options"
+                        f"this teacher goes on with a lesson of other students: '{name}' is "
+                        "none of it; give its --run and options"
                     )
                 self._forget()
             self.shelf.claim(label)
         if len(self.pupils) >= self.students:
-            raise UsageError(f"this lesson is for {self.students} student(s), and all are here: start the teacher with --students")
+            raise UsageError(
+                f"this lesson is for {self.students} student(s), and all are here: start the "
+                "teacher with --students"
+            )
         others = list(self.pupils.values())
         if self.training and others and shared(others[0].plan) != shared(plan):
-            raise UsageError(f"student '{name}' has another plan than the others of a teacher that trains: give all the same options")
+            raise UsageError(
+                f"student '{name}' has another plan than the others of a teacher that "
+                "trains: give all the same options"
+            )
         return self._place(name, plan)
 
     def _place(self, name: str, plan: Plan) -> Pupil:
-        folder = self.folder / hashlib.sha256(name.encode()).hexdigest()[:16] if self.folder is not None else None
+        folder = (
+            self.folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+            if self.folder is not None
+            else None
+        )
         shelf = plan.shelf(folder if plan.codec == "soft" else None)
         shelf.claim(label_of(plan, self.own))
         blank = Codec(plan.codec, plan.samples, plan.classes, plan.top_k)
@@ -127,7 +167,9 @@ class Roster:
 
     def complete(self) -> bool:
         """Are all students of the lesson known?"""
-        known = [pupil for pupil in list(self.pupils.values()) if pupil.greeted or pupil.done is not None]
+        known = [
+            pupil for pupil in list(self.pupils.values()) if pupil.greeted or pupil.done is not None
+        ]
         return len(known) == self.students
 
     def dismiss(self, name: str, pupil: Pupil) -> None:
@@ -138,7 +180,9 @@ class Roster:
             self.changed.notify_all()
 
     def leave(self, pupil: Pupil | None, meeting: int) -> None:
-        """The stream of a student's `meeting` is over. In mutual learning all others then go back with it."""
+        """The stream of a student's `meeting` is over. In mutual learning all others then go back
+        with it.
+        """
         with self.changed:
             if pupil is not None and pupil.meetings == meeting and pupil.present:
                 pupil.present = pupil.connected = False
@@ -158,10 +202,16 @@ class Roster:
             self.changed.notify_all()
 
     def end(self, pupil: Pupil) -> None:
-        """A student that has ended its lesson is told so now, and will not come back: that is kept, too."""
+        """A student that has ended its lesson is told so now, and will not come back: that is kept,
+        too.
+        """
         with self.changed:
             pupil.heard_the_end = True
-            done = {name: {"plan": one.plan.as_dict(), "said": one.done} for name, one in self.pupils.items() if one.heard_the_end}
+            done = {
+                name: {"plan": one.plan.as_dict(), "said": one.done}
+                for name, one in self.pupils.items()
+                if one.heard_the_end
+            }
             self.shelf.note("done", done)
             self.changed.notify_all()
 
@@ -175,25 +225,40 @@ class Roster:
             raise pupil.wrong or BrokenError("the student has gone")
 
     def active(self) -> list[Pupil]:
-        """The students that have not ended; in mutual learning, where each is needed to the end, those that were not told of it."""
+        """The students that have not ended; in mutual learning, where each is needed to the end,
+        those that were not told of it.
+        """
         known = list(self.pupils.values())
-        return [pupil for pupil in known if pupil.done is None or (pupil.plan.mutual and not pupil.heard_the_end)]
+        return [
+            pupil
+            for pupil in known
+            if pupil.done is None or (pupil.plan.mutual and not pupil.heard_the_end)
+        ]
 
     def all_here(self) -> bool:
-        """Is everyone connected who is still needed: who has not ended, or learns mutually and was not told that this is the end?"""
+        """Is everyone connected who is still needed: who has not ended, or learns mutually and was
+        not told that this is the end?
+        """
         known = list(self.pupils.values())
-        return all(one.connected or one.heard_the_end or (one.done is not None and not one.plan.mutual) for one in known)
+        return all(
+            one.connected or one.heard_the_end or (one.done is not None and not one.plan.mutual)
+            for one in known
+        )
 
     def all_done(self) -> bool:
         """Has everyone ended?"""
         return all(pupil.done is not None for pupil in list(self.pupils.values()))
 
     def check_whole(self, step: int, generation: int) -> None:
-        """Raises `BrokenError` when somebody has left, or come back, since a training of `generation` began."""
+        """Raises `BrokenError` when somebody has left, or come back, since a training of
+        `generation` began.
+        """
         if self.generation != generation or not self.all_here():
             raise BrokenError(f"a student broke off before step {step}")
 
-    def until(self, happened: Callable[[], bool], timeout: float | None, text: str, away: bool = False) -> None:
+    def until(
+        self, happened: Callable[[], bool], timeout: float | None, text: str, away: bool = False
+    ) -> None:
         """Wait. With `away` the time counts only while a student that is not done is not connected.
 
         Raises `EdgecompressError` with `text` after `timeout` seconds.
@@ -204,7 +269,9 @@ class Roster:
                 if away and self.all_here() and timeout is not None:
                     left = time.monotonic() + timeout
                 if left is not None and time.monotonic() > left:
-                    raise EdgecompressError(f"{text} within {timeout:g} s: look at the student's own messages")
+                    raise EdgecompressError(
+                        f"{text} within {timeout:g} s: look at the student's own messages"
+                    )
                 self.changed.wait(0.2)
 
     def until_back(self, generation: int, timeout: float) -> None:
@@ -213,5 +280,7 @@ class Roster:
 
 
 def shared(plan: Plan) -> Plan:
-    """What all students of a teacher that trains have in common; how their answers are packed, and what they call the run, is their own."""
+    """What all students of a teacher that trains have in common; how their answers are packed, and
+    what they call the run, is their own.
+    """
     return replace(plan, codec="fp32", top_k=1, run="", features="", maps=[])

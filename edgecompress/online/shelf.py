@@ -14,7 +14,8 @@ from edgecompress import files
 
 
 class Shelf:
-    """Kept states by step, the newest `most`, and the beginning; in `folder`, where they outlive the process, or else in memory.
+    """Kept states by step, the newest `most`, and the beginning; in `folder`, where they outlive
+    the process, or else in memory.
 
     The folder's label says which lesson they are of.
     """
@@ -24,7 +25,9 @@ class Shelf:
         self._kept: dict[int, Any] = {}
 
     def claim(self, label: Mapping[str, Any]) -> bool:
-        """These states are of the lesson of this label (JSON values); those of any other go. Returns whether there were others."""
+        """These states are of the lesson of this label (JSON values); those of any other go.
+        Returns whether there were others.
+        """
         if self.folder is None:
             return False
         foreign = self.label() != dict(label) and self.steps() != [0]
@@ -67,7 +70,9 @@ class Shelf:
 
     def steps(self) -> list[int]:
         """Steps of which a state is here; 0, the beginning, always."""
-        stored = [int(path.stem) for path in self.folder.glob("*.pt")] if self.folder is not None else []
+        stored = (
+            [int(path.stem) for path in self.folder.glob("*.pt")] if self.folder is not None else []
+        )
         return sorted({0, *self._kept, *stored})
 
     def get(self, step: int) -> Any:

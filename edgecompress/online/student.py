@@ -1,7 +1,8 @@
 """The student's end: an ordinary training whose teacher answers over the network.
 
-Requests run `window` steps ahead of the training, so that the way there and back is hidden. A connection that breaks raises `BrokenError`
-inside the training; `attend` then meets the teacher again, both go back to the newest step that both hold, and the training goes on there.
+Requests run `window` steps ahead of the training, so that the way there and back is hidden. A
+connection that breaks raises `BrokenError` inside the training; `attend` then meets the teacher
+again, both go back to the newest step that both hold, and the training goes on there.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ T = TypeVar("T")
 class Tally:
     """What the surviving history of a lesson took; `timeline` has a row an epoch.
 
-    `payload_bytes` are those of its steps, each counted once. `wire_bytes` are all frames that this end has sent and received, what was
-    said again after a break too; after a kill they go on from what was kept.
+    `payload_bytes` are those of its steps, each counted once. `wire_bytes` are all frames that this
+    end has sent and received, what was said again after a break too; after a kill they go on from
+    what was kept.
     """
 
     payload_bytes: int = 0
@@ -55,34 +57,73 @@ class Tally:
 
 
 class Student:
-    """Trains `model` in the lesson that `plan` describes. `cut` are the hooks of a training in which it is pruned, `mentor` the teacher's
-    network where its weights travel."""
+    """Trains `model` in the lesson that `plan` describes. `cut` are the hooks of a training in
+    which it is pruned, `mentor` the teacher's network where its weights travel.
+    """
 
     def __init__(
-        self, model: nn.Module, data: DataSet, settings: FitSettings, plan: Plan, *, name: str = "student", shelf: Path | None = None,
-        loss: str = "kl", temperature: float | None = None, alpha: float | None = None, feature_weight: float = 1.0,
-        mentor: nn.Module | None = None, cut: Hooks | None = None, on_epoch: Callable[[EpochRow], None] | None = None,
+        self,
+        model: nn.Module,
+        data: DataSet,
+        settings: FitSettings,
+        plan: Plan,
+        *,
+        name: str = "student",
+        shelf: Path | None = None,
+        loss: str = "kl",
+        temperature: float | None = None,
+        alpha: float | None = None,
+        feature_weight: float = 1.0,
+        mentor: nn.Module | None = None,
+        cut: Hooks | None = None,
+        on_epoch: Callable[[EpochRow], None] | None = None,
         note: Callable[[str], None] = lambda _: None,
-    ) -> None:  # fmt: skip
-        self.model, self.data, self.settings, self.plan, self.name, self.note = model, data, settings, plan, name, note
-        self.loss, self.temperature, self.alpha, self.feature_weight = loss, temperature, alpha, feature_weight
+    ) -> None:
+        self.model, self.data, self.settings, self.plan, self.name, self.note = (
+            model,
+            data,
+            settings,
+            plan,
+            name,
+            note,
+        )
+        self.loss, self.temperature, self.alpha, self.feature_weight = (
+            loss,
+            temperature,
+            alpha,
+            feature_weight,
+        )
         self.cut, self.on_epoch = cut or Hooks(), on_epoch
         self.shelf, self.tally = plan.shelf(shelf), Tally()
         self.mentor, self.mentor_epoch = mentor, 0
         self.instance = secrets.token_hex(8)
-        self._ends = list(map_ends(model, torch.zeros(1, *data.image_shape))) if plan.exchange == "features" else []
+        self._ends = (
+            list(map_ends(model, torch.zeros(1, *data.image_shape)))
+            if plan.exchange == "features"
+            else []
+        )
         self._line: Line | None = None
         self._batch: Batch | None = None
         self._said = Answer(torch.zeros(0), [], 0)
-        self._step, self._began, self._last, self._waiting = 0, time.monotonic(), time.monotonic(), 0.0
+        self._step, self._began, self._last, self._waiting = (
+            0,
+            time.monotonic(),
+            time.monotonic(),
+            0.0,
+        )
 
     def attend(
-        self, target: str, tls: Tls | None, patience: float = 60.0, finished: Callable[[FitResult], None] | None = None
-    ) -> FitResult:  # fmt: skip
+        self,
+        target: str,
+        tls: Tls | None,
+        patience: float = 60.0,
+        finished: Callable[[FitResult], None] | None = None,
+    ) -> FitResult:
         """Learn to the end, meeting the teacher at `target` (host:port) again after every break.
 
-        `finished` is called with the result before the teacher hears that the lesson is over. Raises `EdgecompressError` when the teacher
-        stays away, or no step is gained, for `patience` seconds, `UsageError` when it refuses.
+        `finished` is called with the result before the teacher hears that the lesson is over.
+        Raises `EdgecompressError` when the teacher stays away, or no step is gained, for `patience`
+        seconds, `UsageError` when it refuses.
         """
         pristine = {key: value.clone() for key, value in self.model.state_dict().items()}
         result, furthest, since, wait = None, -1, time.monotonic(), 0.2
@@ -91,7 +132,9 @@ class Student:
             try:
                 start = line.meet(self.shelf.steps(), self.shelf.get, min(5.0, patience))
                 wait = 0.2
-                if result is None or (self.plan.mutual and start < self.plan.steps):  # the teacher needs it once more
+                if result is None or (
+                    self.plan.mutual and start < self.plan.steps
+                ):  # the teacher needs it once more
                     result = self._learn(line, start, pristine)
                     since = time.monotonic()
                     self._count(line)
@@ -111,7 +154,8 @@ class Student:
                         self.note(f"{error}; what was learned is whole")
                         return result
                     raise EdgecompressError(
-                        f"{error}; the teacher stayed away, or no step was gained, for {patience:g} s: is {target} right, and is it there?"
+                        f"{error}; the teacher stayed away, or no step was gained, for "
+                        f"{patience:g} s: is {target} right, and is it there?"
                     ) from error
                 self.note(f"{error}; meeting again")
                 time.sleep(wait * (0.5 + random.random()))
@@ -133,21 +177,44 @@ class Student:
         self.shelf.back_to(start)
         self.model.load_state_dict(pristine)
         kept = self.shelf.get(start)
-        self._step, self._batch, self._last, self._waiting, self.mentor_epoch = start, None, time.monotonic(), 0.0, 0
+        self._step, self._batch, self._last, self._waiting, self.mentor_epoch = (
+            start,
+            None,
+            time.monotonic(),
+            0.0,
+            0,
+        )
         self._recall(Tally(**kept["tally"]) if kept is not None else Tally())
 
         def keep(state: Kept) -> None:
             step = state["step"]
-            codecs = {"ear": line.listened.pop(step, line.ear.state()), "mouth": line.spoken.pop(step, line.mouth.state())}
-            tally = replace(self.tally, elapsed_s=time.monotonic() - self._began, wire_bytes=self._carried(line))
-            self.shelf.put(step, {**state, **{name: codec_tensors(codec) for name, codec in codecs.items()}, "tally": asdict(tally)})
+            codecs = {
+                "ear": line.listened.pop(step, line.ear.state()),
+                "mouth": line.spoken.pop(step, line.mouth.state()),
+            }
+            tally = replace(
+                self.tally, elapsed_s=time.monotonic() - self._began, wire_bytes=self._carried(line)
+            )
+            self.shelf.put(
+                step,
+                {
+                    **state,
+                    **{name: codec_tensors(codec) for name, codec in codecs.items()},
+                    "tally": asdict(tally),
+                },
+            )
 
         def on_epoch(row: EpochRow) -> None:
-            self.tally.timeline.append({
-                "epoch": row.epoch, "step": self._step, "time_s": round(time.monotonic() - self._began, 3),
-                "validation_accuracy": row.validation_accuracy, "payload_bytes": self.tally.payload_bytes,
-                "wire_bytes": self._carried(line),
-            })  # fmt: skip
+            self.tally.timeline.append(
+                {
+                    "epoch": row.epoch,
+                    "step": self._step,
+                    "time_s": round(time.monotonic() - self._began, 3),
+                    "validation_accuracy": row.validation_accuracy,
+                    "payload_bytes": self.tally.payload_bytes,
+                    "wire_bytes": self._carried(line),
+                }
+            )
             if self.on_epoch is not None:
                 self.on_epoch(row)
 
@@ -161,24 +228,46 @@ class Student:
             begin=self.shelf.get(start),
             companion=companion,
         )
-        return fit(self.model, self.data, loss, self.settings, seed=self.plan.seed, device=torch.device("cpu"), hooks=hooks)
+        return fit(
+            self.model,
+            self.data,
+            loss,
+            self.settings,
+            seed=self.plan.seed,
+            device=torch.device("cpu"),
+            hooks=hooks,
+        )
 
     def _carried(self, line: Line) -> int:
         """Bytes of all frames so far."""
         return self.tally.wire_bytes + line.sent + line.received
 
     def _recall(self, kept: Tally) -> None:
-        """Be as after the step of a kept state; what has travelled since has travelled, and the clock goes on."""
-        if not self.tally.step_ms and kept.elapsed_s:  # another process began, which was a break too
+        """Be as after the step of a kept state; what has travelled since has travelled, and the
+        clock goes on.
+        """
+        if (
+            not self.tally.step_ms and kept.elapsed_s
+        ):  # another process began, which was a break too
             self._began = time.monotonic() - kept.elapsed_s
             kept = replace(kept, breaks=kept.breaks + 1)
         now = self.tally
-        self.tally = replace(kept, wire_bytes=max(kept.wire_bytes, now.wire_bytes), breaks=max(kept.breaks, now.breaks))
+        self.tally = replace(
+            kept,
+            wire_bytes=max(kept.wire_bytes, now.wire_bytes),
+            breaks=max(kept.breaks, now.breaks),
+        )
 
     def _taught(self, line: Line, start: int) -> tuple[Loss, Companion | None]:
         """The loss of this lesson, and what trains beside the student."""
         if self.plan.mutual:
-            mutual = Mutual(self.plan, self.data, line.say, lambda step: [self._answer(line, step).logits], start)
+            mutual = Mutual(
+                self.plan,
+                self.data,
+                line.say,
+                lambda step: [self._answer(line, step).logits],
+                start,
+            )
 
             def exchanged(logits: Tensor, batch: Batch) -> Tensor:
                 self._advance(batch)
@@ -191,7 +280,9 @@ class Student:
         torch.manual_seed(self.plan.seed)  # for the adapters, which are the same at every try
         ends = self._ends[-len(line.maps) :]
         channels = [shape[0] for shape in line.maps]
-        told = FeatureLoss(self.plan.features, ends, self.model, channels, self._maps, loss, self.feature_weight)
+        told = FeatureLoss(
+            self.plan.features, ends, self.model, channels, self._maps, loss, self.feature_weight
+        )
         return told, told
 
     def _targets(self, batch: Batch) -> Tensor:
@@ -227,7 +318,10 @@ class Student:
         """The training is at the next step."""
         self._step += 1
         if not torch.equal(batch.ids, self.plan.ids(self._step)):
-            raise EdgecompressError(f"step {self._step} trains on other samples than planned: a bug of edgecompress, please report it")
+            raise EdgecompressError(
+                f"step {self._step} trains on other samples than planned: a bug of "
+                "edgecompress, please report it"
+            )
         now = time.monotonic()
         self.tally.step_ms.append(1e3 * (now - self._last))
         self.tally.wait_ms.append(self._waiting)
@@ -235,28 +329,44 @@ class Student:
         self.tally.steps, self.tally.samples = self._step, self.tally.samples + len(batch.ids)
 
     def _waited(self, given: Callable[[], T]) -> T:
-        """What `given` brings; the time until it came counts as waiting, in the step that it delays."""
+        """What `given` brings; the time until it came counts as waiting, in the step that it
+        delays.
+        """
         began = time.monotonic()
         found = given()
         self._waiting += 1e3 * (time.monotonic() - began)
         return found
 
     def _from_weights(self, line: Line, batch: Batch) -> Tensor:
-        """Logits of the teacher's own weights, which come once an epoch (García González 2022, figure 2.16)."""
+        """Logits of the teacher's own weights, which come once an epoch (García González 2022,
+        figure 2.16).
+        """
         from safetensors.torch import load
 
         epoch, _ = self.plan.place(self._step)
         if self.mentor is None:
-            raise UsageError("exchange weights needs the teacher's network by name: give --teacher-model")
+            raise UsageError(
+                "exchange weights needs the teacher's network by name: give --teacher-model"
+            )
         if self.mentor_epoch != epoch:
             weights = self._waited(lambda: line.weights_of(epoch))
             if epoch > self.tally.weights_epoch:
-                self.tally.payload_bytes, self.tally.weights_epoch = self.tally.payload_bytes + len(weights), epoch
+                self.tally.payload_bytes, self.tally.weights_epoch = (
+                    self.tally.payload_bytes + len(weights),
+                    epoch,
+                )
             state = load(weights)
             shapes = {name: tuple(value.shape) for name, value in self.mentor.state_dict().items()}
-            other = sorted(name for name in {*shapes, *state} if name not in state or shapes.get(name) != tuple(state[name].shape))
+            other = sorted(
+                name
+                for name in {*shapes, *state}
+                if name not in state or shapes.get(name) != tuple(state[name].shape)
+            )
             if other:
-                raise UsageError(f"the teacher's weights do not fit --teacher-model: {len(other)} tensors differ, first '{other[0]}'")
+                raise UsageError(
+                    f"the teacher's weights do not fit --teacher-model: {len(other)} tensors "
+                    f"differ, first '{other[0]}'"
+                )
             self.mentor.load_state_dict(state)
             self.mentor_epoch = epoch
         with torch.no_grad():

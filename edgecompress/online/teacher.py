@@ -1,11 +1,14 @@
-"""The teacher's end: serves what it says of each step's samples to the students that connect; may train at the same time.
+"""The teacher's end: serves what it says of each step's samples to the students that connect; may
+train at the same time.
 
-A teacher that stands still answers each student by itself. One that trains goes through the steps once for all its students, and waits for
-the slowest: it publishes its logits at each step before it learns from it, or its weights before each epoch. In mutual learning it also
-hears the students' logits before each step.
+A teacher that stands still answers each student by itself. One that trains goes through the steps
+once for all its students, and waits for the slowest: it publishes its logits at each step before it
+learns from it, or its weights before each epoch. In mutual learning it also hears the students'
+logits before each step.
 
-Whatever a student sends reaches no further than its own stream. How long a student may be silent is not measured: a connection whose other
-end is gone is found by gRPC's keepalive, and then the student has left.
+Whatever a student sends reaches no further than its own stream. How long a student may be silent is
+not measured: a connection whose other end is gone is found by gRPC's keepalive, and then the
+student has left.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ from edgecompress.train.fit import FitResult, Hooks, Loss, fit, label_loss
 from edgecompress.train.settings import FitSettings
 
 PATIENCE = 120.0
-"""Seconds that a training teacher waits for a student that has left before the lesson has failed."""
+"""Seconds that a training teacher waits for a student that has left before the lesson has
+failed.
+"""
 HELLO_SECONDS = 30.0
 """How long a stream may be open without a hello."""
 GROUP_BYTES, GROUP_SECONDS = 16_000, 0.05
@@ -51,18 +56,30 @@ EPOCHS_AHEAD = 1
 
 
 class Teacher:
-    """Serves one lesson to `students` students. `train` are the settings of its own training, None for a teacher that stands still.
+    """Serves one lesson to `students` students. `train` are the settings of its own training, None
+    for a teacher that stands still.
 
-    `data` may be None for a teacher that stands still and is told all pixels; it then needs `preprocess`. `cut` are the hooks `cut`, `mend`
-    and `eligible` of a training in which it is pruned. States are kept below `shelf`; `own` says what else they depend on, and with
-    `resume` the lesson there goes on. `steps` are those of its training, or the answers it computed.
+    `data` may be None for a teacher that stands still and is told all pixels; it then needs
+    `preprocess`. `cut` are the hooks `cut`, `mend` and `eligible` of a training in which it is
+    pruned. States are kept below `shelf`; `own` says what else they depend on, and with `resume`
+    the lesson there goes on. `steps` are those of its training, or the answers it computed.
     """
 
     def __init__(
-        self, model: nn.Module, data: DataSet | None, *, preprocess: Preprocess | None = None, classes: int | None = None,
-        train: FitSettings | None = None, students: int = 1, shelf: Path | None = None, own: Mapping[str, Any] | None = None,
-        resume: bool = False, cut: Hooks | None = None, note: Callable[[str], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        data: DataSet | None,
+        *,
+        preprocess: Preprocess | None = None,
+        classes: int | None = None,
+        train: FitSettings | None = None,
+        students: int = 1,
+        shelf: Path | None = None,
+        own: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        cut: Hooks | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
         if preprocess is None:
             if data is None:
                 raise ValueError("a teacher without data needs its preprocess")
@@ -105,18 +122,30 @@ class Teacher:
             for _ in self.roster.begin(pupil, meeting):
                 yield from self._sent(wire.BUSY)
             self.note(f"a student is here, from step {pupil.answered}")
-            told = {"start": pupil.answered, "training": self.train is not None, "maps": self._maps_of(pupil)}
+            told = {
+                "start": pupil.answered,
+                "training": self.train is not None,
+                "maps": self._maps_of(pupil),
+            }
             greeted = True
             self.roster.greet(pupil)
             yield from self._sent(wire.HELLO, run=plan.run, said=told)
-            yield from self._exchanged(pupil, messages) if plan.mutual else self._answers(pupil, messages)
+            yield from (
+                self._exchanged(pupil, messages) if plan.mutual else self._answers(pupil, messages)
+            )
         except grpc.RpcError:
             return
         except Exception as error:  # a message may be anything: it ends this stream, not the lesson
             if isinstance(error, UsageError) and not greeted and pupil is not None:
                 self.roster.dismiss(name, pupil)
-            text = str(error) if isinstance(error, EdgecompressError) else f"not a student's message: {type(error).__name__}: {error}"
-            yield from self._sent(wire.ERROR, said={"error": text, "broken": isinstance(error, BrokenError)})
+            text = (
+                str(error)
+                if isinstance(error, EdgecompressError)
+                else f"not a student's message: {type(error).__name__}: {error}"
+            )
+            yield from self._sent(
+                wire.ERROR, said={"error": text, "broken": isinstance(error, BrokenError)}
+            )
         finally:
             late.cancel()
             self.roster.leave(pupil, meeting)
@@ -135,14 +164,21 @@ class Teacher:
             elif frame.kind == wire.WANT and plan.exchange != "weights":
                 yield from self._given(pupil, plan.check(frame), payload, meeting)
             else:
-                raise UsageError(f"message '{frame.kind}' is not one of exchange {plan.exchange}: start both ends again")
+                raise UsageError(
+                    f"message '{frame.kind}' is not one of exchange {plan.exchange}: start "
+                    "both ends again"
+                )
 
     def _exchanged(self, pupil: Pupil, messages: Iterator[Any]) -> Iterator[Any]:
-        """The stream of mutual learning: each step is said as soon as it is known, and what the student says is heard beside it."""
+        """The stream of mutual learning: each step is said as soon as it is known, and what the
+        student says is heard beside it.
+        """
         meeting = pupil.meetings
         threading.Thread(target=self._listen, args=(pupil, messages, meeting), daemon=True).start()
         yield from self._given(pupil, range(pupil.answered + 1, pupil.plan.steps + 1), b"", meeting)
-        while not self.roster.all_done() and self.roster.there(pupil, meeting):  # nobody leaves whom another may still need
+        while not self.roster.all_done() and self.roster.there(
+            pupil, meeting
+        ):  # nobody leaves whom another may still need
             with self.roster.changed:
                 self.roster.changed.wait(0.2)
         if pupil.wrong is not None:
@@ -162,7 +198,10 @@ class Teacher:
                     elif frame.kind == wire.SAY:
                         self._hear_of(pupil, pupil.plan.check(frame)[-1], payload)
                     else:
-                        raise UsageError(f"message '{frame.kind}' is not one of mutual learning: start both ends again")
+                        raise UsageError(
+                            f"message '{frame.kind}' is not one of mutual learning: start "
+                            "both ends again"
+                        )
                     self.roster.changed.notify_all()
         except grpc.RpcError:
             pass  # it hung up: below it leaves
@@ -176,7 +215,9 @@ class Teacher:
         """Take what a student says of a step."""
         logits = torch.from_numpy(pupil.ear.decode(payload, pupil.plan.ids(step).numpy()))
         if not bool(torch.isfinite(logits).all()):
-            raise UsageError(f"the student's logits of step {step} are not finite: lower its --learning-rate")
+            raise UsageError(
+                f"the student's logits of step {step} are not finite: lower its --learning-rate"
+            )
         self._counted(len(payload))
         pupil.heard[step] = logits
         if pupil.plan.keeps(step):
@@ -184,7 +225,9 @@ class Teacher:
             pupil.keep_codecs(step)
 
     def _goodbye(self, pupil: Pupil, said: dict[str, Any], meeting: int) -> Iterator[Any]:
-        """A student has ended; it hears so once the teacher's own training is whole, which may still need it."""
+        """A student has ended; it hears so once the teacher's own training is whole, which may
+        still need it.
+        """
         with self.roster.changed:
             pupil.done = said
             self.roster.changed.notify_all()
@@ -200,7 +243,9 @@ class Teacher:
         yield from self._sent(wire.DONE, run=pupil.plan.run, said={"steps": self.steps})
 
     def _given(self, pupil: Pupil, steps: range, payload: bytes, meeting: int) -> Iterator[Any]:
-        """The answers to some steps. A teacher that stands still puts several into one message, as far as nobody waits for it."""
+        """The answers to some steps. A teacher that stands still puts several into one message, as
+        far as nobody waits for it.
+        """
         plan = pupil.plan
         ready, begun = list[bytes](), time.monotonic()
         for step in steps:
@@ -209,12 +254,19 @@ class Teacher:
             ready.append(answer)
             self._counted(len(answer))
             late = time.monotonic() - begun > GROUP_SECONDS
-            if self.train is None and step != steps[-1] and sum(map(len, ready)) < GROUP_BYTES and not late:
+            if (
+                self.train is None
+                and step != steps[-1]
+                and sum(map(len, ready)) < GROUP_BYTES
+                and not late
+            ):
                 continue
             if len(ready) == 1:
                 yield from self._sent(wire.GIVE, **plan.stamp(step), payload=ready[0])
             else:
-                yield from self._sent(wire.GIVE, **plan.stamp(step, step - len(ready) + 1), payload=wire.joined(ready))
+                yield from self._sent(
+                    wire.GIVE, **plan.stamp(step, step - len(ready) + 1), payload=wire.joined(ready)
+                )
             with self.roster.changed:
                 self.roster.check_there(pupil, meeting)
                 pupil.answered = step
@@ -223,7 +275,11 @@ class Teacher:
     def _answer(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> bytes | None:
         """What travels for one step; None when the training has not come there yet."""
         plan = pupil.plan
-        found = self._computed(pupil, step, payload) if self.train is None else self._published(pupil, step, meeting)
+        found = (
+            self._computed(pupil, step, payload)
+            if self.train is None
+            else self._published(pupil, step, meeting)
+        )
         if found is None:
             return None
         logits, maps = found
@@ -236,7 +292,9 @@ class Teacher:
         return wire.with_maps(data, maps, plan.codec) if plan.exchange == "features" else data
 
     def _published(self, pupil: Pupil, step: int, meeting: int) -> tuple[Any, list[Any]] | None:
-        """Logits (B, K) float32 that the training said of a step; None after `BEAT` seconds without."""
+        """Logits (B, K) float32 that the training said of a step; None after `BEAT` seconds
+        without.
+        """
         deadline = time.monotonic() + BEAT
         while time.monotonic() < deadline:
             self.roster.check_there(pupil, meeting)
@@ -247,15 +305,24 @@ class Teacher:
         return None
 
     def _computed(self, pupil: Pupil, step: int, payload: bytes) -> tuple[Any, list[Any]]:
-        """Logits (B, K) float32 of a step, and the maps that go with them, asked of the network now."""
+        """Logits (B, K) float32 of a step, and the maps that go with them, asked of the network
+        now.
+        """
         plan = pupil.plan
         if plan.exchange == "inputs":
             size = len(plan.ids(step)) * math.prod(plan.native)
             if len(payload) != size:
-                raise UsageError(f"step {step} brings {len(payload)} bytes of pixels, {size} expected: start both ends again")
-            pixels = torch.frombuffer(bytearray(payload), dtype=torch.uint8).reshape(-1, *plan.native)
+                raise UsageError(
+                    f"step {step} brings {len(payload)} bytes of pixels, {size} expected: "
+                    "start both ends again"
+                )
+            pixels = torch.frombuffer(bytearray(payload), dtype=torch.uint8).reshape(
+                -1, *plan.native
+            )
         elif self.data is None:
-            raise UsageError("this teacher has no data: use --exchange inputs, or serve it with --data")
+            raise UsageError(
+                "this teacher has no data: use --exchange inputs, or serve it with --data"
+            )
         else:
             _, pixels = plan.pixels(self.data, step)
         with self._lock, torch.no_grad(), contextlib.ExitStack() as stack:
@@ -265,29 +332,44 @@ class Teacher:
             self.steps += 1
             logits = self.model(compact(self.preprocess(pixels))).float().numpy()
             heard = pupil.taps.heard() if pupil.taps is not None else []
-            return logits, [reduced(plan.features, maps, size).numpy() for maps, size in zip(heard, pupil.sizes, strict=True)]
+            return logits, [
+                reduced(plan.features, maps, size).numpy()
+                for maps, size in zip(heard, pupil.sizes, strict=True)
+            ]
 
     def _maps_of(self, pupil: Pupil) -> list[list[int]]:
-        """[channels, height, width] of the maps that travel with each step, in the order of the student's layers."""
+        """[channels, height, width] of the maps that travel with each step, in the order of the
+        student's layers.
+        """
         plan = pupil.plan
         if plan.exchange != "features":
             return []
-        example = torch.zeros(1, *self.preprocess.shape((plan.native[0], plan.native[1], plan.native[2])))
+        example = torch.zeros(
+            1, *self.preprocess.shape((plan.native[0], plan.native[1], plan.native[2]))
+        )
         with self._lock, torch.no_grad():  # its layers are listened to
             self._ends = self._ends or map_ends(self.model, example)
             count = min(len(self._ends), len(plan.maps))
-            names, pupil.sizes = list(self._ends)[-count:], [(size[0], size[1]) for size in plan.maps[-count:]]
+            names, pupil.sizes = (
+                list(self._ends)[-count:],
+                [(size[0], size[1]) for size in plan.maps[-count:]],
+            )
             pupil.taps = Taps(names, "teacher")
             pupil.taps.attach(self.model)
             try:
                 self.model(example)
-                found = [reduced(plan.features, maps, size) for maps, size in zip(pupil.taps.heard(), pupil.sizes, strict=True)]
+                found = [
+                    reduced(plan.features, maps, size)
+                    for maps, size in zip(pupil.taps.heard(), pupil.sizes, strict=True)
+                ]
             finally:
                 pupil.taps.detach()
         return [list(maps.shape[1:]) for maps in found]
 
     def _weights_given(self, pupil: Pupil, epoch: int, meeting: int) -> Iterator[Any]:
-        """The state dict, as safetensors: as it is, or as it was before `epoch` of the teacher's own training."""
+        """The state dict, as safetensors: as it is, or as it was before `epoch` of the teacher's
+        own training.
+        """
         with self.roster.changed:
             pupil.epoch, pupil.answered = epoch, (epoch - 1) * pupil.plan.steps_an_epoch
             self.roster.changed.notify_all()
@@ -306,12 +388,19 @@ class Teacher:
 
     def _meet(self, said: dict[str, Any]) -> tuple[str, Pupil]:
         """A student says hello: its name and place."""
-        name, plan, have = str(said["name"])[:200], Plan.parsed(said["plan"]), [int(step) for step in said["have"]]
+        name, plan, have = (
+            str(said["name"])[:200],
+            Plan.parsed(said["plan"]),
+            [int(step) for step in said["have"]],
+        )
         check_plan(plan, self.data, self.classes, self.train)
         if self.data is None or plan.exchange == "inputs":
             self._check_reads((plan.native[0], plan.native[1], plan.native[2]))
         if self.cut.cut is not None and plan.exchange == "weights":
-            raise UsageError("a teacher that is pruned cannot send its weights, whose shapes change: use --exchange logits")
+            raise UsageError(
+                "a teacher that is pruned cannot send its weights, whose shapes change: use "
+                "--exchange logits"
+            )
         return name, self.roster.meet(name, str(said["instance"])[:200], plan, have)
 
     def _check_reads(self, native: tuple[int, int, int]) -> None:
@@ -321,7 +410,8 @@ class Teacher:
                 self.model(compact(self.preprocess(torch.zeros(1, *native, dtype=torch.uint8))))
         except Exception as error:  # torch raises what its layers raise
             raise UsageError(
-                f"the student's images of {native} are none that this teacher reads: {' '.join(str(error).split())}"
+                f"the student's images of {native} are none that this teacher reads: "
+                f"{' '.join(str(error).split())}"
             ) from error
 
     def _sent(self, kind: str, **values: Any) -> Iterator[Any]:
@@ -340,7 +430,8 @@ class Teacher:
     # the lesson
 
     def lesson(self, timeout: float | None = None) -> None:
-        """Wait for all students, teach them to the end, and return when all are done. Raises `EdgecompressError` when one stays away.
+        """Wait for all students, teach them to the end, and return when all are done. Raises
+        `EdgecompressError` when one stays away.
 
         Whatever ends it before, its students hear of.
         """
@@ -349,13 +440,17 @@ class Teacher:
             patience = None if timeout is None else max(timeout, PATIENCE)
             if self.train is not None and self.data is not None:
                 self._train(self.train, self.data, patience)
-            self.roster.until(self.roster.all_done, patience, "a student did not end its lesson", True)
+            self.roster.until(
+                self.roster.all_done, patience, "a student did not end its lesson", True
+            )
         except Exception as error:
             self.roster.fail(" ".join(str(error).split())[:200] or type(error).__name__)
             raise
 
     def _train(self, train: FitSettings, data: DataSet, patience: float | None) -> None:
-        """The teacher's own training, which publishes what it says; after a break it goes back to where its students start again."""
+        """The teacher's own training, which publishes what it says; after a break it goes back to
+        where its students start again.
+        """
         plan, first = next(iter(self.pupils.values())).plan, self.model
         pristine = {key: value.clone() for key, value in first.state_dict().items()}
         while True:
@@ -375,14 +470,24 @@ class Teacher:
                 self.roster.until_back(generation, PATIENCE)
                 continue
             self.model = self.result.model
-            self.roster.until(self._done_or_back(generation), patience, "a student did not end its lesson", True)
+            self.roster.until(
+                self._done_or_back(generation), patience, "a student did not end its lesson", True
+            )
             if self.roster.all_done():
                 return
 
     def _done_or_back(self, generation: int) -> Callable[[], bool]:
         return lambda: self.roster.all_done() or self.roster.generation != generation
 
-    def _trained(self, model: nn.Module, train: FitSettings, data: DataSet, plan: Plan, start: int, generation: int) -> FitResult:
+    def _trained(
+        self,
+        model: nn.Module,
+        train: FitSettings,
+        data: DataSet,
+        plan: Plan,
+        start: int,
+        generation: int,
+    ) -> FitResult:
         """One try of the training, from `start`. Raises `BrokenError` when a student breaks off."""
         self.steps = start
         companion: Mutual | EpochWeights | None = None
@@ -392,7 +497,9 @@ class Teacher:
                 plan,
                 data,
                 lambda step, logits: self._publish(step, logits, generation),
-                lambda step: [self._hear(pupil, step, generation) for pupil in self.roster.active()],
+                lambda step: [
+                    self._hear(pupil, step, generation) for pupil in self.roster.active()
+                ],
                 start,
             )
         elif plan.exchange == "weights":
@@ -408,10 +515,16 @@ class Teacher:
             return loss(logits, batch)
 
         hooks = replace(
-            self.cut, keep=lambda kept: shelf.put(kept["step"], kept), keep_every=plan.keep_every, keep_last=plan.steps,
-            begin=shelf.get(start), companion=companion,
-        )  # fmt: skip
-        return fit(model, data, watched, train, seed=plan.seed, device=torch.device("cpu"), hooks=hooks)
+            self.cut,
+            keep=lambda kept: shelf.put(kept["step"], kept),
+            keep_every=plan.keep_every,
+            keep_last=plan.steps,
+            begin=shelf.get(start),
+            companion=companion,
+        )
+        return fit(
+            model, data, watched, train, seed=plan.seed, device=torch.device("cpu"), hooks=hooks
+        )
 
     def _publish(self, step: int, logits: Tensor, generation: int) -> None:
         """Hand the logits of a step to every student's stream; waits where one is behind."""
@@ -432,28 +545,48 @@ class Teacher:
             return pupil.heard.pop(step)
 
     def _offer(self, epoch: int, weights: bytes, generation: int) -> None:
-        """Lay out the weights before `epoch`; waits until no student is more than `EPOCHS_AHEAD` behind."""
+        """Lay out the weights before `epoch`; waits until no student is more than `EPOCHS_AHEAD`
+        behind.
+        """
         with self.roster.changed:
             self._weights[epoch] = weights
             self._weights.pop(epoch - EPOCHS_AHEAD - 2, None)
             self.roster.changed.notify_all()
             while any(pupil.epoch < epoch - EPOCHS_AHEAD for pupil in self.roster.active()):
-                self.roster.check_whole((epoch - 1) * next(iter(self.pupils.values())).plan.steps_an_epoch + 1, generation)
+                self.roster.check_whole(
+                    (epoch - 1) * next(iter(self.pupils.values())).plan.steps_an_epoch + 1,
+                    generation,
+                )
                 self.roster.changed.wait(0.2)
 
 
 def _not_served(address: str, tls: Tls | None) -> str:
     why = "it is in use, or not of this machine"
-    return f"address '{address}' cannot be served: {why}{'' if tls is None else ', or --tls-cert and --tls-key are no pair of PEM files'}"
+    return (
+        f"address '{address}' cannot be served: "
+        f"{why}{'' if tls is None else ', or --tls-cert and --tls-key are no pair of PEM files'}"
+    )
 
 
 def serve(teacher: Teacher, address: str, tls: Tls | None) -> tuple[grpc.Server, int]:
-    """Start to serve at `address` (host:port, port 0 for any). Returns the server and its port; stop it with `server.stop(grace)`."""
-    server = grpc.server(ThreadPoolExecutor(teacher.students + 4), options=(*wire.CHANNEL, ("grpc.so_reuseport", 0)))
-    handler = grpc.stream_stream_rpc_method_handler(teacher.attend, request_deserializer=wire.decode, response_serializer=wire.encode)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: handler}),))
+    """Start to serve at `address` (host:port, port 0 for any). Returns the server and its port;
+    stop it with `server.stop(grace)`.
+    """
+    server = grpc.server(
+        ThreadPoolExecutor(teacher.students + 4), options=(*wire.CHANNEL, ("grpc.so_reuseport", 0))
+    )
+    handler = grpc.stream_stream_rpc_method_handler(
+        teacher.attend, request_deserializer=wire.decode, response_serializer=wire.encode
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: handler}),)
+    )
     try:
-        port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls.server())
+        port = (
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, tls.server())
+        )
     except RuntimeError as error:
         raise UsageError(_not_served(address, tls)) from error
     if not port:

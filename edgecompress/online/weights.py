@@ -1,4 +1,6 @@
-"""A network's weights as they travel: before each epoch of its training (García González 2022, figure 2.16)."""
+"""A network's weights as they travel: before each epoch of its training (García González 2022,
+figure 2.16).
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,15 @@ class EpochWeights(Onlooker):
 
     def kept(self) -> Kept:
         """The weights of the epoch that is under way."""
-        return {"epoch": self.epoch, "weights": torch.frombuffer(bytearray(self.weights), dtype=torch.uint8)}
+        return {
+            "epoch": self.epoch,
+            "weights": torch.frombuffer(bytearray(self.weights), dtype=torch.uint8),
+        }
 
     def take(self, kept: Kept) -> None:
         """Offer them again."""
-        self.epoch, self.weights, self._taken = kept["epoch"], kept["weights"].numpy().tobytes(), True
+        self.epoch, self.weights, self._taken = (
+            kept["epoch"],
+            kept["weights"].numpy().tobytes(),
+            True,
+        )

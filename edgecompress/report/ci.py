@@ -1,4 +1,6 @@
-"""A latency check in the formats of CI: JUnit XML, Markdown, github-action-benchmark's `customSmallerIsBetter`, Bencher's BMF."""
+"""A latency check in the formats of CI: JUnit XML, Markdown, github-action-benchmark's
+`customSmallerIsBetter`, Bencher's BMF.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,16 @@ from edgecompress.units import format_size
 
 
 def checks(result: Mapping[str, Any], strict: bool) -> list[tuple[str, str, str]]:
-    """(name, `pass`, `fail` or `skip`, one line) for every gate of a result: latency, and where asked, bytes and accuracy."""
+    """(name, `pass`, `fail` or `skip`, one line) for every gate of a result: latency, and where
+    asked, bytes and accuracy.
+    """
     rows = []
     if "ratio" in result:
-        status = {"pass": "pass", "regression": "fail", "inconclusive": "fail" if strict else "skip"}[result["verdict"]]
+        status = {
+            "pass": "pass",
+            "regression": "fail",
+            "inconclusive": "fail" if strict else "skip",
+        }[result["verdict"]]
         rows.append(("latency", status, sentence(result)))
     for gate in result.get("gates", []):
         rows.append((gate["name"], "pass" if gate["passed"] else "fail", gate["text"]))
@@ -27,8 +35,10 @@ def sentence(result: Mapping[str, Any]) -> str:
     """The latency check in one line."""
     low, high = result["ratio"]["ci95"]
     text = (
-        f"{result['verdict']}: candidate {result['candidate']['p50_ms']:.4g} ms, baseline {result['baseline']['p50_ms']:.4g} ms (p50), "
-        f"ratio {result['ratio']['median']:.4f} (95 % interval {low:.4f} to {high:.4f}), allowed {1 + result['max_regression']:.4f}; "
+        f"{result['verdict']}: candidate {result['candidate']['p50_ms']:.4g} ms, baseline "
+        f"{result['baseline']['p50_ms']:.4g} ms (p50), "
+        f"ratio {result['ratio']['median']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+        f"allowed {1 + result['max_regression']:.4f}; "
         f"{result['blocks']} blocks in {result['processes']} processes"
     )
     if result.get("normalised"):
@@ -39,14 +49,26 @@ def sentence(result: Mapping[str, Any]) -> str:
 
 
 def junit(result: Mapping[str, Any], strict: bool) -> bytes:
-    """JUnit XML: a test case a gate; an inconclusive latency is skipped, under `strict` a failure."""
+    """JUnit XML: a test case a gate; an inconclusive latency is skipped, under `strict` a
+    failure.
+    """
     rows = checks(result, strict)
     counts = {kind: sum(status == kind for _, status, _ in rows) for kind in ("fail", "skip")}
     suite = ElementTree.Element(
-        "testsuite", name="edgecompress bench", tests=str(len(rows)), failures=str(counts["fail"]), errors="0", skipped=str(counts["skip"])
+        "testsuite",
+        name="edgecompress bench",
+        tests=str(len(rows)),
+        failures=str(counts["fail"]),
+        errors="0",
+        skipped=str(counts["skip"]),
     )
     for name, status, text in rows:
-        case = ElementTree.SubElement(suite, "testcase", classname="edgecompress.bench", name=f"{name} of {result['candidate']['file']}")
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname="edgecompress.bench",
+            name=f"{name} of {result['candidate']['file']}",
+        )
         if status == "fail":
             ElementTree.SubElement(case, "failure", message=text)
         elif status == "skip":
@@ -61,13 +83,18 @@ def markdown(result: Mapping[str, Any], strict: bool) -> str:
     """A section for a job's summary: the gates, then both files side by side."""
     marks = {"pass": "pass", "fail": "**fail**", "skip": "inconclusive"}
     lines = ["## edgecompress bench", "", "| check | result | |", "|---|---|---|"]
-    lines += [f"| {name} | {marks[status]} | {text} |" for name, status, text in checks(result, strict)]
+    lines += [
+        f"| {name} | {marks[status]} | {text} |" for name, status, text in checks(result, strict)
+    ]
     lines += ["", "| | file | bytes | p50 ms | p90 ms | p99 ms |", "|---|---|---|---|---|---|"]
     for side in ("candidate", "baseline"):
         if side in result:
             row = result[side]
             numbers = " | ".join(f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms"))
-            lines.append(f"| {side} | {Path(row['file']).name.replace('|', '&#124;')} | {format_size(row['bytes'])} | {numbers} |")
+            lines.append(
+                f"| {side} | {Path(row['file']).name.replace('|', '&#124;')} | "
+                f"{format_size(row['bytes'])} | {numbers} |"
+            )
     machine = result["hardware"]
     lines += ["", f"{machine['cpu']}, {result['threads']} thread(s), batch {result['batch']}.", ""]
     return "\n".join(lines)
@@ -85,14 +112,28 @@ def smaller_is_better(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def bencher(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Bencher Metric Format: {benchmark: {measure: {value, ...}}}; latency in nanoseconds, as its measure has it."""
+    """Bencher Metric Format: {benchmark: {measure: {value, ...}}}; latency in nanoseconds, as its
+    measure has it.
+    """
     row = result["candidate"]
     p50, p90 = row["p50_ms"] * 1e6, row["p90_ms"] * 1e6
-    return {Path(row["file"]).name: {"latency": {"value": p50, "upper_value": p90}, "file-size": {"value": row["bytes"]}}}
+    return {
+        Path(row["file"]).name: {
+            "latency": {"value": p50, "upper_value": p90},
+            "file-size": {"value": row["bytes"]},
+        }
+    }
 
 
-def write(result: Mapping[str, Any], strict: bool, targets: Mapping[str, Path | None], appended: Sequence[Path] = ()) -> None:
-    """Write the formats that have a path in `targets` (junit, summary, github_action_benchmark, bencher); append Markdown to `appended`."""
+def write(
+    result: Mapping[str, Any],
+    strict: bool,
+    targets: Mapping[str, Path | None],
+    appended: Sequence[Path] = (),
+) -> None:
+    """Write the formats that have a path in `targets` (junit, summary, github_action_benchmark,
+    bencher); append Markdown to `appended`.
+    """
     made = {
         "junit": lambda: junit(result, strict),
         "summary": lambda: markdown(result, strict).encode(),

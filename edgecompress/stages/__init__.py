@@ -1,4 +1,6 @@
-"""What each stage of a recipe does. `STAGES` maps the name in the recipe to the function that the pipeline calls."""
+"""What each stage of a recipe does. `STAGES` maps the name in the recipe to the function that the
+pipeline calls.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What several stages share: training settings, rows, calibration images, the files of one format."""
+"""What several stages share: training settings, rows, calibration images, the files of one
+format.
+"""
 
 from __future__ import annotations
 
@@ -35,35 +37,69 @@ FORMAT_OF = {"int8": "int8-qdq", "fp16": "fp16", "none": "fp32"}
 """The file format that a choice of `--quantize` other than auto stands for."""
 
 
-def fit_settings(context: Context, model: nn.Module, wanted: Any, epochs: int | None = None) -> FitSettings:
-    """The recipe's training values over the defaults for this network and data; `epochs` is the default number of epochs."""
+def fit_settings(
+    context: Context, model: nn.Module, wanted: Any, epochs: int | None = None
+) -> FitSettings:
+    """The recipe's training values over the defaults for this network and data; `epochs` is the
+    default number of epochs.
+    """
     settings = default_settings(model, context.data, epochs, has_norm(model))
     given = {key: value for key in _CHOSEN if (value := getattr(wanted, key)) is not None}
-    own = {key: value for key in ("flip", "shift", "cutout") if (value := getattr(wanted, key)) is not None}
+    own = {
+        key: value
+        for key in ("flip", "shift", "cutout")
+        if (value := getattr(wanted, key)) is not None
+    }
     augmentation = replace(context.data.augmentation, **own)
     return replace(
-        settings, **given, schedule=wanted.lr_schedule, clip=wanted.clip, augmentation=augmentation, view_seed=context.seed,
+        settings,
+        **given,
+        schedule=wanted.lr_schedule,
+        clip=wanted.clip,
+        augmentation=augmentation,
+        view_seed=context.seed,
         views=getattr(wanted, "views", None),
-    )  # fmt: skip
+    )
 
 
-_CHOSEN = ("epochs", "batch_size", "learning_rate", "optimizer", "nesterov", "weight_decay", "warmup", "dropout", "precision")
+_CHOSEN = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "nesterov",
+    "weight_decay",
+    "warmup",
+    "dropout",
+    "precision",
+)
 
 
-def fixed_teacher(context: Context, state: State, chosen: FitSettings, wanted: Any = None) -> FixedTeacher:
+def fixed_teacher(
+    context: Context, state: State, chosen: FitSettings, wanted: Any = None
+) -> FixedTeacher:
     """The state's teacher with its table of logits for the views of this training."""
     if state.teacher is None:
         raise UsageError("this stage needs a teacher: put a stage teacher, train or load before it")
     temperature = getattr(wanted, "temperature", None) or DEFAULTS["kl"][0]
     return FixedTeacher(
-        state.teacher, context.data, context.device, preprocess=None if state.mentor is None else state.mentor.preprocess,
-        augmentation=chosen.augmentation, view_seed=chosen.view_seed, top_k=getattr(wanted, "top_k", None), temperature=temperature,
-        folder=cache_dir() / "teacher-logits", on_step=context.progress("ask the teacher"),
-    )  # fmt: skip
+        state.teacher,
+        context.data,
+        context.device,
+        preprocess=None if state.mentor is None else state.mentor.preprocess,
+        augmentation=chosen.augmentation,
+        view_seed=chosen.view_seed,
+        top_k=getattr(wanted, "top_k", None),
+        temperature=temperature,
+        folder=cache_dir() / "teacher-logits",
+        on_step=context.progress("ask the teacher"),
+    )
 
 
 def learning_loss(context: Context, state: State, wanted: Any, chosen: FitSettings) -> Loss:
-    """Hinton's loss when the state has a teacher, else cross-entropy; `chosen` says how images are augmented."""
+    """Hinton's loss when the state has a teacher, else cross-entropy; `chosen` says how images are
+    augmented.
+    """
     if state.teacher is None:
         return label_loss
     temperature, alpha = getattr(wanted, "temperature", None), getattr(wanted, "alpha", None)
@@ -71,7 +107,9 @@ def learning_loss(context: Context, state: State, wanted: Any, chosen: FitSettin
 
 
 def watched(context: Context, text: str, patience: int | None = None) -> Hooks:
-    """Hooks that show a training called `text` on the progress bar and write each of its epochs to the log."""
+    """Hooks that show a training called `text` on the progress bar and write each of its epochs to
+    the log.
+    """
 
     def on_epoch(row: EpochRow) -> None:
         context.run.log("epoch", what=text, **row.as_dict())
@@ -81,14 +119,19 @@ def watched(context: Context, text: str, patience: int | None = None) -> Hooks:
 
 def with_row(state: State, name: str, accuracy: float, params: int, **more: Any) -> State:
     """A copy of `state` with one more stage row; `accuracy` is validation, 0..1."""
-    return replace(state, rows=(*state.rows, {"name": name, "accuracy": accuracy, "params": params, **more}))
+    return replace(
+        state, rows=(*state.rows, {"name": name, "accuracy": accuracy, "params": params, **more})
+    )
 
 
 def with_history(state: State, stage: str, result: FitResult | None) -> State:
     """A copy of `state` with the epochs of one training."""
     if result is None:
         return state
-    rows = [{"stage": stage, **row.as_dict(), "chosen": row.epoch == result.best_epoch} for row in result.history]
+    rows = [
+        {"stage": stage, **row.as_dict(), "chosen": row.epoch == result.best_epoch}
+        for row in result.history
+    ]
     return replace(state, history=(*state.history, *rows))
 
 
@@ -99,19 +142,36 @@ def count(model: nn.Module) -> int:
 
 def validation_accuracy(context: Context, model: nn.Module) -> float:
     """Accuracy (0..1) of a torch model on the validation split."""
-    return evaluate(model.to(context.device), context.data, context.data.validation, context.device)[1]
+    return evaluate(
+        model.to(context.device), context.data, context.data.validation, context.device
+    )[1]
 
 
 def input_spec(context: Context, accuracy: float = 0.0) -> InputSpec:
-    """What the shipped file says of its input, and where it comes from; `accuracy` is that on validation."""
+    """What the shipped file says of its input, and where it comes from; `accuracy` is that on
+    validation.
+    """
     data = context.data
-    made = {"validation_accuracy": f"{accuracy:.4f}", "recipe": context.recipe.digest(), "version": machine.versions()["edgecompress"]}
-    return InputSpec(data.image_shape, data.preprocess, data.classes, data.label, {**data.task.metadata(), **made})
+    made = {
+        "validation_accuracy": f"{accuracy:.4f}",
+        "recipe": context.recipe.digest(),
+        "version": machine.versions()["edgecompress"],
+    }
+    return InputSpec(
+        data.image_shape,
+        data.preprocess,
+        data.classes,
+        data.label,
+        {**data.task.metadata(), **made},
+    )
 
 
 def export_settings(context: Context) -> ExportStage:
     """How the recipe wants its files."""
-    return next((stage for stage in context.recipe.stages if stage.stage == "export"), ExportStage(stage="export"))
+    return next(
+        (stage for stage in context.recipe.stages if stage.stage == "export"),
+        ExportStage(stage="export"),
+    )
 
 
 def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx.ModelProto:
@@ -122,17 +182,29 @@ def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx
 
 
 def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:
-    """The file at `path` as it ships: with its own accuracy in the metadata and, where asked, the preprocessing in the graph."""
+    """The file at `path` as it ships: with its own accuracy in the metadata and, where asked, the
+    preprocessing in the graph.
+    """
     proto = onnx.load(str(path))
     known = {prop.key: prop.value for prop in proto.metadata_props}
-    onnx_export.set_metadata(proto, {**known, "edgecompress.validation_accuracy": json.dumps(f"{accuracy:.4f}")})
+    onnx_export.set_metadata(
+        proto, {**known, "edgecompress.validation_accuracy": json.dumps(f"{accuracy:.4f}")}
+    )
     if export_settings(context).embed_preprocess:
         proto = portable.embed_preprocess(proto, context.data.preprocess, context.data.image_shape)
     return proto
 
 
-def arrays(context: Context, split: Images, limit: int | None = None, size: int = 32, *, pixels: bool = False) -> Iterator[Array]:
-    """Normalised images of a split as float32 batches, or with `pixels` uint8 (B, height, width, C).
+def arrays(
+    context: Context,
+    split: Images,
+    limit: int | None = None,
+    size: int = 32,
+    *,
+    pixels: bool = False,
+) -> Iterator[Array]:
+    """Normalised images of a split as float32 batches, or with `pixels` uint8 (B, height, width,
+    C).
 
     With `limit`, that many, evenly spread.
     """
@@ -141,20 +213,29 @@ def arrays(context: Context, split: Images, limit: int | None = None, size: int 
         chosen = torch.linspace(0, len(split) - 1, limit).long()
     for part in chosen.split(size):
         images = split.pixels[part]
-        yield images.permute(0, 2, 3, 1).contiguous().numpy() if pixels else context.data.normalised(images).numpy()
+        yield (
+            images.permute(0, 2, 3, 1).contiguous().numpy()
+            if pixels
+            else context.data.normalised(images).numpy()
+        )
 
 
-def make_format(context: Context, fp32: Path, form: str, images: int = 256, method: str = "minmax") -> onnx.ModelProto:
+def make_format(
+    context: Context, fp32: Path, form: str, images: int = 256, method: str = "minmax"
+) -> onnx.ModelProto:
     """The fp32 file in another format, int8 calibrated on `images` training images."""
     if form == "fp32":
         return onnx.load(str(fp32))
     if form == "fp16":
         return quantizer.to_fp16(fp32)
-    return quantizer.to_int8(fp32, lambda: arrays(context, context.data.train, images), method=method)
+    return quantizer.to_int8(
+        fp32, lambda: arrays(context, context.data.train, images), method=method
+    )
 
 
 def candidate(context: Context, model: nn.Module, form: str, images: int = 8) -> Path:
-    """The file of `model` in `form`, as it would ship but roughly calibrated: for its bytes and its latency only.
+    """The file of `model` in `form`, as it would ship but roughly calibrated: for its bytes and its
+    latency only.
 
     It is called candidate.onnx, in the stage's folder; the caller removes it.
     """
@@ -170,12 +251,23 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
 
 
 def file_accuracy(context: Context, path: Path, split: Images) -> float:
-    """Score of an ONNX file on a split, by ONNX Runtime: its accuracy (0..1), or what the data's task has instead."""
+    """Score of an ONNX file on a split, by ONNX Runtime: its accuracy (0..1), or what the data's
+    task has instead.
+    """
     return runtime_score(context, runtime.load(path, threads=context.threads), split)["accuracy"]
 
 
 def runtime_score(context: Context, loaded: Runtime, split: Images) -> dict[str, float]:
-    """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R² under that name, and `loss`, the mean square error."""
-    outputs, task = torch.from_numpy(loaded.run_all(arrays(context, split, pixels=loaded.reads_pixels))), context.data.task
+    """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R² under that name, and
+    `loss`, the mean square error.
+    """
+    outputs, task = (
+        torch.from_numpy(loaded.run_all(arrays(context, split, pixels=loaded.reads_pixels))),
+        context.data.task,
+    )
     found = {"accuracy": task.score(outputs, split.labels)}
-    return found if task.metric == "accuracy" else {**found, "loss": float(task.loss(outputs, split.labels))}
+    return (
+        found
+        if task.metric == "accuracy"
+        else {**found, "loss": float(task.loss(outputs, split.labels))}
+    )

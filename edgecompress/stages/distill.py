@@ -1,4 +1,6 @@
-"""Stage `distill`: the network learns from a teacher that is fixed, or that trains beside it; and once more without, for the comparison."""
+"""Stage `distill`: the network learns from a teacher that is fixed, or that trains beside it; and
+once more without, for the comparison.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,15 @@ STUDENT, TEACHER = "student", "teacher"
 
 
 def distill(context: Context, settings: DistillStage, state: State) -> State:
-    """Train the network on what the teacher says; nothing where a plan was made and nothing was pruned."""
+    """Train the network on what the teacher says; nothing where a plan was made and nothing was
+    pruned.
+    """
     planned = state.numbers.get("plan")
     if planned is not None and not planned["prune"]:
         return state
-    whole = settings.prune_student is not None  # a cut counts the channels of the network that is delivered
+    whole = (
+        settings.prune_student is not None
+    )  # a cut counts the channels of the network that is delivered
     model, folds = (state.need_model(), []) if whole else folded(context, state.need_model())
     model.to(context.device)
     chosen = fit_settings(context, model, settings, epochs=distill_epochs(context, model))
@@ -62,7 +68,9 @@ def distill(context: Context, settings: DistillStage, state: State) -> State:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a training left: the state (with the rows of a teacher that trained too), the student's result, facts for the report."""
+    """What a training left: the state (with the rows of a teacher that trained too), the student's
+    result, facts for the report.
+    """
 
     state: State
     result: FitResult
@@ -70,12 +78,26 @@ class Learned:
     cuts: Shrinking | None = None
 
 
-def _offline(context: Context, settings: DistillStage, state: State, model: nn.Module, chosen: FitSettings) -> Learned:
+def _offline(
+    context: Context, settings: DistillStage, state: State, model: nn.Module, chosen: FitSettings
+) -> Learned:
     """Learn from a teacher that must be the same afterwards."""
     if state.teacher is None:
         hooks = watched(context, "train", settings.patience)
         loss = learning_loss(context, state, settings, chosen)
-        return Learned(state, fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks), {})
+        return Learned(
+            state,
+            fit(
+                model,
+                context.data,
+                loss,
+                chosen,
+                seed=context.seed,
+                device=context.device,
+                hooks=hooks,
+            ),
+            {},
+        )
     teacher = fixed_teacher(context, state, chosen, settings)
     loss = learning_from(teacher, settings.loss, settings.temperature, settings.alpha)
     cuts = _cutting(context, settings, settings.prune_student, model, chosen, STUDENT)
@@ -83,21 +105,45 @@ def _offline(context: Context, settings: DistillStage, state: State, model: nn.M
     facts: dict[str, Any] = {}
     if settings.features is not None:
         pairs = _pairs(context, settings, state, model, teacher)
-        companion = FeatureLoss.of_pairs(settings.features, pairs, model, teacher.model, teacher.preprocess, loss, settings.feature_weight)
+        companion = FeatureLoss.of_pairs(
+            settings.features,
+            pairs,
+            model,
+            teacher.model,
+            teacher.preprocess,
+            loss,
+            settings.feature_weight,
+        )
         loss, hooks = companion, replace(hooks, companion=companion)
-        facts = {"features": settings.features, "feature_layers": pairs, "feature_weight": settings.feature_weight}
-    result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
-    facts |= {"teacher_digest": teacher.untouched(), "tables_computed": teacher.computed, "tables_read": teacher.read}
+        facts = {
+            "features": settings.features,
+            "feature_layers": pairs,
+            "feature_weight": settings.feature_weight,
+        }
+    result = fit(
+        model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks
+    )
+    facts |= {
+        "teacher_digest": teacher.untouched(),
+        "tables_computed": teacher.computed,
+        "tables_read": teacher.read,
+    }
     return Learned(state, result, facts, cuts)
 
 
-def _pairs(context: Context, settings: DistillStage, state: State, model: nn.Module, teacher: FixedTeacher) -> dict[str, str]:
+def _pairs(
+    context: Context, settings: DistillStage, state: State, model: nn.Module, teacher: FixedTeacher
+) -> dict[str, str]:
     if settings.feature_layers is not None:
         return settings.feature_layers
-    return default_pairs(model, teacher.model, context.example, context.as_read_by(state.mentor).example)
+    return default_pairs(
+        model, teacher.model, context.example, context.as_read_by(state.mentor).example
+    )
 
 
-def _together(context: Context, settings: DistillStage, state: State, model: nn.Module, chosen: FitSettings) -> Learned:
+def _together(
+    context: Context, settings: DistillStage, state: State, model: nn.Module, chosen: FitSettings
+) -> Learned:
     """Train student and teacher on the same batches, each of which goes once through both."""
     if state.teacher is None:
         raise UsageError(f"mode {settings.mode} needs a teacher: put a stage teacher before it")
@@ -105,11 +151,20 @@ def _together(context: Context, settings: DistillStage, state: State, model: nn.
     if settings.prune_teacher is None:
         teacher, folds = folded(context, teacher)
     teacher.to(context.device)
-    losses = {TEACHER: label_loss, STUDENT: learning_from(peer(TEACHER), settings.loss, settings.temperature, settings.alpha)}
+    losses = {
+        TEACHER: label_loss,
+        STUDENT: learning_from(peer(TEACHER), settings.loss, settings.temperature, settings.alpha),
+    }
     if settings.mode == "mutual":
         losses = {TEACHER: mutual(STUDENT), STUDENT: mutual(TEACHER)}
-    models, amounts = {STUDENT: model, TEACHER: teacher}, {STUDENT: settings.prune_student, TEACHER: settings.prune_teacher}
-    cuts = {name: _cutting(context, settings, amounts[name], models[name], chosen, name) for name in models}
+    models, amounts = (
+        {STUDENT: model, TEACHER: teacher},
+        {STUDENT: settings.prune_student, TEACHER: settings.prune_teacher},
+    )
+    cuts = {
+        name: _cutting(context, settings, amounts[name], models[name], chosen, name)
+        for name in models
+    }
     bar = context.progress(f"distil {settings.mode}")
     learners = {}
     for name, network in models.items():
@@ -122,7 +177,9 @@ def _together(context: Context, settings: DistillStage, state: State, model: nn.
     taught = unfolded(results[TEACHER].model.cpu(), folds)
     accuracy = validation_accuracy(context, taught)
     state = with_history(replace(state, teacher=fresh(taught)), TEACHER, results[TEACHER])
-    state = with_row(state, "teacher, trained beside", accuracy, count(taught), wall_s=seconds(results[TEACHER]))
+    state = with_row(
+        state, "teacher, trained beside", accuracy, count(taught), wall_s=seconds(results[TEACHER])
+    )
     facts: dict[str, Any] = {"teacher_validation_accuracy": accuracy}
     told = cuts[TEACHER]
     if told is not None:
@@ -134,13 +191,26 @@ def _together(context: Context, settings: DistillStage, state: State, model: nn.
 
 
 def _cutting(
-    context: Context, settings: DistillStage, amount: str | None, model: nn.Module, chosen: FitSettings, name: str
+    context: Context,
+    settings: DistillStage,
+    amount: str | None,
+    model: nn.Module,
+    chosen: FitSettings,
+    name: str,
 ) -> Shrinking | None:
     """The cuts of a network that is pruned while it trains; channels are scored by magnitude."""
     if amount is None:
         return None
-    asked = GradualStage(stage="gradual", amount=amount, step=settings.step, schedule=settings.schedule, patience=settings.patience)
-    return shrinking(context, asked, model, label_loss, chosen.epochs, f"distil and prune the {name}")
+    asked = GradualStage(
+        stage="gradual",
+        amount=amount,
+        step=settings.step,
+        schedule=settings.schedule,
+        patience=settings.patience,
+    )
+    return shrinking(
+        context, asked, model, label_loss, chosen.epochs, f"distil and prune the {name}"
+    )
 
 
 def _with_cuts(context: Context, state: State, learned: Learned) -> State:
@@ -156,16 +226,36 @@ def _with_cuts(context: Context, state: State, learned: Learned) -> State:
 
 
 def _with_control(
-    context: Context, settings: DistillStage, state: State, model: nn.Module, folds: list[FoldedPool], chosen: FitSettings
+    context: Context,
+    settings: DistillStage,
+    state: State,
+    model: nn.Module,
+    folds: list[FoldedPool],
+    chosen: FitSettings,
 ) -> State:
     """The state with the same student, trained for the same epochs on the labels alone."""
     hooks = watched(context, "train without the teacher", settings.patience)
-    result = fit(model, context.data, label_loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
+    result = fit(
+        model,
+        context.data,
+        label_loss,
+        chosen,
+        seed=context.seed,
+        device=context.device,
+        hooks=hooks,
+    )
     plain = unfolded(model.cpu(), folds)
     accuracy = validation_accuracy(context, plain)
     path = context.folder / "control.onnx"
-    onnx_export.save(onnx_export.to_onnx(plain.cpu(), context.example, input_spec(context).metadata()), path)
-    checkpoint.save(context.folder / "control.safetensors", plain, state.source, checkpoint.notes_for(context.data))
+    onnx_export.save(
+        onnx_export.to_onnx(plain.cpu(), context.example, input_spec(context).metadata()), path
+    )
+    checkpoint.save(
+        context.folder / "control.safetensors",
+        plain,
+        state.source,
+        checkpoint.notes_for(context.data),
+    )
     state = with_history(state, "control", result)
     state = with_row(state, "control (no teacher)", accuracy, count(plain), wall_s=seconds(result))
     control = {
@@ -177,27 +267,38 @@ def _with_control(
     return state.with_numbers(control=control)
 
 
-def _reported(context: Context, settings: DistillStage, state: State, small: nn.Module, learned: Learned) -> State:
-    """The state with `numbers["distill"]`: how, from whom, and what it came to, before any lossless step."""
+def _reported(
+    context: Context, settings: DistillStage, state: State, small: nn.Module, learned: Learned
+) -> State:
+    """The state with `numbers["distill"]`: how, from whom, and what it came to, before any lossless
+    step.
+    """
     temperature, alpha = DEFAULTS[settings.loss]
     loss = "mutual" if settings.mode == "mutual" else settings.loss
     mixed = state.teacher is not None and settings.mode != "mutual"
     report: dict[str, Any] = {
-        "mode": settings.mode, "loss": loss if state.teacher is not None else "cross-entropy on the labels, no teacher",
+        "mode": settings.mode,
+        "loss": loss if state.teacher is not None else "cross-entropy on the labels, no teacher",
         "temperature": (settings.temperature or temperature) if mixed else None,
         "alpha": (alpha if settings.alpha is None else settings.alpha) if mixed else None,
         "teacher": None if state.mentor is None else state.mentor.source.name,
-        "top_k": settings.top_k, "epochs": len(learned.result.history), "chosen_epoch": learned.result.best_epoch,
-        "params": count(small), "weights_bytes": 4 * count(small), "validation_accuracy": learned.result.best.validation_accuracy,
+        "top_k": settings.top_k,
+        "epochs": len(learned.result.history),
+        "chosen_epoch": learned.result.best_epoch,
+        "params": count(small),
+        "weights_bytes": 4 * count(small),
+        "validation_accuracy": learned.result.best.validation_accuracy,
         **learned.facts,
-    }  # fmt: skip
+    }
     if context.recipe.model in SOURCE:
         report["source"] = SOURCE[context.recipe.model]
     return state.with_numbers(distill=report)
 
 
 def folded(context: Context, model: nn.Module) -> tuple[nn.Module, list[FoldedPool]]:
-    """A plain network in the coordinates in which it trains well (`stages.teacher.start`), and the pools that were folded for it."""
+    """A plain network in the coordinates in which it trains well (`stages.teacher.start`), and the
+    pools that were folded for it.
+    """
     folds = [] if has_norm(model) else find_pools(model.cpu(), context.example)
     for fold in folds:
         model = fold_pool(model, fold)
@@ -205,7 +306,9 @@ def folded(context: Context, model: nn.Module) -> tuple[nn.Module, list[FoldedPo
 
 
 def distill_epochs(context: Context, model: nn.Module) -> int:
-    """Epochs of distillation when nobody says: a small network learns slower and costs less an epoch."""
+    """Epochs of distillation when nobody says: a small network learns slower and costs less an
+    epoch.
+    """
     if len(context.data.train) > 10_000:
         return 20
     return 4 if count(model) >= SMALL_PARAMS else 12

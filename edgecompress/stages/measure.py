@@ -1,4 +1,6 @@
-"""Stage `measure`: the final figures. The test split's labels are read here, once, for the teacher's file and for the one that ships."""
+"""Stage `measure`: the final figures. The test split's labels are read here, once, for the
+teacher's file and for the one that ships.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,23 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
     times = latency.measure(loaded, samples=settings.samples, limit_s=2.0)
     context.reporter.step(2, 4, "accuracy on the test split")
     costs = cost(model, context.example)
-    before = _side(context.as_read_by(state.mentor), loaded[0], times[0], teacher["bytes"], teacher["params"], teacher["macs"])
+    before = _side(
+        context.as_read_by(state.mentor),
+        loaded[0],
+        times[0],
+        teacher["bytes"],
+        teacher["params"],
+        teacher["macs"],
+    )
     after = _side(context, loaded[1], times[1], shipped.stat().st_size, costs.params, costs.macs)
     context.reporter.step(3, 4, "parity")
     planned = state.numbers.get("plan") or {}
-    missed = missed_targets(planned, after, times[1].percentile(50) / 1e3, validation - chosen["accuracy"])
-    unmet = None if planned else state.numbers.get("floors_reached")  # a plan's limits are held against the file itself
+    missed = missed_targets(
+        planned, after, times[1].percentile(50) / 1e3, validation - chosen["accuracy"]
+    )
+    unmet = (
+        None if planned else state.numbers.get("floors_reached")
+    )  # a plan's limits are held against the file itself
     missed += [text for text in (unmet, *(state.numbers.get(key) for key in UNMET[1:])) if text]
     result: dict[str, Any] = {
         "schema": 1,
@@ -75,7 +88,10 @@ def measure(context: Context, settings: MeasureStage, state: State) -> State:
         result["metric_name"] = context.data.task.metric
     if "control" in state.numbers:
         control = dict(state.numbers["control"])
-        loaded_control = runtime.load(_as_shipped(context, root / control.pop("onnx"), chosen["format"]), threads=context.threads)
+        loaded_control = runtime.load(
+            _as_shipped(context, root / control.pop("onnx"), chosen["format"]),
+            threads=context.threads,
+        )
         result["control"] = {**control, **runtime_score(context, loaded_control, context.data.test)}
     results.write(root / "result.json", result)
     write_report(root, result, list(state.history))
@@ -91,7 +107,9 @@ def _as_shipped(context: Context, fp32: Path, form: str) -> Path:
     return path
 
 
-def _side(context: Context, loaded: Runtime, taken: latency.Latency, size: int, params: int, macs: int) -> dict[str, Any]:
+def _side(
+    context: Context, loaded: Runtime, taken: latency.Latency, size: int, params: int, macs: int
+) -> dict[str, Any]:
     return {
         "bytes": size,
         "params": params,
@@ -102,18 +120,32 @@ def _side(context: Context, loaded: Runtime, taken: latency.Latency, size: int, 
     }
 
 
-def missed_targets(planned: dict[str, Any], after: dict[str, Any], p50_s: float, drop: float) -> list[str]:
-    """A line for each target that the shipped file misses. `drop` is the validation accuracy lost against the teacher, 0..1."""
+def missed_targets(
+    planned: dict[str, Any], after: dict[str, Any], p50_s: float, drop: float
+) -> list[str]:
+    """A line for each target that the shipped file misses. `drop` is the validation accuracy lost
+    against the teacher, 0..1.
+    """
     missed = []
     if planned.get("bytes") is not None and after["bytes"] > planned["bytes"]:
         smallest = planned.get("smallest_bytes") or after["bytes"]
         missed.append(
-            f"size {after['bytes']} bytes is above the target {planned['bytes']}: the smallest reachable is about {format_size(smallest)}"
+            f"size {after['bytes']} bytes is above the target {planned['bytes']}: the "
+            f"smallest reachable is about {format_size(smallest)}"
         )
     if planned.get("macs") is not None and after["macs"] > planned["macs"]:
-        missed.append(f"{format_count(after['macs'])} MACs are above the target {format_count(planned['macs'])}")
+        missed.append(
+            f"{format_count(after['macs'])} MACs are above the target "
+            f"{format_count(planned['macs'])}"
+        )
     if planned.get("latency_s") is not None and p50_s > planned["latency_s"]:
-        missed.append(f"p50 latency {p50_s * 1e3:.3g} ms is above the target {planned['latency_s'] * 1e3:.3g} ms")
+        missed.append(
+            f"p50 latency {p50_s * 1e3:.3g} ms is above the target "
+            f"{planned['latency_s'] * 1e3:.3g} ms"
+        )
     if planned.get("max_drop") is not None and drop > planned["max_drop"] + 1e-9:
-        missed.append(f"validation accuracy fell by {drop:.2%}, more than the {planned['max_drop']:.2%} allowed")
+        missed.append(
+            f"validation accuracy fell by {drop:.2%}, more than the "
+            f"{planned['max_drop']:.2%} allowed"
+        )
     return missed

@@ -1,4 +1,6 @@
-"""Stage `profile`: what global magnitude pruning takes from each layer, and how far the accuracy holds."""
+"""Stage `profile`: what global magnitude pruning takes from each layer, and how far the accuracy
+holds.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,18 @@ def profile(context: Context, settings: ProfileStage, state: State) -> State:
     found = sparsify.profile(model, accuracy_of, settings.levels, settings.tolerance)
     model.cpu()
     numbers = {
-        "levels": list(found.levels), "layers": {name: list(shares) for name, shares in found.layers.items()},
-        "accuracy": list(found.accuracy), "unpruned": found.unpruned, "tolerance": found.tolerance, "holds_to": found.holds_to,
-    }  # fmt: skip
-    note = f"accuracy holds up to {found.holds_to:.0%} of the weights at zero (within {found.tolerance:.1%} of {found.unpruned:.2%})"
+        "levels": list(found.levels),
+        "layers": {name: list(shares) for name, shares in found.layers.items()},
+        "accuracy": list(found.accuracy),
+        "unpruned": found.unpruned,
+        "tolerance": found.tolerance,
+        "holds_to": found.holds_to,
+    }
+    note = (
+        f"accuracy holds up to {found.holds_to:.0%} of the weights at zero (within "
+        f"{found.tolerance:.1%} of {found.unpruned:.2%})"
+    )
     context.reporter.note(note)
-    return with_row(state.with_numbers(profile=numbers), "profile", found.unpruned, count(model), note=note)
+    return with_row(
+        state.with_numbers(profile=numbers), "profile", found.unpruned, count(model), note=note
+    )

@@ -18,7 +18,15 @@ from edgecompress.models.weights import load_weights
 from edgecompress.pipeline import Context, State, seed_everything
 from edgecompress.prepare import check_teacher
 from edgecompress.settings import LoadStage, TeacherStage, TrainStage
-from edgecompress.stages.common import count, fit_settings, input_spec, validation_accuracy, watched, with_history, with_row
+from edgecompress.stages.common import (
+    count,
+    fit_settings,
+    input_spec,
+    validation_accuracy,
+    watched,
+    with_history,
+    with_row,
+)
 from edgecompress.train.fit import FitResult, fit, smoothed
 from edgecompress.train.freeze import before_last
 from edgecompress.train.init import has_norm, unit_variance_init
@@ -29,7 +37,9 @@ def train(context: Context, settings: TrainStage, state: State) -> State:
     model, result = trained(context, settings, state.source)
     accuracy = validation_accuracy(context, model)
     state = with_history(replace(state, model=model.cpu()), "train", result)
-    return baseline(context, with_row(state, "train" if result else "weights", accuracy, count(model)))
+    return baseline(
+        context, with_row(state, "train" if result else "weights", accuracy, count(model))
+    )
 
 
 def teacher(context: Context, settings: TeacherStage, state: State) -> State:
@@ -38,7 +48,10 @@ def teacher(context: Context, settings: TeacherStage, state: State) -> State:
     own, result = context.as_read_by(mentor), None
     if settings.checkpoint is not None:
         named = {settings.model, context.recipe.model}
-        model, _ = checkpoint.load(Path(settings.checkpoint), allow_code=mentor.source.name if mentor.source.name in named else None)
+        model, _ = checkpoint.load(
+            Path(settings.checkpoint),
+            allow_code=mentor.source.name if mentor.source.name in named else None,
+        )
     else:
         model, result = trained(own, settings, mentor.source)
     accuracy = validation_accuracy(own, model)
@@ -47,8 +60,12 @@ def teacher(context: Context, settings: TeacherStage, state: State) -> State:
     return state.with_numbers(teacher=described(own, model, accuracy))
 
 
-def trained(context: Context, settings: TrainStage | TeacherStage, source: ModelSource) -> tuple[nn.Module, FitResult | None]:
-    """The network of `source` after the training that `settings` ask for; without epochs, as it begins."""
+def trained(
+    context: Context, settings: TrainStage | TeacherStage, source: ModelSource
+) -> tuple[nn.Module, FitResult | None]:
+    """The network of `source` after the training that `settings` ask for; without epochs, as it
+    begins.
+    """
     model, folds = start(context, source, settings.weights)
     model.to(context.device)
     result = None
@@ -58,7 +75,9 @@ def trained(context: Context, settings: TrainStage | TeacherStage, source: Model
             chosen = replace(chosen, frozen=before_last(model, settings.train_last))
         hooks = watched(context, f"train {source.name}", settings.patience)
         loss = smoothed(settings.label_smoothing)
-        result = fit(model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks)
+        result = fit(
+            model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks
+        )
     return unfolded(model.cpu(), folds), result
 
 
@@ -70,18 +89,25 @@ def unfolded(model: nn.Module, folds: list[FoldedPool]) -> nn.Module:
     return model
 
 
-def start(context: Context, source: ModelSource, weights: str | None) -> tuple[nn.Module, list[FoldedPool]]:
+def start(
+    context: Context, source: ModelSource, weights: str | None
+) -> tuple[nn.Module, list[FoldedPool]]:
     """The network to train, and the pools that were folded for training.
 
-    A plain network (no normalisation) that classifies is initialised layer by layer to unit variance. Where a pool only copies values
-    (VGG16 on 32×32), it is trained in the folded coordinates, which compute the same function with 100 M weights less to move, and
-    unfolded afterwards.
+    A plain network (no normalisation) that classifies is initialised layer by layer to unit
+    variance. Where a pool only copies values (VGG16 on 32×32), it is trained in the folded
+    coordinates, which compute the same function with 100 M weights less to move, and unfolded
+    afterwards.
     """
     if weights is not None:
         return load_weights(source, weights), []
     with torch.device("meta"):
         blank = build(source)
-    plain = not has_norm(blank) and all(p.is_meta for p in blank.parameters()) and context.data.task.metric == "accuracy"
+    plain = (
+        not has_norm(blank)
+        and all(p.is_meta for p in blank.parameters())
+        and context.data.task.metric == "accuracy"
+    )
     if not plain:
         seed_everything(context.seed)
         return build(source), []
@@ -104,7 +130,9 @@ def load(context: Context, settings: LoadStage, state: State) -> State:
 
 
 def baseline(context: Context, state: State) -> State:
-    """Note what the network costs before anything is done to it. It is the teacher, where the recipe brings no other."""
+    """Note what the network costs before anything is done to it. It is the teacher, where the
+    recipe brings no other.
+    """
     model = state.need_model()
     state = state.with_numbers(layers=[asdict(row) for row in cost(model, context.example).layers])
     if state.mentor is not None:
@@ -113,11 +141,20 @@ def baseline(context: Context, state: State) -> State:
 
 
 def described(context: Context, model: nn.Module, accuracy: float) -> dict[str, Any]:
-    """What `result.json` says of a teacher; where the stage `measure` follows, its fp32 ONNX is written."""
+    """What `result.json` says of a teacher; where the stage `measure` follows, its fp32 ONNX is
+    written.
+    """
     costs = cost(model, context.example)
-    found: dict[str, Any] = {"params": costs.params, "macs": costs.macs, "validation_accuracy": accuracy}
+    found: dict[str, Any] = {
+        "params": costs.params,
+        "macs": costs.macs,
+        "validation_accuracy": accuracy,
+    }
     if any(stage.stage == "measure" for stage in context.recipe.stages):
         path = context.folder / "teacher.onnx"
         proto = onnx_export.to_onnx(model, context.example, input_spec(context).metadata())
-        found |= {"bytes": onnx_export.save(proto, path), "onnx": str(path.relative_to(context.run.root))}
+        found |= {
+            "bytes": onnx_export.save(proto, path),
+            "onnx": str(path.relative_to(context.run.root)),
+        }
     return found

@@ -1,4 +1,6 @@
-"""The only training loop, and what it needs. Losses, penalties and after-epoch calls are received, never imported."""
+"""The only training loop, and what it needs. Losses, penalties and after-epoch calls are received,
+never imported.
+"""
 
 from edgecompress.train.batches import Batch, evaluate
 from edgecompress.train.fit import FitResult, Learner, fit, fit_together

@@ -1,4 +1,6 @@
-"""Batches of a training split, and the accuracy on another one. Whole batches are made on the device where the network is."""
+"""Batches of a training split, and the accuracy on another one. Whole batches are made on the
+device where the network is.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,10 @@ from edgecompress.train.settings import FitSettings
 class Batch:
     """What a loss may look at: this process's share of a batch of `whole` samples.
 
-    Sample `ids` (B,) in the training split, `images` (B, C, h, w) as the network reads them, `labels` (B,). `pixels` (B, C, H, W) uint8 are
-    the same images in `view`, augmented but neither resized nor normalised. `logits` (B, K) by name are those of the other networks that
-    train on this batch, detached.
+    Sample `ids` (B,) in the training split, `images` (B, C, h, w) as the network reads them,
+    `labels` (B,). `pixels` (B, C, H, W) uint8 are the same images in `view`, augmented but neither
+    resized nor normalised. `logits` (B, K) by name are those of the other networks that train on
+    this batch, detached.
     """
 
     ids: Tensor
@@ -36,19 +39,30 @@ class Batch:
 
 
 def order(count: int, seed: int, epoch: int) -> Tensor:
-    """The order (count,) in which `epoch` goes through the samples: a function of the seed and the epoch alone."""
+    """The order (count,) in which `epoch` goes through the samples: a function of the seed and the
+    epoch alone.
+    """
     return torch.randperm(count, generator=stream("order", seed, epoch))
 
 
 def compact(images: Tensor) -> Tensor:
-    """`images` (B, C, H, W) in channels_last order on a CPU, where convolutions run faster on it."""
-    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" and images.dim() == 4 else images
+    """`images` (B, C, H, W) in channels_last order on a CPU, where convolutions run faster on
+    it.
+    """
+    return (
+        images.contiguous(memory_format=torch.channels_last)
+        if images.device.type == "cpu" and images.dim() == 4
+        else images
+    )
 
 
-def batches(data: DataSet, settings: FitSettings, device: torch.device, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+def batches(
+    data: DataSet, settings: FitSettings, device: torch.device, seed: int, epoch: int, skip: int = 0
+) -> Iterator[Batch]:
     """This process's share of the training batches of `epoch` (from 1), without the first `skip`.
 
-    A last batch that would leave a process with less than two samples is left out (BatchNorm needs two).
+    A last batch that would leave a process with less than two samples is left out (BatchNorm needs
+    two).
     """
     split, number = data.train, settings.view(epoch)
     augmentation = data.augmentation if settings.augmentation is None else settings.augmentation
@@ -62,19 +76,30 @@ def batches(data: DataSet, settings: FitSettings, device: torch.device, seed: in
     for whole, ids, kept in zip(drawn, own, fetched(stored, own), strict=True):
         pixels = view(kept.to(device), ids, fill)
         images = compact(data.preprocess(pixels))
-        yield Batch(ids, images, labels[ids.to(device)], pixels, number, task=data.task, whole=len(whole))
+        yield Batch(
+            ids, images, labels[ids.to(device)], pixels, number, task=data.task, whole=len(whole)
+        )
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: DataSet, split: Images, device: torch.device, size: int = 128) -> tuple[float, float]:
-    """(mean loss, score) of `model` on `split` by the data's task (a classification's score is the accuracy), in eval mode.
+def evaluate(
+    model: nn.Module, data: DataSet, split: Images, device: torch.device, size: int = 128
+) -> tuple[float, float]:
+    """(mean loss, score) of `model` on `split` by the data's task (a classification's score is the
+    accuracy), in eval mode.
 
     The model's mode is put back.
     """
     was_training = model.training
     model.eval()
     places = distributed.share(torch.arange(len(split)))
-    found = [model(compact(data.normalised(split.pixels[part].to(device)))).float() for part in places.split(size)]
+    found = [
+        model(compact(data.normalised(split.pixels[part].to(device)))).float()
+        for part in places.split(size)
+    ]
     model.train(was_training)
-    outputs, labels = distributed.gathered(torch.cat(found), places, len(split)), split.labels.to(device)
+    outputs, labels = (
+        distributed.gathered(torch.cat(found), places, len(split)),
+        split.labels.to(device),
+    )
     return float(data.task.loss(outputs, labels)), data.task.score(outputs, labels)

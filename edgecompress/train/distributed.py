@@ -1,10 +1,11 @@
-"""Training on several processes, as `torchrun` starts them: each takes its share of every batch, and all hold the same network.
+"""Training on several processes, as `torchrun` starts them: each takes its share of every batch,
+and all hold the same network.
 
     torchrun --nproc-per-node 8 -m edgecompress run recipes/pasen2022/imagenet.yaml --variant full
 
-Every process runs the same stages; gradients are averaged over all samples of a batch, validation is shared out, and what is decided
-(scores, weights at the end of an epoch) is the first process's. Only the first one writes files and speaks. Without torchrun every function
-here does nothing.
+Every process runs the same stages; gradients are averaged over all samples of a batch, validation
+is shared out, and what is decided (scores, weights at the end of an epoch) is the first process's.
+Only the first one writes files and speaks. Without torchrun every function here does nothing.
 """
 
 from __future__ import annotations
@@ -38,14 +39,18 @@ def asked_for() -> bool:
 
 
 def own_device(name: str) -> str:
-    """The device of this process: with `auto` or `cuda` under torchrun, the graphics card of its local rank."""
+    """The device of this process: with `auto` or `cuda` under torchrun, the graphics card of its
+    local rank.
+    """
     if asked_for() and name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     return name
 
 
 def start(device: torch.device) -> None:
-    """Meet the other processes, where torchrun started them; NCCL between graphics cards, gloo between processors."""
+    """Meet the other processes, where torchrun started them; NCCL between graphics cards, gloo
+    between processors.
+    """
     if asked_for() and not _active():
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -66,7 +71,9 @@ def share(ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_gradients_(parameters: Iterable[nn.Parameter], weight: float) -> None:
-    """Replace every gradient by the sum over processes of `weight` times their own, in place; `weight`: a process's share of the batch."""
+    """Replace every gradient by the sum over processes of `weight` times their own, in place;
+    `weight`: a process's share of the batch.
+    """
     if size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -87,7 +94,9 @@ def agree_(model: nn.Module) -> None:
 
 
 def agreed(values: Mapping[Any, Tensor], device: torch.device) -> None:
-    """Give the tensors `values`, which every process has in the same order, the first process's numbers, in place."""
+    """Give the tensors `values`, which every process has in the same order, the first process's
+    numbers, in place.
+    """
     if size() > 1:
         for tensor in values.values():
             sent = tensor.to(device).contiguous()
@@ -105,7 +114,9 @@ def summed(value: float, device: torch.device) -> float:
 
 
 def gathered(own: Tensor, places: Tensor, count: int) -> Tensor:
-    """(count, ...) with the rows `own` of this process at `places`, and those of the others at theirs."""
+    """(count, ...) with the rows `own` of this process at `places`, and those of the others at
+    theirs.
+    """
     if size() == 1:
         return own
     whole = own.new_zeros((count, *own.shape[1:]))

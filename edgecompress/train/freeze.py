@@ -9,14 +9,20 @@ from edgecompress.errors import UsageError
 
 
 def before_last(model: nn.Module, convolutions: int) -> tuple[str, ...]:
-    """Names of the modules with parameters that come before the last so many convolutions, in the order of their registration.
+    """Names of the modules with parameters that come before the last so many convolutions, in the
+    order of their registration.
 
-    What trains are these convolutions, everything after the first of them, and every Linear layer. Raises `UsageError` when the network
-    has fewer convolutions.
+    What trains are these convolutions, everything after the first of them, and every Linear layer.
+    Raises `UsageError` when the network has fewer convolutions.
     """
-    own = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    own = [
+        (n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))
+    ]
     places = [place for place, (_, module) in enumerate(own) if layers.is_conv(module)]
     if convolutions > len(places):
-        raise UsageError(f"train_last {convolutions}: {type(model).__name__} has {len(places)} convolutions; allowed are 0..{len(places)}")
+        raise UsageError(
+            f"train_last {convolutions}: {type(model).__name__} has {len(places)} "
+            f"convolutions; allowed are 0..{len(places)}"
+        )
     first = places[len(places) - convolutions] if convolutions else len(own)
     return tuple(name for name, module in own[:first] if not isinstance(module, nn.Linear))

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch. Losses are means over samples; `validation_accuracy` is 0..1; `params` those of the network trained.
+    """One epoch. Losses are means over samples; `validation_accuracy` is 0..1; `params` those of
+    the network trained.
 
     `cut` channels were removed after the training and before the validation of this epoch.
     """

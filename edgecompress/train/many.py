@@ -1,7 +1,9 @@
-"""Many small networks of one kind, trained at once: their weights stand in one tensor, and a step is one batched operation for all.
+"""Many small networks of one kind, trained at once: their weights stand in one tensor, and a step
+is one batched operation for all.
 
-Each network has its own initial weights, its own order of samples and, where asked, its own targets; the result is that of training them
-one after the other, to the rounding of floats. The update is elementwise (SGD with momentum), so networks do not meet.
+Each network has its own initial weights, its own order of samples and, where asked, its own
+targets; the result is that of training them one after the other, to the rounding of floats. The
+update is elementwise (SGD with momentum), so networks do not meet.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Penalty = Callable[[Mapping[str, Tensor], int], Tensor]
 
 @dataclass(frozen=True)
 class ManySettings:
-    """SGD with `momentum`; `rate(epoch)` is the learning rate of an epoch (from 1), times its factor for parameters in `faster`."""
+    """SGD with `momentum`; `rate(epoch)` is the learning rate of an epoch (from 1), times its
+    factor for parameters in `faster`.
+    """
 
     epochs: int
     rate: Callable[[int], float]
@@ -38,21 +42,30 @@ def mean_square(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Stacked:
-    """M networks as one: `parameters` holds for each name a tensor (M, ...). Raises `UsageError` for networks with buffers (BatchNorm)."""
+    """M networks as one: `parameters` holds for each name a tensor (M, ...). Raises `UsageError`
+    for networks with buffers (BatchNorm).
+    """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         if any(True for _ in models[0].buffers()):
-            raise UsageError(f"{type(models[0]).__name__} has BatchNorm or other buffers: train its copies one at a time")
+            raise UsageError(
+                f"{type(models[0]).__name__} has BatchNorm or other buffers: train its "
+                "copies one at a time"
+            )
         values, _ = stack_module_state(list(models))
         self.models = list(models)
-        self.parameters = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+        self.parameters = {
+            name: value.detach().clone().requires_grad_() for name, value in values.items()
+        }
         self._shape = copy.deepcopy(models[0]).to("meta")
 
     def __len__(self) -> int:
         return len(self.models)
 
     def __call__(self, x: Tensor, *, shared: bool = False, training: bool = False) -> Tensor:
-        """Outputs (M, B, K) for inputs (M, B, ...), or (B, ...) that all networks read where `shared`."""
+        """Outputs (M, B, K) for inputs (M, B, ...), or (B, ...) that all networks read where
+        `shared`.
+        """
         self._shape.train(training)
 
         def one(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
@@ -82,10 +95,11 @@ def train_many(
     penalty: Penalty | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[nn.Module]:
-    """Train `models` on inputs (N, ...) and targets (N, K), or (M, N, K) for targets of each network's own, to least square error.
+    """Train `models` on inputs (N, ...) and targets (N, K), or (M, N, K) for targets of each
+    network's own, to least square error.
 
-    `seeds` give each network its order of samples. The networks are changed and returned. Raises `EdgecompressError` naming the network
-    and the epoch when a loss is not finite.
+    `seeds` give each network its order of samples. The networks are changed and returned. Raises
+    `EdgecompressError` naming the network and the epoch when a loss is not finite.
     """
     torch.manual_seed(seeds[0])
     stacked = Stacked(models)
@@ -108,7 +122,10 @@ def train_many(
             last = losses.detach()
         if not bool(torch.isfinite(last).all()):
             wrong = int((~torch.isfinite(last)).nonzero()[0])
-            raise EdgecompressError(f"loss of network {wrong} is not finite after epoch {epoch}: lower the learning rate")
+            raise EdgecompressError(
+                f"loss of network {wrong} is not finite after epoch {epoch}: lower the "
+                "learning rate"
+            )
         if on_epoch is not None:
             on_epoch(epoch)
     return stacked.unstacked()
@@ -121,7 +138,12 @@ def _optimizer(stacked: Stacked, settings: ManySettings) -> torch.optim.Optimize
         taken |= set(names)
         groups.append({"params": [stacked.parameters[name] for name in names], "factor": factor})
     rest = [value for name, value in stacked.parameters.items() if name not in taken]
-    return torch.optim.SGD([{"params": rest, "factor": 1.0}, *groups], lr=settings.rate(1), momentum=settings.momentum, foreach=True)
+    return torch.optim.SGD(
+        [{"params": rest, "factor": 1.0}, *groups],
+        lr=settings.rate(1),
+        momentum=settings.momentum,
+        foreach=True,
+    )
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: exit codes, one-line errors, streams, and that bad input writes nothing."""
+"""The command line as a user meets it: exit codes, one-line errors, streams, and that bad input
+writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,18 @@ import torch
 
 from edgecompress.cli.app import run_command
 
-THREADS = {"EDGECOMPRESS_THREADS": "1", "OMP_NUM_THREADS": "1"} if os.environ.get("PYTEST_XDIST_WORKER") else {}
+THREADS = (
+    {"EDGECOMPRESS_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    if os.environ.get("PYTEST_XDIST_WORKER")
+    else {}
+)
 """Workers of one test run share the cores: one thread for each command."""
 
 
 def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`edgecompress ARGUMENTS`: the real command, in this process (most of a command's time is its imports); see `process`."""
+    """`edgecompress ARGUMENTS`: the real command, in this process (most of a command's time is its
+    imports); see `process`.
+    """
     if environment:
         return process(*arguments, cwd=cwd, **environment)
     out, err, before, folder = io.StringIO(), io.StringIO(), dict(os.environ), Path.cwd()
@@ -44,11 +52,17 @@ def process(*arguments: object, cwd: Path, **environment: str) -> subprocess.Com
     """`edgecompress ARGUMENTS` in a process of its own."""
     command = [sys.executable, "-m", "edgecompress.cli.app", *map(str, arguments)]
     env = _environment() | environment
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500, check=False
+    )
 
 
 def _environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("EDGECOMPRESS_")} | {"CI": "1", "COLUMNS": "200"} | THREADS
+    return (
+        {k: v for k, v in os.environ.items() if not k.startswith("EDGECOMPRESS_")}
+        | {"CI": "1", "COLUMNS": "200"}
+        | THREADS
+    )
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -72,7 +86,10 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
         (["compress", "vgg16", "--target", "4MB", "--quantize", "int4"], "quantize"),
         (["compress", "vgg16", "--target", "4MB", "--data", "digit"], "digits"),
         (["compress", "vgg16", "--target", "4MB", "--data", "folder:nowhere"], "does not exist"),
-        (["compress", "vgg16", "--target", "4MB", "--teacher", "nowhere.safetensors"], "does not exist"),
+        (
+            ["compress", "vgg16", "--target", "4MB", "--teacher", "nowhere.safetensors"],
+            "does not exist",
+        ),
         (["compress", "vgg16", "--target", "4MB", "--max-drop", "200%"], "outside 0..1"),
         (["compress", "vgg16", "--target", "4MB", "--device", "tpu"], "allowed are auto, cpu"),
         (["compress", "vgg16", "--target", "4MB", "--resume"], "without -o"),
@@ -85,7 +102,9 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
         (["nonsense"], "nonsense"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(arguments: list[str], part: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_writes_nothing(
+    arguments: list[str], part: str, tmp_path: Path
+) -> None:
     assert part in one_line(run(*arguments, cwd=tmp_path), 2)
     assert not list(tmp_path.iterdir())
 
@@ -104,10 +123,14 @@ def test_data_that_cannot_be_used_writes_nothing(digits_folder: Path, tmp_path: 
     bad = digits_folder / "class1" / "3.png"
     bad.write_bytes(b"no image")
     data = f"folder:{digits_folder}"
-    assert "3.png" in one_line(run("compress", "student1", "--target", "60KB", "--data", data, cwd=work), 2)
+    assert "3.png" in one_line(
+        run("compress", "student1", "--target", "60KB", "--data", data, cwd=work), 2
+    )
     for image in (digits_folder / "class1").iterdir():
         image.unlink()
-    assert "holds no image" in one_line(run("compress", "student1", "--target", "60KB", "--data", data, cwd=work), 2)
+    assert "holds no image" in one_line(
+        run("compress", "student1", "--target", "60KB", "--data", data, cwd=work), 2
+    )
     assert not list(work.iterdir())
 
 
@@ -128,9 +151,21 @@ def test_a_teacher_of_another_shape_or_a_pickle_is_refused(tmp_path: Path) -> No
 def test_imagenet_weights_without_a_network_exit_4(tmp_path: Path) -> None:
     closed = "http://127.0.0.1:9"
     done = run(
-        "compress", "vgg16", "--target", "4MB", "--weights", "imagenet", "-q", "-o", "out",
-        cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"), TORCH_HOME=str(tmp_path / "torch"), https_proxy=closed, http_proxy=closed,
-    )  # fmt: skip
+        "compress",
+        "vgg16",
+        "--target",
+        "4MB",
+        "--weights",
+        "imagenet",
+        "-q",
+        "-o",
+        "out",
+        cwd=tmp_path,
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+        TORCH_HOME=str(tmp_path / "torch"),
+        https_proxy=closed,
+        http_proxy=closed,
+    )
     assert "vgg16-397923af.pth" in one_line(done, 4)
     assert not (tmp_path / "out").exists()
 
@@ -147,7 +182,17 @@ def test_help_is_quick_and_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path: Path) -> None:
-    done = run("compress", "vgg16", "--target", "4MB", "--seed", "5", "--dry-run", cwd=tmp_path, EDGECOMPRESS_DEVICE="cpu")
+    done = run(
+        "compress",
+        "vgg16",
+        "--target",
+        "4MB",
+        "--seed",
+        "5",
+        "--dry-run",
+        cwd=tmp_path,
+        EDGECOMPRESS_DEVICE="cpu",
+    )
     assert done.returncode == 0
     assert "seed: 5  # command line" in done.stdout
     assert "device: cpu  # environment" in done.stdout
@@ -162,11 +207,25 @@ def test_nothing_shows_the_help(tmp_path: Path) -> None:
 
 
 def test_lists_and_doctor(tmp_path: Path) -> None:
-    assert {"vgg16", "resnet20", "student3"} <= set(json.loads(run("models", "--json", cwd=tmp_path).stdout)["models"])
+    assert {"vgg16", "resnet20", "student3"} <= set(
+        json.loads(run("models", "--json", cwd=tmp_path).stdout)["models"]
+    )
     assert "digits" in run("data", cwd=tmp_path).stdout
     assert "vgg16-4mb" in run("recipe", "ls", cwd=tmp_path).stdout
-    checks = {c["name"]: c for c in json.loads(run("doctor", "--json", cwd=tmp_path).stdout)["checks"]}
-    assert set(checks) >= {"torch", "onnxruntime", "CPU", "GPU", "root", "netem", "wirefilter", "mnexec", "cgroup"}
+    checks = {
+        c["name"]: c for c in json.loads(run("doctor", "--json", cwd=tmp_path).stdout)["checks"]
+    }
+    assert set(checks) >= {
+        "torch",
+        "onnxruntime",
+        "CPU",
+        "GPU",
+        "root",
+        "netem",
+        "wirefilter",
+        "mnexec",
+        "cgroup",
+    }
     assert checks["torch"]["ok"]
     assert all(c["ok"] or c["fix"] for c in checks.values())
 
@@ -175,7 +234,9 @@ def test_recipes_are_copied_and_checked(tmp_path: Path) -> None:
     assert run("recipe", "cp", "vgg16-4mb", "mine.yaml", cwd=tmp_path).returncode == 0
     assert run("recipe", "validate", "mine.yaml", cwd=tmp_path).returncode == 0
     (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "nonsense: 1\n")
-    assert "nonsense: unknown key" in one_line(run("recipe", "validate", "mine.yaml", cwd=tmp_path), 2)
+    assert "nonsense: unknown key" in one_line(
+        run("recipe", "validate", "mine.yaml", cwd=tmp_path), 2
+    )
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -186,7 +247,13 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_the_environment_stands_above_the_recipe_and_below_the_command_line(tmp_path: Path) -> None:
     arguments = ["run", "vgg16-4mb", "--dry-run", "--set", "device=cpu"]
-    done = run(*arguments, cwd=tmp_path, EDGECOMPRESS_SEED="7", EDGECOMPRESS_THREADS="1", EDGECOMPRESS_DEVICE="cuda")
+    done = run(
+        *arguments,
+        cwd=tmp_path,
+        EDGECOMPRESS_SEED="7",
+        EDGECOMPRESS_THREADS="1",
+        EDGECOMPRESS_DEVICE="cuda",
+    )
     assert "seed: 7  # environment" in done.stdout
     assert "threads: 1  # environment" in done.stdout
     assert "device: cpu  # command line" in done.stdout

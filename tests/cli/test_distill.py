@@ -1,4 +1,6 @@
-"""distill from the command line: every mode, what it reports, what it refuses; the source's set-ups at small scale."""
+"""distill from the command line: every mode, what it reports, what it refuses; the source's set-ups
+at small scale.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +32,38 @@ def distil(trained: Path, tmp_path: Path, student: str, *more: object) -> dict[s
     return result_of(tmp_path / "d")
 
 
-def test_student_control_and_the_sources_figures_stand_side_by_side(trained: Path, tmp_path: Path) -> None:
-    result = distil(trained, tmp_path, "student3", "--epochs", 3, "--control", "--learning-rate", 2e-3)
+def test_student_control_and_the_sources_figures_stand_side_by_side(
+    trained: Path, tmp_path: Path
+) -> None:
+    result = distil(
+        trained, tmp_path, "student3", "--epochs", 3, "--control", "--learning-rate", 2e-3
+    )
     told = result["distill"]
-    assert (told["params"], told["weights_bytes"], result["student"]["params"]) == (935_156, 3_740_624, 320_756)
+    assert (told["params"], told["weights_bytes"], result["student"]["params"]) == (
+        935_156,
+        3_740_624,
+        320_756,
+    )
     assert told["source"] == {"accuracy": 0.669, "weights_bytes": 3657 * 1024, "epochs": 300}
     assert told["mode"] == "offline"
-    assert told["tables_computed"] + told["tables_read"] == 1, "digits are not augmented: one view, asked once"
+    assert told["tables_computed"] + told["tables_read"] == 1, (
+        "digits are not augmented: one view, asked once"
+    )
     assert 0 <= result["control"]["accuracy"] <= 1
     assert result["control"]["epochs"] == 3
-    assert {row["name"] for row in result["stages"]} >= {"teacher lenet5", "control (no teacher)", "distill", "fold-pool"}
+    assert {row["name"] for row in result["stages"]} >= {
+        "teacher lenet5",
+        "control (no teacher)",
+        "distill",
+        "fold-pool",
+    }
     page = (tmp_path / "d" / "report.html").read_text()
-    for text in ("Against the control", "935,156", "García González (2022)", "The teacher is unchanged"):
+    for text in (
+        "Against the control",
+        "935,156",
+        "García González (2022)",
+        "The teacher is unchanged",
+    ):
         assert text in page
     done = run("report", tmp_path / "d", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -54,7 +76,9 @@ def test_a_run_that_is_resumed_takes_its_teacher_back(trained: Path, tmp_path: P
     for stage in sorted((tmp_path / "d").glob("0[3-9]-*/stage.json")):
         stage.unlink()
     (tmp_path / "d" / "result.json").unlink()
-    done = run("distill", trained, "student1", "--epochs", 1, "-o", "d", "--resume", "--json", cwd=tmp_path)
+    done = run(
+        "distill", trained, "student1", "--epochs", 1, "-o", "d", "--resume", "--json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     second = json.loads(done.stdout)
     assert second["student"]["accuracy"] == first["student"]["accuracy"]
@@ -85,7 +109,9 @@ def test_losses(trained: Path, tmp_path: Path, more: list[object], told: dict[st
 
 
 @pytest.mark.parametrize("mode", ["online", "mutual"])
-def test_teacher_and_student_train_together_and_both_are_cut(trained: Path, tmp_path: Path, mode: str) -> None:
+def test_teacher_and_student_train_together_and_both_are_cut(
+    trained: Path, tmp_path: Path, mode: str
+) -> None:
     more = ["--prune-student", "30%", "--prune-teacher", "30%", "--step", "20%"]
     result = distil(trained, tmp_path, "lenet5", "--mode", mode, "--epochs", 4, *more)
     assert result["distill"]["teacher_cuts"]["met"]
@@ -93,11 +119,25 @@ def test_teacher_and_student_train_together_and_both_are_cut(trained: Path, tmp_
     assert result["student"]["params"] <= 0.7 * 62_006
     rows = {row["name"]: row for row in result["stages"]}
     assert rows["teacher, trained beside"]["accuracy"] > 0.8
-    assert "teacher_digest" not in result["distill"], "a teacher that trains is not called unchanged"
+    assert "teacher_digest" not in result["distill"], (
+        "a teacher that trains is not called unchanged"
+    )
 
 
 def test_a_teacher_may_begin_untrained_beside_its_student(tmp_path: Path) -> None:
-    done = run("distill", "resnet20", "lenet5", "--mode", "online", "--epochs", 1, "-o", "d", "--json", cwd=tmp_path)
+    done = run(
+        "distill",
+        "resnet20",
+        "lenet5",
+        "--mode",
+        "online",
+        "--epochs",
+        1,
+        "-o",
+        "d",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads(done.stdout)["stages"]}
     assert rows["teacher, trained beside"]["accuracy"] > rows["teacher resnet20"]["accuracy"]
@@ -116,7 +156,9 @@ def test_a_student_may_read_larger_images_than_its_teacher(trained: Path, tmp_pa
     result = distil(trained, tmp_path, "student1", "--epochs", 1, "--image-size", 40)
     manifest = checkpoint.read_manifest(tmp_path / "d" / "model.safetensors")
     assert manifest.model.image_shape == (3, 40, 40)
-    assert result["teacher"]["accuracy"] > 0.8, "the teacher is measured on the images that it reads"
+    assert result["teacher"]["accuracy"] > 0.8, (
+        "the teacher is measured on the images that it reads"
+    )
     done = run("predict", tmp_path / "d" / "model.onnx", "--data", "digits", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["accuracy"] == result["student"]["accuracy"]
 
@@ -135,18 +177,24 @@ def test_a_student_may_read_larger_images_than_its_teacher(trained: Path, tmp_pa
         (["--model", "lenet5"], "student 'student1' is no file: leave --model out"),
     ],
 )
-def test_bad_options_are_one_line_and_write_nothing(trained: Path, tmp_path: Path, more: list[str], text: str) -> None:
+def test_bad_options_are_one_line_and_write_nothing(
+    trained: Path, tmp_path: Path, more: list[str], text: str
+) -> None:
     assert text in one_line(run("distill", trained, "student1", *more, "-o", "d", cwd=tmp_path), 2)
     assert not (tmp_path / "d").exists()
 
 
-def test_bad_teachers_are_refused_before_training(trained: Path, digits_folder: Path, tmp_path: Path) -> None:
+def test_bad_teachers_are_refused_before_training(
+    trained: Path, digits_folder: Path, tmp_path: Path
+) -> None:
     def refused(*arguments: object) -> str:
         line = one_line(run("distill", *arguments, "-o", "d", cwd=tmp_path), 2)
         assert not (tmp_path / "d").exists()
         return line
 
-    assert "knows 10 classes, data" in refused(trained, "student1", "--data", f"folder:{digits_folder}")
+    assert "knows 10 classes, data" in refused(
+        trained, "student1", "--data", f"folder:{digits_folder}"
+    )
     assert "does not exist" in refused(tmp_path / "nothing", "student1")
     assert "did you mean student1" in refused(trained, "student11")
     assert "unknown student convolution 'features.1'" in one_line(
@@ -157,13 +205,25 @@ def test_bad_teachers_are_refused_before_training(trained: Path, digits_folder: 
 def _features_recipe(folder: Path, trained: Path) -> Path:
     path = folder / "features.yaml"
     path.write_text(
-        f"model: student1\nstages:\n  - stage: teacher\n    checkpoint: {trained}/model.safetensors\n  - {{stage: train, epochs: 0}}\n"
-        "  - stage: distill\n    epochs: 1\n    features: hint\n    feature_layers: {features.1: features.0}\n"
+        "model: student1\nstages:\n  - stage: teacher\n    checkpoint: "
+        f"{trained}/model.safetensors\n  "
+        "- {stage: train, epochs: 0}\n"
+        "  - stage: distill\n    epochs: 1\n    features: hint\n    feature_layers: "
+        "{features.1: features.0}\n"
     )
     return path
 
 
-@pytest.mark.parametrize("name", ["distill-student1", "distill-student2", "distill-student3", "transfer-vgg16", "transfer-densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "distill-student1",
+        "distill-student2",
+        "distill-student3",
+        "transfer-vgg16",
+        "transfer-densenet121",
+    ],
+)
 def test_the_distillations_of_the_source_run_at_small_scale(name: str, tmp_path: Path) -> None:
     """Figures 3.2-3.8; VGG16 and DenseNet-121 as narrow twins."""
     (tmp_path / "narrow.py").write_text(NARROW_VGG + NARROW_DENSENET)
@@ -186,20 +246,38 @@ def test_the_distillations_of_the_source_run_at_small_scale(name: str, tmp_path:
 NARROW_DENSENET = """
 def dense(num_classes):
     from torchvision.models.densenet import DenseNet
-    return DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=num_classes)
+    widths = {"growth_rate": 4, "block_config": (2, 2), "num_init_features": 8}
+    return DenseNet(**widths, num_classes=num_classes)
 """
 
 
 def test_full_scale_is_one_option_and_names_the_weights_to_place(tmp_path: Path) -> None:
-    """Without a network, ImageNet's weights are asked for by name and place; everything else of the source's settings is resolved."""
+    """Without a network, ImageNet's weights are asked for by name and place; everything else of the
+    source's settings is resolved.
+    """
     small = ["--variant", "full", "--set", "data=digits"]
     done = run("run", RECIPES / "transfer-vgg16.yaml", *small, "-o", "r", cwd=tmp_path)
     line = one_line(done, 4)
     assert "place the file vgg16-397923af.pth" in line
     assert "weights/vgg16-397923af.pth" in line
-    done = run("run", RECIPES / "transfer-vgg16.yaml", *small, "--set", "stages.0.weights=null", "--dry-run", cwd=tmp_path)
+    done = run(
+        "run",
+        RECIPES / "transfer-vgg16.yaml",
+        *small,
+        "--set",
+        "stages.0.weights=null",
+        "--dry-run",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    for text in ("image_size: 224", "resize: 256", "normalize: imagenet", "train_last: 5", "learning_rate: 0.001", "nesterov: false"):
+    for text in (
+        "image_size: 224",
+        "resize: 256",
+        "normalize: imagenet",
+        "train_last: 5",
+        "learning_rate: 0.001",
+        "nesterov: false",
+    ):
         assert text in done.stdout
     assert "unknown variant 'big': did you mean full" in one_line(
         run("run", RECIPES / "transfer-vgg16.yaml", "--variant", "big", cwd=tmp_path), 2
@@ -224,27 +302,57 @@ def test_the_bias_free_teacher_takes_every_weight_but_the_biases(tmp_path: Path)
     from edgecompress.models.weights import place
 
     with torch.device("meta"):
-        plain, bare = (build(ModelSource(name, 10, (3, 32, 32))) for name in ("vgg16", "vgg16-nobias"))
+        plain, bare = (
+            build(ModelSource(name, 10, (3, 32, 32))) for name in ("vgg16", "vgg16-nobias")
+        )
     assert {k for k in plain.state_dict() if not k.endswith("bias")} == set(bare.state_dict())
-    assert all(v.shape == bare.state_dict()[k].shape for k, v in plain.state_dict().items() if not k.endswith("bias"))
+    assert all(
+        v.shape == bare.state_dict()[k].shape
+        for k, v in plain.state_dict().items()
+        if not k.endswith("bias")
+    )
     narrow = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
-    naked = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+    naked = torch.nn.Sequential(
+        torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
+    )
     place(naked, narrow.state_dict(), "file")
-    assert all(torch.equal(naked.state_dict()[k], narrow.state_dict()[k]) for k in naked.state_dict())
+    assert all(
+        torch.equal(naked.state_dict()[k], narrow.state_dict()[k]) for k in naked.state_dict()
+    )
 
 
 def test_a_checkpoint_is_read_as_it_was_trained(tmp_path: Path) -> None:
-    """A network trained with other statistics and another size keeps them, in every verb that takes it; other options are refused."""
-    done = run("train", "student1", "--epochs", 3, "--learning-rate", 2e-3, "--normalize", "imagenet", "--image-size", 40, "-o", "t",
-               "--json", cwd=tmp_path)  # fmt: skip
+    """A network trained with other statistics and another size keeps them, in every verb that takes
+    it; other options are refused.
+    """
+    done = run(
+        "train",
+        "student1",
+        "--epochs",
+        3,
+        "--learning-rate",
+        2e-3,
+        "--normalize",
+        "imagenet",
+        "--image-size",
+        40,
+        "-o",
+        "t",
+        "--json",
+        cwd=tmp_path,
+    )
     trained_accuracy = json.loads(done.stdout)["stages"][0]["accuracy"]
     done = run("export", "t", "-o", "e", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"][0]["accuracy"] == pytest.approx(trained_accuracy)
-    metadata = {p.key: p.value for p in onnx.load(tmp_path / "e" / "model-fp32.onnx").metadata_props}
+    metadata = {
+        p.key: p.value for p in onnx.load(tmp_path / "e" / "model-fp32.onnx").metadata_props
+    }
     assert json.loads(metadata["edgecompress.mean"]) == [0.485, 0.456, 0.406]
     assert json.loads(metadata["edgecompress.image_shape"]) == [3, 40, 40]
-    assert "leave --image-size" in one_line(run("export", "t", "--image-size", 48, "-o", "f", cwd=tmp_path), 2)
+    assert "leave --image-size" in one_line(
+        run("export", "t", "--image-size", 48, "-o", "f", cwd=tmp_path), 2
+    )
     line = one_line(run("distill", "t", "lenet5", "--mode", "mutual", "-o", "f", cwd=tmp_path), 2)
     assert "the teacher reads" in line
     assert not (tmp_path / "f").exists()
@@ -275,8 +383,12 @@ def test_own_code_runs_only_when_it_is_named_again(tmp_path: Path) -> None:
         line = one_line(run(verb, "t", "-o", "o", cwd=tmp_path), 2)
         assert "name it again to run it: --model net.py:make" in line
     assert "--model net.py:make" in one_line(run("merge", "t", "t", "-o", "o", cwd=tmp_path), 2)
-    assert "--model net.py:make" in one_line(run("distill", "t", "t", "--teacher-model", "net.py:make", "-o", "o", cwd=tmp_path), 2)
-    assert "--teacher-model net.py:make" in one_line(run("distill", "t", "student1", "-o", "o", cwd=tmp_path), 2)
+    assert "--model net.py:make" in one_line(
+        run("distill", "t", "t", "--teacher-model", "net.py:make", "-o", "o", cwd=tmp_path), 2
+    )
+    assert "--teacher-model net.py:make" in one_line(
+        run("distill", "t", "student1", "-o", "o", cwd=tmp_path), 2
+    )
     assert not (tmp_path / "o").exists()
     done = run("export", "t", "--model", "net.py:make", "-o", "o", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -286,10 +398,14 @@ def test_own_code_runs_only_when_it_is_named_again(tmp_path: Path) -> None:
 
 
 def test_a_student_that_is_cut_is_counted_as_it_is_delivered(trained: Path, tmp_path: Path) -> None:
-    """Its pool is not folded away while it is cut: what the amount counts is what the recipe leaves."""
+    """Its pool is not folded away while it is cut: what the amount counts is what the recipe
+    leaves.
+    """
     path = tmp_path / "r.yaml"
     path.write_text(
-        f"model: student1\nstages:\n  - {{stage: teacher, checkpoint: {trained}/model.safetensors}}\n  - {{stage: train, epochs: 0}}\n"
+        "model: student1\nstages:\n  - {stage: teacher, checkpoint: "
+        f"{trained}/model.safetensors}}\n  "
+        "- {stage: train, epochs: 0}\n"
         "  - {stage: distill, epochs: 2, control: true, prune_student: 200kparams}\n"
     )
     done = run("run", path, "-o", "d", cwd=tmp_path)

@@ -19,7 +19,9 @@ from tests.cli.test_prune import result_of
 
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Run folders of two small networks (LeNet-5, 3 epochs) from different seeds, and of a third with another epoch."""
+    """Run folders of two small networks (LeNet-5, 3 epochs) from different seeds, and of a third
+    with another epoch.
+    """
     folder = tmp_path_factory.mktemp("parents")
     for name, seed in (("a", 1), ("b", 2)):
         done = run("train", "lenet5", "--epochs", 3, "--seed", seed, "-o", name, cwd=folder)
@@ -28,15 +30,37 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_two_networks_become_one_of_the_same_size(parents: list[Path], tmp_path: Path) -> None:
-    done = run("merge", *parents, "--epochs", 4, "--finetune-epochs", 2, "--lambda-scale", 5, "-o", "m", "--json", cwd=tmp_path)
+    done = run(
+        "merge",
+        *parents,
+        "--epochs",
+        4,
+        "--finetune-epochs",
+        2,
+        "--lambda-scale",
+        5,
+        "-o",
+        "m",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["student"]["params"] == result["teacher"]["params"] == 62_006
     told = result["merge"]
     assert told["best_parent"] == max(told["parents"])
-    assert {row["name"] for row in result["stages"]} >= {"parent 1", "parent 2", "average of 2", "gates", "cut", "fine-tune"}
+    assert {row["name"] for row in result["stages"]} >= {
+        "parent 1",
+        "parent 2",
+        "average of 2",
+        "gates",
+        "cut",
+        "fine-tune",
+    }
     wide = next(row for row in result["stages"] if row["name"] == "average of 2")
-    assert 3 * 62_006 < wide["params"] < 4 * 62_006, "dense layers hold the weights between the two networks too"
+    assert 3 * 62_006 < wide["params"] < 4 * 62_006, (
+        "dense layers hold the weights between the two networks too"
+    )
     assert told["validation_accuracy"] > 0.9
     assert [row["kept"] * 2 for row in told["gates"]] == [row["size"] for row in told["gates"]]
     page = (tmp_path / "m" / "report.html").read_text()
@@ -45,9 +69,24 @@ def test_two_networks_become_one_of_the_same_size(parents: list[Path], tmp_path:
     assert sum(p.numel() for p in model.parameters()) == 62_006
 
 
-@pytest.mark.parametrize("more", [["--draw", "sample"], ["--noise", "0.2"], ["--lambda-schedule", "cosine"], ["--width", "1.5"]])
+@pytest.mark.parametrize(
+    "more",
+    [["--draw", "sample"], ["--noise", "0.2"], ["--lambda-schedule", "cosine"], ["--width", "1.5"]],
+)
 def test_options(parents: list[Path], tmp_path: Path, more: list[str]) -> None:
-    done = run("merge", *parents, "--epochs", 1, "--finetune-epochs", 0, *more, "-o", "m", "--json", cwd=tmp_path)
+    done = run(
+        "merge",
+        *parents,
+        "--epochs",
+        1,
+        "--finetune-epochs",
+        0,
+        *more,
+        "-o",
+        "m",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     params = json.loads(done.stdout)["student"]["params"]
     assert params > 62_006 if "--width" in more else params == 62_006
@@ -55,38 +94,85 @@ def test_options(parents: list[Path], tmp_path: Path, more: list[str]) -> None:
 
 @pytest.mark.parametrize("method", ["average", "align"])
 def test_baselines(parents: list[Path], tmp_path: Path, method: str) -> None:
-    done = run("merge", *parents, "--method", method, "--epochs", 0, "-o", "m", "--json", cwd=tmp_path)
+    done = run(
+        "merge", *parents, "--method", method, "--epochs", 0, "-o", "m", "--json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["student"]["params"] == 62_006
 
 
 def test_four_networks_in_pairs(parents: list[Path], tmp_path: Path) -> None:
     four = [*parents, *parents]
-    done = run("merge", *four, "--hierarchical", "--epochs", 1, "--finetune-epochs", 0, "-o", "m", "--json", cwd=tmp_path)
+    done = run(
+        "merge",
+        *four,
+        "--hierarchical",
+        "--epochs",
+        1,
+        "--finetune-epochs",
+        0,
+        "-o",
+        "m",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert len(result["merge"]["steps"]) == 3
     assert result["student"]["params"] == 62_006
-    half = run("merge", *four, "--hierarchical", "--width", 0.5, "--epochs", 1, "--finetune-epochs", 0, "-o", "w", "--json", cwd=tmp_path)
-    rows = [row for row in json.loads(half.stdout)["merge"]["gates"] if row["group"] == "classifier.1"]
+    half = run(
+        "merge",
+        *four,
+        "--hierarchical",
+        "--width",
+        0.5,
+        "--epochs",
+        1,
+        "--finetune-epochs",
+        0,
+        "-o",
+        "w",
+        "--json",
+        cwd=tmp_path,
+    )
+    rows = [
+        row for row in json.loads(half.stdout)["merge"]["gates"] if row["group"] == "classifier.1"
+    ]
     sizes = [(row["step"], row["size"], row["kept"]) for row in rows]
-    assert sizes == [(1, 240, 120), (2, 240, 120), (3, 240, 60)], "the width counts once, at the last step"
+    assert sizes == [(1, 240, 120), (2, 240, 120), (3, 240, 60)], (
+        "the width counts once, at the last step"
+    )
     line = one_line(run("merge", *four, "--hierarchical", "--width", 3, "-o", "h", cwd=tmp_path), 2)
     assert "width 3 is more than two networks" in line
     three = [*parents, parents[0]]
     assert "2, 4, 8" in one_line(run("merge", *three, "--hierarchical", "-o", "h", cwd=tmp_path), 2)
 
 
-def test_a_result_below_its_best_parent_is_a_missed_target(parents: list[Path], tmp_path: Path) -> None:
+def test_a_result_below_its_best_parent_is_a_missed_target(
+    parents: list[Path], tmp_path: Path
+) -> None:
     """The mean of the weights of two networks that never met is worse than both."""
-    done = run("merge", *parents, "--method", "average", "--epochs", 0, "--require-better", "-o", "m", cwd=tmp_path)
+    done = run(
+        "merge",
+        *parents,
+        "--method",
+        "average",
+        "--epochs",
+        0,
+        "--require-better",
+        "-o",
+        "m",
+        cwd=tmp_path,
+    )
     assert done.returncode == 3
     assert "its best parent" in done.stdout
     assert result_of(tmp_path / "m")["missed"]
     assert (tmp_path / "m" / "model.onnx").is_file()
 
 
-def test_parents_that_differ_are_listed_before_anything_is_written(parents: list[Path], tmp_path: Path) -> None:
+def test_parents_that_differ_are_listed_before_anything_is_written(
+    parents: list[Path], tmp_path: Path
+) -> None:
     done = run("prune", parents[0], "--amount", "30%", "--epochs", 0, "-o", "p", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     line = one_line(run("merge", parents[0], tmp_path / "p", "-o", "m", cwd=tmp_path), 2)
@@ -95,14 +181,21 @@ def test_parents_that_differ_are_listed_before_anything_is_written(parents: list
     assert not (tmp_path / "m").exists()
     done = run("train", "student1", "--epochs", 0, "-o", "s", cwd=tmp_path)
     line = one_line(run("merge", parents[0], tmp_path / "s", "-o", "m", cwd=tmp_path), 2)
-    assert "networks 1 and 2 differ (LeNet / Student) in 12 tensor(s): features.0.weight (6, 3, 5, 5) / (8, 3, 3, 3)" in line
+    assert (
+        "networks 1 and 2 differ (LeNet / Student) in 12 tensor(s): features.0.weight (6, 3, "
+        "5, 5) / (8, 3, 3, 3)" in line
+    )
     assert "distil one into the other instead" in line
-    assert "width 3 is more than the 2 networks" in one_line(run("merge", *parents, "--width", 3, "-o", "m", cwd=tmp_path), 2)
+    assert "width 3 is more than the 2 networks" in one_line(
+        run("merge", *parents, "--width", 3, "-o", "m", cwd=tmp_path), 2
+    )
     assert "0 epochs" in one_line(run("merge", *parents, "--epochs", 0, "-o", "m", cwd=tmp_path), 2)
     assert "method average has no such gates: width apply" in one_line(
         run("merge", *parents, "--method", "average", "--width", 0.5, "-o", "m", cwd=tmp_path), 2
     )
-    assert "multiple of 6" in one_line(run("compare", "lenet5", "--budget", 11, "-o", "m", cwd=tmp_path), 2)
+    assert "multiple of 6" in one_line(
+        run("compare", "lenet5", "--budget", 11, "-o", "m", cwd=tmp_path), 2
+    )
     assert "at least 2" in one_line(run("merge", parents[0], "-o", "m", cwd=tmp_path), 2)
 
 
@@ -111,7 +204,8 @@ from torch import nn
 class Mine(nn.Module):
     def __init__(self, num_classes=10, in_channels=3):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(in_channels, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU())
+        first, second = nn.Conv2d(in_channels, 8, 3, 2), nn.Conv2d(8, 8, 3, 2)
+        self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.last = nn.Conv2d(8, num_classes, 1)
     def forward(self, x):
         return self.last(self.body(x)).relu().mean((2, 3))
@@ -121,7 +215,9 @@ def make(num_classes=10, in_channels=3):
 
 
 def test_networks_of_the_users_own_whose_last_layer_is_not_the_last_word(tmp_path: Path) -> None:
-    """Their outputs are averaged behind a ReLU; what is saved is one of them again, and can be read, exported and merged."""
+    """Their outputs are averaged behind a ReLU; what is saved is one of them again, and can be
+    read, exported and merged.
+    """
     (tmp_path / "own.py").write_text(OWN)
     for name, seed in (("a", 1), ("b", 2)):
         done = run("train", "own.py:make", "--epochs", 2, "--seed", seed, "-o", name, cwd=tmp_path)
@@ -139,9 +235,13 @@ def test_networks_of_the_users_own_whose_last_layer_is_not_the_last_word(tmp_pat
 
 def test_a_parents_own_folder_is_no_output(parents: list[Path], tmp_path: Path) -> None:
     shutil.copytree(parents[0], tmp_path / "k")
-    line = one_line(run("merge", "k", parents[1], "--epochs", 1, "-o", "k", "--exist-ok", cwd=tmp_path), 2)
+    line = one_line(
+        run("merge", "k", parents[1], "--epochs", 1, "-o", "k", "--exist-ok", cwd=tmp_path), 2
+    )
     assert "output 'k' holds 'k/model.safetensors', which this run reads: give another -o" in line
-    assert (tmp_path / "k" / "result.json").read_bytes() == (parents[0] / "result.json").read_bytes()
+    assert (tmp_path / "k" / "result.json").read_bytes() == (
+        parents[0] / "result.json"
+    ).read_bytes()
 
 
 def test_a_network_that_is_not_finite_is_named(parents: list[Path], tmp_path: Path) -> None:
@@ -149,12 +249,19 @@ def test_a_network_that_is_not_finite_is_named(parents: list[Path], tmp_path: Pa
     next(model.parameters()).data[0] = float("nan")
     checkpoint.save(tmp_path / "broken.safetensors", model, manifest.model, manifest.notes)
     line = one_line(run("merge", parents[0], "broken.safetensors", "-o", "m", cwd=tmp_path), 2)
-    assert "checkpoint 'broken.safetensors': tensor 'features.0.weight' holds values that are not finite" in line
+    assert (
+        "checkpoint 'broken.safetensors': tensor 'features.0.weight' holds values that are "
+        "not finite" in line
+    )
     assert not (tmp_path / "m").exists()
-    assert "finite number" in one_line(run("merge", *parents, "--lambda-scale", "inf", "-o", "m", cwd=tmp_path), 2)
+    assert "finite number" in one_line(
+        run("merge", *parents, "--lambda-scale", "inf", "-o", "m", cwd=tmp_path), 2
+    )
 
 
-def test_a_run_goes_on_with_the_parents_that_it_began_with(parents: list[Path], tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_parents_that_it_began_with(
+    parents: list[Path], tmp_path: Path
+) -> None:
     for name, parent in zip(("a", "b"), parents, strict=True):
         shutil.copytree(parent, tmp_path / name)
     command = ("merge", "a", "b", "--method", "average", "--epochs", 0, "-o", "m")
@@ -165,17 +272,25 @@ def test_a_run_goes_on_with_the_parents_that_it_began_with(parents: list[Path], 
     shutil.copyfile(tmp_path / "b" / "model.safetensors", tmp_path / "a" / "model.safetensors")
     done = run(*command, "--resume", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: --resume with another 'a/model.safetensors' than the run in 'm' read: start a new run"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "error: --resume with another 'a/model.safetensors' than the run in 'm' read: start "
+        "a new run"
+    )
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     def refused(*arguments: object) -> str:
-        line = one_line(run("compare", *arguments, "--budget", 6, "--repeats", 2, "-o", "c", cwd=tmp_path), 2)
+        line = one_line(
+            run("compare", *arguments, "--budget", 6, "--repeats", 2, "-o", "c", cwd=tmp_path), 2
+        )
         assert not (tmp_path / "c").exists()
         return line
 
     assert "cannot run on an input of shape" in refused("lenet5", "--data", "sine")
-    assert "precision bf16: the sine problem's networks train as the source did" in refused("mlp", "--data", "sine", "--precision", "bf16")
+    assert "precision bf16: the sine problem's networks train as the source did" in refused(
+        "mlp", "--data", "sine", "--precision", "bf16"
+    )
 
 
 def test_strategies_are_compared_under_one_budget(tmp_path: Path) -> None:
@@ -185,8 +300,10 @@ def test_strategies_are_compared_under_one_budget(tmp_path: Path) -> None:
     assert set(told["results"]) == {"student", "bo3", "one", "distilled"}
     assert all(len(values) == 2 and min(values) > 0.3 for values in told["results"].values())
     assert {name: row["test"] for name, row in told["student_against"].items()} == {
-        "bo3": "wilcoxon", "one": "mann-whitney", "distilled": "wilcoxon",
-    }  # fmt: skip
+        "bo3": "wilcoxon",
+        "one": "mann-whitney",
+        "distilled": "wilcoxon",
+    }
     assert "student against one: p = " in done.stdout
     page = (tmp_path / "c" / "report.html").read_text()
     assert "Strategies under one budget" in page
@@ -223,10 +340,14 @@ def test_greedy(parents: list[Path], tmp_path: Path, schedule: str) -> None:
     rows = {row["name"]: row["accuracy"] for row in result["stages"]}
     assert rows["mimic"] > rows["cut"], "mimicking mends what the choice of channels broke"
     assert "after mimicking" in (tmp_path / "m" / "report.html").read_text()
-    assert "no such gates" in one_line(run("merge", *parents, "--method", "greedy", "--draw", "sample", "-o", "x", cwd=tmp_path), 2)
+    assert "no such gates" in one_line(
+        run("merge", *parents, "--method", "greedy", "--draw", "sample", "-o", "x", cwd=tmp_path), 2
+    )
 
 
-def test_networks_of_different_classes_keep_their_heads(parents: list[Path], tmp_path: Path) -> None:
+def test_networks_of_different_classes_keep_their_heads(
+    parents: list[Path], tmp_path: Path
+) -> None:
     """A network of ten digits and one of two classes of images: the result knows both."""
     images = np.random.default_rng(0)
     for label, level in (("dark", 0), ("light", 160)):
@@ -236,7 +357,19 @@ def test_networks_of_different_classes_keep_their_heads(parents: list[Path], tmp
             Image.fromarray(pixels).save(tmp_path / "two" / label / f"{number}.png")
     two = f"folder:{tmp_path / 'two'}"
     for name, data in (("a", "digits"), ("b", two)):
-        done = run("train", "lenet5", "--data", data, "--normalize", "imagenet", "--epochs", 3, "-o", name, cwd=tmp_path)
+        done = run(
+            "train",
+            "lenet5",
+            "--data",
+            data,
+            "--normalize",
+            "imagenet",
+            "--epochs",
+            3,
+            "-o",
+            name,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
     more = ("--heads", "separate", "--data", f"digits+{two}", "--normalize", "imagenet")
     short = ("--epochs", 4, "--finetune-epochs", 2, "--lambda-scale", 5)
@@ -251,7 +384,9 @@ def test_networks_of_different_classes_keep_their_heads(parents: list[Path], tmp
     assert loaded.metadata["classes"][-2:] == [f"{two}: dark", f"{two}: light"]
     told = run("predict", "m/model.onnx", tmp_path / "two" / "dark" / "0.png", cwd=tmp_path).stdout
     assert "two: dark" in told, "each head says what it sees"
-    wrong = run("merge", "a", "b", "--heads", "separate", "--normalize", "imagenet", "-o", "x", cwd=tmp_path)
+    wrong = run(
+        "merge", "a", "b", "--heads", "separate", "--normalize", "imagenet", "-o", "x", cwd=tmp_path
+    )
     assert "--data A+B" in one_line(wrong, 2)
     assert not (tmp_path / "x").exists()
 
@@ -259,13 +394,39 @@ def test_networks_of_different_classes_keep_their_heads(parents: list[Path], tmp
 def test_a_regression_is_trained_merged_and_compared(tmp_path: Path) -> None:
     """The sine problem from the command line: `metric` and `loss` stand where an accuracy would."""
     for seed in (1, 2):
-        done = run("train", "mlp", "--data", "sine", "--epochs", 2, "--seed", seed, "-o", f"p{seed}", "--json", cwd=tmp_path)
+        done = run(
+            "train",
+            "mlp",
+            "--data",
+            "sine",
+            "--epochs",
+            2,
+            "--seed",
+            seed,
+            "-o",
+            f"p{seed}",
+            "--json",
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
         trained = json.loads(done.stdout)
         assert trained["metric_name"] == "r2"
         assert "accuracy" not in trained["stages"][0]
         assert trained["stages"][0]["metric"] < 1
-    done = run("merge", "p1", "p2", "--data", "sine", "--epochs", 2, "--finetune-epochs", 1, "-o", "m", cwd=tmp_path)
+    done = run(
+        "merge",
+        "p1",
+        "p2",
+        "--data",
+        "sine",
+        "--epochs",
+        2,
+        "--finetune-epochs",
+        1,
+        "-o",
+        "m",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "R²" in done.stdout
     result = json.loads((tmp_path / "m" / "result.json").read_text())
@@ -284,7 +445,20 @@ def test_a_regression_is_trained_merged_and_compared(tmp_path: Path) -> None:
 
 
 def test_the_sine_experiment_from_the_command_line(tmp_path: Path) -> None:
-    done = run("compare", "mlp", "--data", "sine", "--budget", 6, "--repeats", 3, "-o", "c", "--json", cwd=tmp_path)
+    done = run(
+        "compare",
+        "mlp",
+        "--data",
+        "sine",
+        "--budget",
+        6,
+        "--repeats",
+        3,
+        "-o",
+        "c",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)["compare"]
     assert told["score"] == "test loss"
@@ -292,8 +466,22 @@ def test_the_sine_experiment_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_three_networks_at_once(parents: list[Path], tmp_path: Path) -> None:
-    assert run("train", "lenet5", "--epochs", 1, "--seed", 3, "-o", "c", cwd=tmp_path).returncode == 0
-    done = run("merge", *parents, tmp_path / "c", "--epochs", 1, "--finetune-epochs", 0, "-o", "m", "--json", cwd=tmp_path)
+    assert (
+        run("train", "lenet5", "--epochs", 1, "--seed", 3, "-o", "c", cwd=tmp_path).returncode == 0
+    )
+    done = run(
+        "merge",
+        *parents,
+        tmp_path / "c",
+        "--epochs",
+        1,
+        "--finetune-epochs",
+        0,
+        "-o",
+        "m",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert len(result["merge"]["parents"]) == 3
@@ -308,8 +496,25 @@ def test_deeper_networks_are_merged(name: str, tmp_path: Path) -> None:
     data = Lesson().load()
     for seed in (1, 2):
         made = network(name, data, seed)
-        checkpoint.save(tmp_path / f"p{seed}" / "model.safetensors", made.model, made.source, checkpoint.notes_for(data))
-    done = run("merge", "p1", "p2", "--epochs", 1, "--finetune-epochs", 0, "-o", "m", "--json", cwd=tmp_path)
+        checkpoint.save(
+            tmp_path / f"p{seed}" / "model.safetensors",
+            made.model,
+            made.source,
+            checkpoint.notes_for(data),
+        )
+    done = run(
+        "merge",
+        "p1",
+        "p2",
+        "--epochs",
+        1,
+        "--finetune-epochs",
+        0,
+        "-o",
+        "m",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["student"]["params"] == sum(p.numel() for p in made.model.parameters())

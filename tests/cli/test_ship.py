@@ -35,7 +35,12 @@ def test_a_file_that_reads_images_as_they_are(trained: Path, tmp_path: Path) -> 
     assert said["version"] == __version__
     assert len(said["recipe"]) == 64
     assert 0.8 < float(said["validation_accuracy"]) <= 1
-    both = [json.loads(run("predict", path, "--data", "digits", "--json", cwd=tmp_path).stdout)["accuracy"] for path in (plain, embedded)]
+    both = [
+        json.loads(run("predict", path, "--data", "digits", "--json", cwd=tmp_path).stdout)[
+            "accuracy"
+        ]
+        for path in (plain, embedded)
+    ]
     assert both[0] == both[1]
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
@@ -44,12 +49,17 @@ def test_a_file_that_reads_images_as_they_are(trained: Path, tmp_path: Path) -> 
     told = run("bench", embedded, "--blocks", 5, "--processes", 5, "--json", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "1.8" in one_line(run("export", trained, "--min-ort", "1.3", "-o", "x", cwd=tmp_path), 2)
-    assert "opset 18" in one_line(run("export", trained, "--min-ort", "1.12", "--embed-preprocess", "-o", "x", cwd=tmp_path), 2)
+    assert "opset 18" in one_line(
+        run("export", trained, "--min-ort", "1.12", "--embed-preprocess", "-o", "x", cwd=tmp_path),
+        2,
+    )
     assert not (tmp_path / "x").exists()
 
 
 def test_int8_that_is_slower_does_not_ship(trained: Path, tmp_path: Path) -> None:
-    """A LeNet-5 is so small that the quantization of its activations costs more than int8 saves: fp32 is chosen."""
+    """A LeNet-5 is so small that the quantization of its activations costs more than int8 saves:
+    fp32 is chosen.
+    """
     done = run("quantize", trained, "--sensitivity", "-o", "q", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -59,22 +69,43 @@ def test_int8_that_is_slower_does_not_ship(trained: Path, tmp_path: Path) -> Non
     if rows["int8-qdq"]["p50_ms"] > 1.2 * rows["fp32"]["p50_ms"]:
         assert result["format"] != "int8-qdq"
     table = result["int8"]["sensitivity"]
-    assert {row["layer"] for row in table} == {"features.0", "features.3", "classifier.1", "classifier.3", "classifier.5"}
+    assert {row["layer"] for row in table} == {
+        "features.0",
+        "features.3",
+        "classifier.1",
+        "classifier.3",
+        "classifier.5",
+    }
     assert [row["drop"] for row in table] == sorted((row["drop"] for row in table), reverse=True)
     assert "What each layer costs in int8" in (tmp_path / "q" / "report.html").read_text()
 
 
 def test_layers_stay_in_float_where_the_accuracy_asks_for_it(trained: Path, tmp_path: Path) -> None:
-    """The source network is made so that one layer cannot be quantized: an outlier a thousand times its other inputs."""
+    """The source network is made so that one layer cannot be quantized: an outlier a thousand times
+    its other inputs.
+    """
     from edgecompress import checkpoint
 
     model, manifest = checkpoint.load(trained / "model.safetensors")
     weight = model.classifier[3].weight.data
     weight[0] *= 3000
-    model.classifier[3].bias.data[0] = -1e4  # tanh(-large) = -1: the channel is a constant that the rest can do without
+    model.classifier[3].bias.data[
+        0
+    ] = -1e4  # tanh(-large) = -1: the channel is a constant that the rest can do without
     model.classifier[5].weight.data[:, 0] = 0
     checkpoint.save(tmp_path / "odd.safetensors", model, manifest.model, manifest.notes)
-    done = run("quantize", "odd.safetensors", "--quantize", "int8", "--max-drop", "0%", "--strict", "-o", "q", cwd=tmp_path)
+    done = run(
+        "quantize",
+        "odd.safetensors",
+        "--quantize",
+        "int8",
+        "--max-drop",
+        "0%",
+        "--strict",
+        "-o",
+        "q",
+        cwd=tmp_path,
+    )
     result = json.loads((tmp_path / "q" / "result.json").read_text())
     left = result["int8"]["left_in_float"]
     row = next(r for r in result["formats"] if r["format"] == "int8-qdq")
@@ -89,16 +120,35 @@ def test_layers_stay_in_float_where_the_accuracy_asks_for_it(trained: Path, tmp_
 
 
 def test_fine_tuning_on_the_int8_grid(trained: Path, tmp_path: Path) -> None:
-    done = run("quantize", trained, "--quantize", "int8", "--qat-epochs", 1, "-o", "q", "--json", cwd=tmp_path)
+    done = run(
+        "quantize",
+        trained,
+        "--quantize",
+        "int8",
+        "--qat-epochs",
+        1,
+        "-o",
+        "q",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert set(result["qat"]["scales"]) == {"features.0", "features.3", "classifier.1", "classifier.3", "classifier.5"}
+    assert set(result["qat"]["scales"]) == {
+        "features.0",
+        "features.3",
+        "classifier.1",
+        "classifier.3",
+        "classifier.5",
+    }
     assert result["int8"]["qat"]["top1_agreement"] > 0.95
     assert "int8 grid" in (tmp_path / "q" / "report.html").read_text()
 
 
 def test_what_says_nothing_is_refused(trained: Path, digits_folder: Path, tmp_path: Path) -> None:
-    """Options about int8 where none is made; another data's classes; images and files of which it is not known how they are read."""
+    """Options about int8 where none is made; another data's classes; images and files of which it
+    is not known how they are read.
+    """
 
     def refused(*arguments: object) -> str:
         line = one_line(run(*arguments, cwd=tmp_path), 2)
@@ -106,14 +156,30 @@ def test_what_says_nothing_is_refused(trained: Path, digits_folder: Path, tmp_pa
         return line
 
     assert "method, max_drop, strict say how int8 is made" in refused(
-        "quantize", trained, "--quantize", "fp16", "--strict", "--max-drop", "1%", "--calibration", "entropy", "-o", "q"
+        "quantize",
+        trained,
+        "--quantize",
+        "fp16",
+        "--strict",
+        "--max-drop",
+        "1%",
+        "--calibration",
+        "entropy",
+        "-o",
+        "q",
     )
-    assert "--qat-epochs tunes for int8" in refused("quantize", trained, "--quantize", "none", "--qat-epochs", 1, "-o", "q")
-    folders = [tmp_path / "cats" / split / f"c{n}" for split in ("train", "test") for n in range(10)]
+    assert "--qat-epochs tunes for int8" in refused(
+        "quantize", trained, "--quantize", "none", "--qat-epochs", 1, "-o", "q"
+    )
+    folders = [
+        tmp_path / "cats" / split / f"c{n}" for split in ("train", "test") for n in range(10)
+    ]
     for number, folder in enumerate(folders):
         folder.mkdir(parents=True)
         for copy in range(12):
-            Image.fromarray(np.full((32, 32, 3), 5 * number + copy, np.uint8)).save(folder / f"{copy}.png")
+            Image.fromarray(np.full((32, 32, 3), 5 * number + copy, np.uint8)).save(
+                folder / f"{copy}.png"
+            )
     line = refused("export", trained, "--data", f"folder:{tmp_path / 'cats'}", "-o", "q")
     assert "has learned the classes of digits (demo) ('0')" in line
     assert "('c0'): give the --data that it was trained on" in line
@@ -121,7 +187,9 @@ def test_what_says_nothing_is_refused(trained: Path, digits_folder: Path, tmp_pa
     deep = Image.fromarray((load_digits().images[0] * 4000).astype(np.uint16))
     deep.save(tmp_path / "deep.png")
     assert "more than 8 bits a pixel" in refused("predict", "e/model-fp32.onnx", "deep.png")
-    assert "--image-size is about --data" in refused("predict", "e/model-fp32.onnx", "deep.png", "--image-size", 64)
+    assert "--image-size is about --data" in refused(
+        "predict", "e/model-fp32.onnx", "deep.png", "--image-size", 64
+    )
     plain = onnx.load(str(tmp_path / "e" / "model-fp32.onnx"))
     del plain.metadata_props[:]
     onnx.save(plain, tmp_path / "plain.onnx")
@@ -134,13 +202,17 @@ def test_a_folder_gives_an_accuracy(trained: Path, tmp_path: Path) -> None:
     for number in range(40):
         place = tmp_path / "photos" / str(digits.target[number])
         place.mkdir(parents=True, exist_ok=True)
-        grey = Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).resize((32, 32), Image.Resampling.BILINEAR)
+        grey = Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).resize(
+            (32, 32), Image.Resampling.BILINEAR
+        )
         grey.save(place / f"{number}.png")
     told = json.loads(run("predict", "e/model-fp32.onnx", "photos", "--json", cwd=tmp_path).stdout)
     right = sum(row["label"] == row["class"] for row in told["predictions"])
     assert told["images"] == 40
     assert told["accuracy"] == right / 40 > 0.7
-    assert run("predict", "e/model-fp32.onnx", "photos", cwd=tmp_path).stdout.startswith(f"accuracy {right / 40:.4f} on 40 images")
+    assert run("predict", "e/model-fp32.onnx", "photos", cwd=tmp_path).stdout.startswith(
+        f"accuracy {right / 40:.4f} on 40 images"
+    )
     (tmp_path / "photos" / "cat").mkdir()
     assert "class 'cat'" in one_line(run("predict", "e/model-fp32.onnx", "photos", cwd=tmp_path), 2)
     (tmp_path / "empty").mkdir()
@@ -153,11 +225,23 @@ def test_bench_says_how_far_the_ceiling_is(trained: Path, tmp_path: Path) -> Non
     done = run("bench", "e/model-fp32.onnx", *options, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["profile"]
-    assert found["macs"] == 651_720, "LeNet-5 on 32x32 RGB: 352,800 + 240,000 + 48,000 + 10,080 + 840"
+    assert found["macs"] == 651_720, (
+        "LeNet-5 on 32x32 RGB: 352,800 + 240,000 + 48,000 + 10,080 + 840"
+    )
     assert [row["batch"] for row in found["batches"]] == [1, 4]
     assert 0 < found["share_of_ceiling"] < 1
-    assert found["cold_start_ms"] == pytest.approx(found["load_ms"] + found["first_run_ms"], abs=0.01)
+    assert found["cold_start_ms"] == pytest.approx(
+        found["load_ms"] + found["first_run_ms"], abs=0.01
+    )
     assert found["peak_rss_bytes"] >= found["rss_before_load_bytes"] > 10_000_000
     assert "of the ceiling" in run("bench", "e/model-fp32.onnx", *options, cwd=tmp_path).stdout
-    wrong = run("bench", "e/model-fp32.onnx", "--against", "e/model-fp32.onnx", "--batch-size", "1,4", cwd=tmp_path)
+    wrong = run(
+        "bench",
+        "e/model-fp32.onnx",
+        "--against",
+        "e/model-fp32.onnx",
+        "--batch-size",
+        "1,4",
+        cwd=tmp_path,
+    )
     assert "give one size" in one_line(wrong, 2)

@@ -2,9 +2,10 @@
 
     python tests/core/convolution_cases.py SEED SHARE START [--plain]
 
-Goes through the SHARE of all cases that SEED draws, from number START on. A case is written to stderr before it runs, so the last
-line there is the case that crashed or hung. What differs by more than rounding is printed to stdout; the last line is `done N`
-(cases compared). With --plain without `safe_convolutions`.
+Goes through the SHARE of all cases that SEED draws, from number START on. A case is written to
+stderr before it runs, so the last line there is the case that crashed or hung. What differs by more
+than rounding is printed to stdout; the last line is `done N` (cases compared). With --plain without
+`safe_convolutions`.
 """
 
 from __future__ import annotations
@@ -50,13 +51,19 @@ def all_cases() -> Iterator[Case]:
                                 yield Case(*shape, False, inputs, outputs)
 
 
-def computed(case: Case, x: Tensor, weight: Tensor, order: torch.memory_format, safe: bool) -> tuple[Tensor, ...]:
-    """Outputs, and the gradients of input and weight for a loss that weighs every output differently."""
+def computed(
+    case: Case, x: Tensor, weight: Tensor, order: torch.memory_format, safe: bool
+) -> tuple[Tensor, ...]:
+    """Outputs, and the gradients of input and weight for a loss that weighs every output
+    differently.
+    """
     x, weight = (t.detach().clone(memory_format=order).requires_grad_() for t in (x, weight))
     groups = case.inputs if case.depthwise else 1
     with safe_convolutions() if safe else contextlib.nullcontext():
         if case.transposed:
-            y = F.conv_transpose2d(x, weight, None, case.stride, case.padding, groups=groups, dilation=case.dilation)
+            y = F.conv_transpose2d(
+                x, weight, None, case.stride, case.padding, groups=groups, dilation=case.dilation
+            )
         else:
             y = F.conv2d(x, weight, None, case.stride, case.padding, case.dilation, groups)
     factors = torch.arange(y.numel(), dtype=torch.float64).cos().to(y).reshape(y.shape)
@@ -73,13 +80,18 @@ def main(seed: int, share: float, start: int, safe: bool) -> None:
     draw = random.Random(seed)
     chosen = [case for case in all_cases() if draw.random() < share]
     for number, case in enumerate(chosen):
-        size, batch = draw.choice((9, 10, 12)), draw.choice((2, 3, 6))  # even sizes and several images: where the known fault shows
+        size, batch = (
+            draw.choice((9, 10, 12)),
+            draw.choice((2, 3, 6)),
+        )  # even sizes and several images: where the known fault shows
         if number < start:
             continue
         print(number, case, file=sys.stderr, flush=True)
         generator = torch.Generator().manual_seed(number)
         groups = case.inputs if case.depthwise else 1
-        first, second = (case.inputs, case.outputs) if case.transposed else (case.outputs, case.inputs)
+        first, second = (
+            (case.inputs, case.outputs) if case.transposed else (case.outputs, case.inputs)
+        )
         x = torch.randn(batch, case.inputs, size, size, generator=generator)
         weight = torch.randn(first, second // groups, case.kernel, case.kernel, generator=generator)
         exact = computed(case, x.double(), weight.double(), torch.contiguous_format, safe=False)

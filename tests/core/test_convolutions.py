@@ -1,6 +1,8 @@
-"""Convolutions as pruning makes them: outputs and gradients against float64, on this processor and as one without AVX-512 has them.
+"""Convolutions as pruning makes them: outputs and gradients against float64, on this processor and
+as one without AVX-512 has them.
 
-They run in child processes whose heap is checked, since a faulty kernel may hang, crash, or write past its memory unnoticed.
+They run in child processes whose heap is checked, since a faulty kernel may hang, crash, or write
+past its memory unnoticed.
 """
 
 from __future__ import annotations
@@ -28,22 +30,37 @@ def child_environment(isa: str) -> dict[str, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if isa:
         environment["ONEDNN_MAX_CPU_ISA"] = isa
-    if any((folder / HEAP_CHECK).exists() for folder in (Path("/lib/x86_64-linux-gnu"), Path("/lib64"))):
+    if any(
+        (folder / HEAP_CHECK).exists() for folder in (Path("/lib/x86_64-linux-gnu"), Path("/lib64"))
+    ):
         environment |= {"LD_PRELOAD": HEAP_CHECK, "GLIBC_TUNABLES": "glibc.malloc.check=3"}
     return environment
 
 
-def faults(isa: str, seed: int, share: float, *options: str, most: int = 20, limit_s: float = 900.0) -> list[str]:
-    """What differs, crashes or hangs, a line each: at most `most`, after each crash going on with the case behind it."""
+def faults(
+    isa: str, seed: int, share: float, *options: str, most: int = 20, limit_s: float = 900.0
+) -> list[str]:
+    """What differs, crashes or hangs, a line each: at most `most`, after each crash going on with
+    the case behind it.
+    """
     found: list[str] = []
     start = 0
     while len(found) < most:
         command = [sys.executable, str(SCRIPT), str(seed), str(share), str(start), *options]
         try:
-            done = subprocess.run(command, env=child_environment(isa), capture_output=True, text=True, timeout=limit_s, check=False)
+            done = subprocess.run(
+                command,
+                env=child_environment(isa),
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+                check=False,
+            )
             output, log, end = done.stdout, done.stderr, f"exit {done.returncode}"
         except subprocess.TimeoutExpired as error:
-            output, log, end = ((part or b"").decode() for part in (error.stdout, error.stderr, b"hangs"))
+            output, log, end = (
+                (part or b"").decode() for part in (error.stdout, error.stderr, b"hangs")
+            )
         lines = output.splitlines()
         found += [line for line in lines if "off by" in line]
         if lines and lines[-1].startswith("done"):
@@ -70,9 +87,14 @@ def test_all_outputs_and_gradients_are_those_of_float64(isa: str) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the fault is one of x86 kernels")
-@pytest.mark.skipif("LD_PRELOAD" not in child_environment(""), reason=f"{HEAP_CHECK} is not installed: the fault may go unnoticed")
+@pytest.mark.skipif(
+    "LD_PRELOAD" not in child_environment(""),
+    reason=f"{HEAP_CHECK} is not installed: the fault may go unnoticed",
+)
 def test_the_known_fault_is_found_without_the_other_way() -> None:
-    """oneDNN#6035 on AVX2. When this test fails, oneDNN may have mended it: see whether `safe_convolutions` is still needed."""
+    """oneDNN#6035 on AVX2. When this test fails, oneDNN may have mended it: see whether
+    `safe_convolutions` is still needed.
+    """
     found = faults("AVX2", 0, 0.05, "--plain", most=1, limit_s=120)
     assert found
     assert "kernel=1, stride=2" in found[0]
@@ -80,7 +102,9 @@ def test_the_known_fault_is_found_without_the_other_way() -> None:
 
 @pytest.mark.parametrize("padding", [0, 1, (1, 0), "valid"])
 @pytest.mark.parametrize("stride", [2, (2, 1), (1, 3)])
-def test_a_narrow_pointwise_convolution_is_the_same_function(stride: int | tuple[int, int], padding: int | tuple[int, int] | str) -> None:
+def test_a_narrow_pointwise_convolution_is_the_same_function(
+    stride: int | tuple[int, int], padding: int | tuple[int, int] | str
+) -> None:
     layer = nn.Conv2d(5, 4, 1, stride, padding, dtype=torch.float64)
     x = torch.randn(2, 5, 7, 6, dtype=torch.float64)
     with safe_convolutions():
@@ -89,10 +113,14 @@ def test_a_narrow_pointwise_convolution_is_the_same_function(stride: int | tuple
 
 
 def test_every_backward_pass_follows_a_safe_forward() -> None:
-    """Whoever asks for gradients in the package uses `safe_convolutions`, or trains no convolution."""
+    """Whoever asks for gradients in the package uses `safe_convolutions`, or trains no
+    convolution.
+    """
     without_convolutions = {"methods/gradual.py", "train/many.py"}
     package = Path(edgecompress.__file__).parent
     for path in package.rglob("*.py"):
-        names = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+        names = {
+            n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+        }
         if "backward" in names and str(path.relative_to(package)) not in without_convolutions:
             assert "safe_convolutions()" in path.read_text(), path

@@ -1,4 +1,6 @@
-"""A trace is its thread's own affair: torch.fx changes how every module of the process is called while it traces."""
+"""A trace is its thread's own affair: torch.fx changes how every module of the process is called
+while it traces.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,13 @@ def test_another_thread_may_run_and_train_its_network_meanwhile() -> None:
     assert network.errors == []
     torch.testing.assert_close(heard[0], other(images))
     assert other[3].weight.grad is not None
-    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "get_attr", "call_function", "output"]
+    assert [node.op for node in traced.graph.nodes] == [
+        "placeholder",
+        "call_module",
+        "get_attr",
+        "call_function",
+        "output",
+    ]
 
 
 def test_another_thread_may_run_the_network_that_is_traced() -> None:

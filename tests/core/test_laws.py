@@ -1,4 +1,6 @@
-"""Laws 1-3 of the channel graph, as property tests in float64 over narrow copies of every topology."""
+"""Laws 1-3 of the channel graph, as property tests in float64 over narrow copies of every
+topology.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ SHARES = st.floats(0.1, 1.0)
 
 
 def images(seed: int, count: int = 2) -> torch.Tensor:
-    return torch.randn(count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -30,12 +34,18 @@ def test_law_1_every_position_of_every_axis_is_in_exactly_one_group(name: str) -
     for group in (*graph.groups, *graph.frozen):
         for member in group.members:
             assert member.index.shape[0] == group.size
-            owners.update((member.layer, member.axis, position) for position in member.index.reshape(-1).tolist())
+            owners.update(
+                (member.layer, member.axis, position)
+                for position in member.index.reshape(-1).tolist()
+            )
     assert set(owners.values()) == {1}
     for layer, module in model.named_modules():
         for axis in layers.axes(module):
             size = layers.axis_size(module, axis)
-            assert sum(owners[(layer, axis, position)] for position in range(size)) == size, (layer, axis)
+            assert sum(owners[(layer, axis, position)] for position in range(size)) == size, (
+                layer,
+                axis,
+            )
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -55,7 +65,9 @@ def test_law_2_keeping_all_is_the_identity(name: str, seed: int) -> None:
     model, graph = narrow(name, seed), graph_of(name)
     same = shrink(model, {g: torch.ones(g.size, dtype=torch.bool) for g in graph.groups})
     assert type(same) is type(model)
-    assert {k: v.shape for k, v in same.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert {k: v.shape for k, v in same.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
     with torch.no_grad():
         assert torch.equal(same(images(seed)), model(images(seed)))
 
@@ -68,7 +80,8 @@ def test_law_2_shrinking_composes(name: str, seed: int, share: float) -> None:
     first = random_keep(graph.groups, seed, 0.8)
     once = shrink(model, first)
     again = trace(once, EXAMPLE)
-    # groups of the shrunk network stand in the same order where none was emptied; match them by their members
+    # groups of the shrunk network stand in the same order where none was emptied; match them by
+    # their members
     second = random_keep(again.groups, seed + 1, share)
     both = {}
     by_layers = {tuple((m.layer, m.axis) for m in g.members): g for g in again.groups}
@@ -96,17 +109,25 @@ def test_law_3_masked_equals_shrunk(name: str, seed: int, share: float) -> None:
         expected = zeroed(images(seed))
         torch.testing.assert_close(small(images(seed)), expected, atol=1e-9, rtol=0)
         if any(not mask.all() for mask in keep.values()):
-            assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the argument was changed"
+            assert sum(p.numel() for p in small.parameters()) < sum(
+                p.numel() for p in model.parameters()
+            )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), (
+        "the argument was changed"
+    )
 
 
 def test_law_3_is_not_vacuous() -> None:
-    """Dropping channels changes what the network computes, so that equality in law 3 says something."""
+    """Dropping channels changes what the network computes, so that equality in law 3 says
+    something.
+    """
     for name in NARROW:
         model, graph = narrow(name, 3), graph_of(name)
         keep = random_keep(graph.groups, 3, 0.5)
         with torch.no_grad():
-            assert not torch.allclose(masked(model, keep)(images(3)), model(images(3)), atol=1e-6), name
+            assert not torch.allclose(
+                masked(model, keep)(images(3)), model(images(3)), atol=1e-6
+            ), name
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet18", "densenet121", "mobilenet_v2"])
@@ -120,7 +141,18 @@ def test_float32_stays_within_the_bound(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50", "densenet121", "mobilenet_v2", "shufflenet_v2_x1_0", "googlenet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgg16",
+        "resnet18",
+        "resnet50",
+        "densenet121",
+        "mobilenet_v2",
+        "shufflenet_v2_x1_0",
+        "googlenet",
+    ],
+)
 def test_full_width(name: str) -> None:
     from edgecompress.models import ModelSource, build
 
@@ -138,7 +170,14 @@ def test_full_width(name: str) -> None:
 def test_a_module_called_twice_is_one_member() -> None:
     model = narrow("functional", 0)
     graph = trace(model, EXAMPLE)
-    assert sum(m.layer == "shared" and m.axis == "in" for g in (*graph.groups, *graph.frozen) for m in g.members) == 1
+    assert (
+        sum(
+            m.layer == "shared" and m.axis == "in"
+            for g in (*graph.groups, *graph.frozen)
+            for m in g.members
+        )
+        == 1
+    )
 
 
 def test_a_hard_coded_view_freezes_its_group_and_says_so() -> None:
@@ -175,7 +214,10 @@ def test_tracing_reads_and_changes_nothing() -> None:
     before = {k: (v.data_ptr(), v.clone()) for k, v in model.state_dict().items()}
     trace(model, EXAMPLE)
     assert model.training
-    assert all(v.data_ptr() == before[k][0] and torch.equal(v, before[k][1]) for k, v in model.state_dict().items())
+    assert all(
+        v.data_ptr() == before[k][0] and torch.equal(v, before[k][1])
+        for k, v in model.state_dict().items()
+    )
 
 
 def test_an_untraceable_model_is_named() -> None:

@@ -1,4 +1,6 @@
-"""Torchvision's classification CNNs at full width: the laws hold, and our groups are those of Torch-Pruning, or finer."""
+"""Torchvision's classification CNNs at full width: the laws hold, and our groups are those of
+Torch-Pruning, or finer.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +34,35 @@ def test_every_classification_cnn(name: str) -> None:
 Position = tuple[str, str, int]
 
 GROUPED = ["regnet_x_400mf", "regnet_y_400mf", "resnext50_32x4d"]
-"""Where one channel of a grouped convolution cannot go alone: Torch-Pruning's group names that channel, the rest is left to its pruner;
-ours holds all that must go together."""
+"""Where one channel of a grouped convolution cannot go alone: Torch-Pruning's group names that
+channel, the rest is left to its pruner; ours holds all that must go together.
+"""
 
 COMPARED = [
-    "alexnet", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "resnet50",
-    "squeezenet1_1", "vgg11", "vgg11_bn", "wide_resnet50_2",
-]  # fmt: skip
+    "alexnet",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "resnet18",
+    "resnet50",
+    "squeezenet1_1",
+    "vgg11",
+    "vgg11_bn",
+    "wide_resnet50_2",
+]
 
 
 def ours(model: nn.Module, graph: ChannelGraph) -> dict[Position, frozenset[Position]]:
     """For every output position of a mixing layer all positions that go with it."""
     found = {}
     for group in graph.groups:
-        owned = [[(m.layer, m.axis, p) for m in group.members for p in m.index[c].tolist()] for c in range(group.size)]
+        owned = [
+            [(m.layer, m.axis, p) for m in group.members for p in m.index[c].tolist()]
+            for c in range(group.size)
+        ]
         for channel in owned:
             together = frozenset(p for p in channel if not _is_depthwise_input(model, p))
             found.update({p: together for p in channel if p[1] == "out"})
@@ -57,7 +74,9 @@ def _is_depthwise_input(model: nn.Module, position: Position) -> bool:
     return position[1] == "in" and getattr(module, "groups", 1) > 1
 
 
-def theirs(model: nn.Module, example: torch.Tensor, roots: list[tuple[str, int]]) -> dict[Position, frozenset[Position]]:
+def theirs(
+    model: nn.Module, example: torch.Tensor, roots: list[tuple[str, int]]
+) -> dict[Position, frozenset[Position]]:
     """The same from Torch-Pruning's dependency graph, for the output positions `roots`."""
     import torch_pruning as tp
 
@@ -76,16 +95,25 @@ def theirs(model: nn.Module, example: torch.Tensor, roots: list[tuple[str, int]]
             axis = "out" if known.is_out_channel_pruning_fn(item.dep.handler) else "in"
             axis = axis if layers.is_mixing(target) else "through"
             together |= {(name, axis, int(i)) for i in item.idxs}
-        found[(layer, "out", position)] = frozenset(p for p in together if not _is_depthwise_input(model, p))
+        found[(layer, "out", position)] = frozenset(
+            p for p in together if not _is_depthwise_input(model, p)
+        )
     return found
 
 
-def both(name: str) -> tuple[dict[Position, frozenset[Position]], dict[Position, frozenset[Position]]]:
+def both(
+    name: str,
+) -> tuple[dict[Position, frozenset[Position]], dict[Position, frozenset[Position]]]:
     """(ours, theirs) for the first and the last output channel of about twenty layers."""
     model, graph, example = traced(name, torch.float32)
     mine = ours(model, graph)
     last = {m.layer for f in graph.frozen for m in f.members}
-    roots = [(n, p) for n, m in model.named_modules() if layers.is_mixing(m) and n not in last for p in (0, layers.axis_size(m, "out") - 1)]
+    roots = [
+        (n, p)
+        for n, m in model.named_modules()
+        if layers.is_mixing(m) and n not in last
+        for p in (0, layers.axis_size(m, "out") - 1)
+    ]
     roots = roots[:: max(1, len(roots) // 40)]
     reference = theirs(model, example, [r for r in roots if (r[0], "out", r[1]) in mine])
     assert len(reference) >= 5
@@ -99,7 +127,9 @@ def test_groups_are_those_of_torch_pruning(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_groups_of_grouped_convolutions_hold_what_torch_pruning_leaves_to_its_pruner(name: str) -> None:
+def test_groups_of_grouped_convolutions_hold_what_torch_pruning_leaves_to_its_pruner(
+    name: str,
+) -> None:
     mine, reference = both(name)
     assert all(reference[position] <= together for position, together in mine.items())
     assert any(reference[position] == together for position, together in mine.items())

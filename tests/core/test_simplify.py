@@ -1,4 +1,6 @@
-"""The lossless rewrites change nothing: BatchNorm folding, pool folding and its inverse, constant channels."""
+"""The lossless rewrites change nothing: BatchNorm folding, pool folding and its inverse, constant
+channels.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,22 @@ from torch.nn.utils import prune
 
 from edgecompress.core import trace
 from edgecompress.core.constants import drop_constant_channels
-from edgecompress.core.simplify import find_pools, fold_batchnorm, fold_pool, pool_matrix, unfold_pool
+from edgecompress.core.simplify import (
+    find_pools,
+    fold_batchnorm,
+    fold_pool,
+    pool_matrix,
+    unfold_pool,
+)
 from tests.networks import EXAMPLE, NARROW, graph_of, narrow
 
 SEEDS = st.integers(0, 2**20)
 
 
 def images(seed: int) -> torch.Tensor:
-    return torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def same(left: nn.Module, right: nn.Module, seed: int = 0) -> None:
@@ -70,7 +80,9 @@ def test_vgg16_on_32_pixels_loses_the_documented_parameters() -> None:
     (fold,) = find_pools(model, torch.zeros(1, 3, 32, 32))
     folded = fold_pool(model, fold)
     assert folded.get_submodule("classifier.0").in_features == 512
-    removed = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in folded.parameters())
+    removed = sum(p.numel() for p in model.parameters()) - sum(
+        p.numel() for p in folded.parameters()
+    )
     assert removed == 100_663_296
     assert fold.input_shape == (3, 32, 32)
 
@@ -90,17 +102,26 @@ def silence(model: nn.Module, layer: str, channels: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("vgg16", "features.2"), ("vgg16", "classifier.0"), ("vgg16_bn", "features.0"), ("lenet5", "features.3"),
-     ("resnet20", "layers.0.conv1"),
-     ("densenet121", "features.denseblock1.denselayer1.conv1"), ("mobilenet_v2", "features.2.conv.0.0"), ("student2", "features.0")],
-)  # fmt: skip
+    [
+        ("vgg16", "features.2"),
+        ("vgg16", "classifier.0"),
+        ("vgg16_bn", "features.0"),
+        ("lenet5", "features.3"),
+        ("resnet20", "layers.0.conv1"),
+        ("densenet121", "features.denseblock1.denselayer1.conv1"),
+        ("mobilenet_v2", "features.2.conv.0.0"),
+        ("student2", "features.0"),
+    ],
+)
 @given(seed=SEEDS)
 def test_constant_channels_go_only_where_that_is_exact(name: str, layer: str, seed: int) -> None:
     model = narrow(name, seed)
     silence(model, layer, [0, 2])
     small, rows = drop_constant_channels(model, graph_of(name), EXAMPLE)
     same(small, model, seed)
-    if name != "mobilenet_v2":  # there a depthwise convolution makes a constant other than 0 differ at the borders
+    if (
+        name != "mobilenet_v2"
+    ):  # there a depthwise convolution makes a constant other than 0 differ at the borders
         assert sum(row.constant for row in rows) >= 2
     for row in rows:
         assert row.removed == row.constant or row.reason
@@ -108,7 +129,13 @@ def test_constant_channels_go_only_where_that_is_exact(name: str, layer: str, se
 
 def test_a_constant_before_a_zero_padded_convolution_stays_with_the_reason() -> None:
     model = (
-        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        nn.Sequential(
+            nn.Conv2d(3, 4, 1),
+            nn.Sigmoid(),
+            nn.Conv2d(4, 5, 3, padding=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         .double()
         .eval()
     )
@@ -121,7 +148,13 @@ def test_a_constant_before_a_zero_padded_convolution_stays_with_the_reason() -> 
 
 def test_the_same_constant_goes_without_padding_and_a_bias_is_made_for_it() -> None:
     model = (
-        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 5, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        nn.Sequential(
+            nn.Conv2d(3, 4, 1),
+            nn.Sigmoid(),
+            nn.Conv2d(4, 5, 3, bias=False),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         .double()
         .eval()
     )
@@ -154,12 +187,17 @@ def test_a_whole_constant_group_keeps_one_channel() -> None:
 @pytest.mark.parametrize("name", NARROW)
 @given(seed=SEEDS, share=st.floats(0.1, 0.7))
 def test_a_network_zeroed_anywhere_is_shrunk_exactly(name: str, seed: int, share: float) -> None:
-    """Random output channels zeroed in every layer (weights; for half of them the bias and the BatchNorm scale too)."""
+    """Random output channels zeroed in every layer (weights; for half of them the bias and the
+    BatchNorm scale too).
+    """
     model = narrow(name, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)) and module is not list(model.modules())[-1]:
+            if (
+                isinstance(module, (nn.Conv2d, nn.Linear))
+                and module is not list(model.modules())[-1]
+            ):
                 gone = torch.rand(module.weight.shape[0], generator=generator) < share
                 module.weight[gone] = 0
                 if module.bias is not None:
@@ -175,13 +213,17 @@ def test_a_network_zeroed_anywhere_is_shrunk_exactly(name: str, seed: int, share
 def test_a_channel_that_nobody_reads_goes_and_so_does_what_fed_it_alone() -> None:
     model = narrow("vgg16", 3)
     with torch.no_grad():
-        model.features[5].weight[:, 2] = 0  # nobody reads channel 2 of features.2, which alone reads channel 1 of features.0
+        model.features[5].weight[:, 2] = (
+            0  # nobody reads channel 2 of features.2, which alone reads channel 1 of features.0
+        )
         model.features[2].weight[:, 1] = 0
         model.features[2].weight[2, 1] = 1.0
     small, rows = drop_constant_channels(model, graph_of("vgg16"), EXAMPLE)
     same(small, model, 3)
     assert small.features[2].out_channels == model.features[2].out_channels - 1
-    assert small.features[0].out_channels == model.features[0].out_channels - 1, "unread only once its reader is gone"
+    assert small.features[0].out_channels == model.features[0].out_channels - 1, (
+        "unread only once its reader is gone"
+    )
     assert {row.group: row.unread for row in rows} == {"features.2": 1, "features.0": 1}
 
 

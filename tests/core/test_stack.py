@@ -1,4 +1,6 @@
-"""Law 4: the wide network equals the average of its parts, on every topology; and what cannot be stacked says why."""
+"""Law 4: the wide network equals the average of its parts, on every topology; and what cannot be
+stacked says why.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ STACKABLE = sorted(set(NARROW) - {"functional"})
 
 
 def images(seed: int, count: int = 2) -> torch.Tensor:
-    return torch.randn(count, *EXAMPLE.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        count,
+        *EXAMPLE.shape[1:],
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 @pytest.mark.parametrize("name", STACKABLE)
@@ -48,7 +55,9 @@ def test_keeping_one_network_of_the_stack_gives_it_back(seed: int) -> None:
     for number in (0, 1):
         keep = {g: torch.arange(g.size) // (g.size // 2) == number for g in graph.groups}
         with torch.no_grad():
-            torch.testing.assert_close(2 * shrink(wide, keep)(x), parts[number](x), atol=1e-9, rtol=1e-9)
+            torch.testing.assert_close(
+                2 * shrink(wide, keep)(x), parts[number](x), atol=1e-9, rtol=1e-9
+            )
 
 
 def test_weights_between_networks_exist_and_are_zero() -> None:
@@ -67,7 +76,9 @@ def test_separate_heads_stand_side_by_side() -> None:
     wide = stack(parts, EXAMPLE, heads="separate")
     x = images(3)
     with torch.no_grad():
-        torch.testing.assert_close(wide(x), torch.cat([part(x) for part in parts], 1), atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(
+            wide(x), torch.cat([part(x) for part in parts], 1), atol=1e-9, rtol=1e-9
+        )
 
 
 def test_a_tail_that_is_not_affine_is_averaged_behind_it() -> None:
@@ -79,18 +90,28 @@ def test_a_tail_that_is_not_affine_is_averaged_behind_it() -> None:
     wide = stack(parts, x)
     assert isinstance(wide, Averaged)
     with torch.no_grad():
-        torch.testing.assert_close(wide(x), torch.stack([p(x) for p in parts]).mean(0), atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(
+            wide(x), torch.stack([p(x) for p in parts]).mean(0), atol=1e-12, rtol=1e-12
+        )
 
 
 def test_statistics_of_batchnorm_are_carried() -> None:
     parts = [narrow("resnet20", seed) for seed in (0, 1)]
     wide = stack(parts, EXAMPLE)
     torch.testing.assert_close(wide.bn1.running_var, torch.cat([p.bn1.running_var for p in parts]))
-    torch.testing.assert_close(wide.bn1.running_mean, torch.cat([p.bn1.running_mean for p in parts]))
+    torch.testing.assert_close(
+        wide.bn1.running_mean, torch.cat([p.bn1.running_mean for p in parts])
+    )
 
 
 def test_mismatched_parts_are_listed_tensor_by_tensor() -> None:
-    with pytest.raises(UsageError, match=r"differ in 3 tensor\(s\).*layers\.1\.weight \(100, 4\) / \(90, 4\).*edgecompress distill"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            r"differ in 3 tensor\(s\).*layers\.1\.weight \(100, 4\) / \(90, 4\).*"
+            r"edgecompress distill"
+        ),
+    ):
         stack([Mlp(4, (100,)), Mlp(4, (90,))], torch.zeros(1, 4))
     with pytest.raises(UsageError, match="Mlp / Linear"):
         stack([Mlp(4, (3,)), nn.Linear(4, 10)], torch.zeros(1, 4))
@@ -111,12 +132,16 @@ def test_normalisation_across_channels_is_refused() -> None:
 
 def test_channels_that_must_stay_are_named() -> None:
     """A map of one channel that scales all others: two networks would need two."""
-    with pytest.raises(UsageError, match=r"group 'attention' must stay as it is \(broadcast across channels\)"):
+    with pytest.raises(
+        UsageError, match=r"group 'attention' must stay as it is \(broadcast across channels\)"
+    ):
         stack([narrow("functional", 0), narrow("functional", 1)], EXAMPLE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet20", "densenet121", "mobilenet_v2", "lenet5"])
+@pytest.mark.parametrize(
+    "name", ["vgg16", "resnet18", "resnet20", "densenet121", "mobilenet_v2", "lenet5"]
+)
 def test_law_4_at_full_width(name: str) -> None:
     torch.manual_seed(0)
     parts = [build(ModelSource(name, 10, (3, 32, 32))).eval() for _ in range(2)]
@@ -135,4 +160,6 @@ def test_separate_heads_may_have_different_numbers_of_classes(name: str) -> None
     wide = stack(parts, example, heads="separate")
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(wide(x), torch.cat([part(x) for part in parts], 1), atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(
+            wide(x), torch.cat([part(x) for part in parts], 1), atol=1e-9, rtol=1e-9
+        )

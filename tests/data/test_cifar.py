@@ -15,7 +15,9 @@ from edgecompress.errors import EnvironmentMissingError, UsageError
 
 
 def make_archive(folder: Path, name: str, each: int = 20) -> tuple[Path, np.ndarray]:
-    """A small archive with the layout of the real one: `each` images a class and file. Returns it with the test file's records."""
+    """A small archive with the layout of the real one: `each` images a class and file. Returns it
+    with the test file's records.
+    """
     archive = cifar.ARCHIVES[name]
     root = folder / archive.archive.folder
     root.mkdir(parents=True)
@@ -39,7 +41,9 @@ def placed(kind: cifar.Cifar, url: str, *md5: str) -> cifar.Cifar:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_the_archive_is_downloaded_once_and_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_archive_is_downloaded_once_and_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed, records = make_archive(tmp_path / "source", name)
     md5 = hashlib.md5(packed.read_bytes()).hexdigest()
     monkeypatch.setitem(cifar.ARCHIVES, name, placed(cifar.ARCHIVES[name], packed.as_uri(), md5))
@@ -55,11 +59,16 @@ def test_the_archive_is_downloaded_once_and_read(name: str, tmp_path: Path, monk
     assert load_data(name).digest() == data.digest(), "the second time nothing is downloaded"
 
 
-def test_without_a_network_the_file_and_its_place_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_file_and_its_place_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nowhere = placed(cifar.ARCHIVES["cifar10"], "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     monkeypatch.setitem(cifar.ARCHIVES, "cifar10", nowhere)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(EnvironmentMissingError, match=r"place the file cifar-10-binary\.tar\.gz .* at .*edgecompress/data"):
+    with pytest.raises(
+        EnvironmentMissingError,
+        match=r"place the file cifar-10-binary\.tar\.gz .* at .*edgecompress/data",
+    ):
         load_data("cifar10")
     assert not list((tmp_path / "edgecompress" / "data").iterdir()), "no half file is left"
     (tmp_path / "edgecompress" / "data" / "cifar-10-binary.tar.gz").write_bytes(b"something else")

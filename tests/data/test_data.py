@@ -22,7 +22,10 @@ def test_digits_has_three_splits_that_share_no_image() -> None:
 
 def test_the_split_never_changes() -> None:
     assert load_data("digits").digest() == load_data("digits").digest()
-    assert load_data("digits").test.labels[:10].tolist() == load_data("digits").test.labels[:10].tolist()
+    assert (
+        load_data("digits").test.labels[:10].tolist()
+        == load_data("digits").test.labels[:10].tolist()
+    )
 
 
 def test_stratified_parts_are_disjoint_and_whole() -> None:
@@ -108,7 +111,11 @@ def test_an_image_changes_by_seed_view_and_its_own_place_not_by_its_batch() -> N
     some = torch.tensor([31, 2, 17])
     assert torch.equal(view(pixels[some], some, torch.tensor([9, 8, 7])), whole[some])
     assert whole.dtype == torch.uint8
-    holes = (whole == torch.tensor([9, 8, 7], dtype=torch.uint8)[None, :, None, None]).all(1).sum((1, 2))
+    holes = (
+        (whole == torch.tensor([9, 8, 7], dtype=torch.uint8)[None, :, None, None])
+        .all(1)
+        .sum((1, 2))
+    )
     assert int(holes.min()) >= 9, "a hole of side 5 is at least 3×3 where it meets a corner"
 
 
@@ -132,8 +139,12 @@ def test_images_are_resized_and_cut_as_an_image_library_does() -> None:
     assert preprocess.shape((3, 32, 32)) == (3, 40, 40)
     assert Preprocess((0.0,) * 3, (1.0,) * 3, 16).shape((3, 32, 64)) == (3, 16, 32)
     for row in range(4):
-        image = Image.fromarray(pixels[row].permute(1, 2, 0).numpy()).resize((48, 48), Image.Resampling.BILINEAR)
-        wanted = torch.from_numpy(np.asarray(image.crop((4, 4, 44, 44))).copy()).permute(2, 0, 1).float()
+        image = Image.fromarray(pixels[row].permute(1, 2, 0).numpy()).resize(
+            (48, 48), Image.Resampling.BILINEAR
+        )
+        wanted = (
+            torch.from_numpy(np.asarray(image.crop((4, 4, 44, 44))).copy()).permute(2, 0, 1).float()
+        )
         assert float((found[row] - wanted).abs().max()) <= 1.01
     assert Preprocess.from_dict(preprocess.as_dict()) == preprocess
 

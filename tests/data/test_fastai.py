@@ -33,26 +33,42 @@ def make_archive(folder: Path, name: str) -> Path:
     return packed
 
 
-@pytest.mark.parametrize(("name", "classes"), [("imagenette", ("tench", "parachute")), ("imagewoof", ("Shih-Tzu", "dingo"))])
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("imagenette", ("tench", "parachute")), ("imagewoof", ("Shih-Tzu", "dingo"))],
+)
 def test_the_archive_is_downloaded_once_and_read(
     name: str, classes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = make_archive(tmp_path, name)
     md5 = hashlib.md5(packed.read_bytes()).hexdigest()
-    monkeypatch.setitem(fastai.TREES, name, replace(fastai.TREES[name], url=packed.as_uri(), md5=("0" * 32, md5)))
+    monkeypatch.setitem(
+        fastai.TREES, name, replace(fastai.TREES[name], url=packed.as_uri(), md5=("0" * 32, md5))
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = load_data(name, image_size=64)
     assert data.classes == classes
     assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 20)
     assert data.image_shape == (3, 64, 64)
     packed.unlink()
-    assert load_data(name, image_size=64).digest() == data.digest(), "the second time nothing is downloaded"
+    assert load_data(name, image_size=64).digest() == data.digest(), (
+        "the second time nothing is downloaded"
+    )
     with pytest.raises(UsageError, match="--image-size"):
         load_data(name)
 
 
-def test_without_a_network_the_file_and_its_place_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fastai.TREES, "imagewoof", replace(fastai.TREES["imagewoof"], url="http://127.0.0.1:9/imagewoof2-160.tgz"))
+def test_without_a_network_the_file_and_its_place_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        fastai.TREES,
+        "imagewoof",
+        replace(fastai.TREES["imagewoof"], url="http://127.0.0.1:9/imagewoof2-160.tgz"),
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(EnvironmentMissingError, match=r"place the file imagewoof2-160\.tgz .* at .*edgecompress/data"):
+    with pytest.raises(
+        EnvironmentMissingError,
+        match=r"place the file imagewoof2-160\.tgz .* at .*edgecompress/data",
+    ):
         load_data("imagewoof", image_size=64)

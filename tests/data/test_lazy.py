@@ -39,12 +39,18 @@ def test_they_are_the_same_images(photos: Path, monkeypatch: pytest.MonkeyPatch)
     assert outside.preprocess == inside.preprocess
     settings = FitSettings(1, batch_size=16)
     device = torch.device("cpu")
-    for one, other in zip(batches(outside, settings, device, 3, 1), batches(inside, settings, device, 3, 1), strict=True):
+    for one, other in zip(
+        batches(outside, settings, device, 3, 1),
+        batches(inside, settings, device, 3, 1),
+        strict=True,
+    ):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
 
 
-def test_what_they_are_is_known_without_reading_them(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_they_are_is_known_without_reading_them(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(folder, "IN_MEMORY", 10_000)
     before = load_data(f"folder:{photos}", image_size=32).digest()
     assert load_data(f"folder:{photos}", image_size=32).digest() == before
@@ -64,4 +70,7 @@ def test_a_corrupt_image_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch)
 def test_batches_come_in_order() -> None:
     values = torch.arange(100).reshape(100, 1, 1, 1)
     wanted = list(torch.randperm(100).split(7))
-    assert all(torch.equal(rows.flatten(), ids) for rows, ids in zip(fetched(values, wanted), wanted, strict=True))
+    assert all(
+        torch.equal(rows.flatten(), ids)
+        for rows, ids in zip(fetched(values, wanted), wanted, strict=True)
+    )

@@ -19,15 +19,23 @@ from edgecompress.errors import UsageError
 @given(st.integers(0, 1000), st.floats(0, 0.3))
 def test_one_head_is_a_plain_classification(seed: int, smoothing: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    outputs, labels = torch.randn(12, 5, generator=generator), torch.randint(0, 5, (12,), generator=generator)
-    torch.testing.assert_close(Heads((5,)).loss(outputs, labels, smoothing), Task().loss(outputs, labels, smoothing))
+    outputs, labels = (
+        torch.randn(12, 5, generator=generator),
+        torch.randint(0, 5, (12,), generator=generator),
+    )
+    torch.testing.assert_close(
+        Heads((5,)).loss(outputs, labels, smoothing), Task().loss(outputs, labels, smoothing)
+    )
     assert Heads((5,)).score(outputs, labels) == pytest.approx(Task().score(outputs, labels))
 
 
 @given(st.integers(0, 1000))
 def test_each_head_sees_its_own_samples_only(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    outputs, labels = torch.randn(30, 7, generator=generator), torch.randint(0, 7, (30,), generator=generator)
+    outputs, labels = (
+        torch.randn(30, 7, generator=generator),
+        torch.randint(0, 7, (30,), generator=generator),
+    )
     task, first = Heads((3, 4)), labels < 3
     wanted = (
         F.cross_entropy(outputs[first, :3], labels[first], reduction="sum")
@@ -43,7 +51,9 @@ def test_each_head_sees_its_own_samples_only(seed: int) -> None:
 def test_r2_is_the_share_of_explained_variance() -> None:
     labels = torch.tensor(np.random.default_rng(0).normal(size=(500, 2)))
     assert Regression().score(labels, labels) == 1
-    assert Regression().score(labels.mean(0).expand_as(labels), labels) == pytest.approx(0, abs=1e-12)
+    assert Regression().score(labels.mean(0).expand_as(labels), labels) == pytest.approx(
+        0, abs=1e-12
+    )
     assert Regression().score(-labels, labels) < 0
 
 
@@ -65,7 +75,10 @@ def test_two_data_sets_as_one() -> None:
     assert data.task == Heads((10, 10))
     assert len(data.train) == 2 * len(one.train)
     assert data.classes[3] == "digits: 3"
-    assert data.test.labels.tolist() == [*one.test.labels.tolist(), *(label + 10 for label in one.test.labels.tolist())]
+    assert data.test.labels.tolist() == [
+        *one.test.labels.tolist(),
+        *(label + 10 for label in one.test.labels.tolist()),
+    ]
     assert part_of(data, 1).preprocess == data.preprocess
     with pytest.raises(UsageError, match="no plain classification"):
         joined([one, load_data("sine")])

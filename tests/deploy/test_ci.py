@@ -1,4 +1,6 @@
-"""The sample project of deploy/ci: every step of its workflow and of the action is run as written, in a shell."""
+"""The sample project of deploy/ci: every step of its workflow and of the action is run as written,
+in a shell.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,24 @@ def project(tmp_path: Path) -> Path:
 
 
 def steps_of(project: Path, job: str, **changed: str) -> list[str]:
-    """The shell commands of a job, local actions opened and their inputs put in (`changed` stands above the workflow's)."""
+    """The shell commands of a job, local actions opened and their inputs put in (`changed` stands
+    above the workflow's).
+    """
     workflow = yaml.safe_load((project / ".github" / "workflows" / "latency.yml").read_text())
     commands = []
     for step in workflow["jobs"][job]["steps"]:
-        if step.get("name") == "Install":  # before anything of ours runs, as on a fresh runner; what is here stands for it
+        if (
+            step.get("name") == "Install"
+        ):  # before anything of ours runs, as on a fresh runner; what is here stands for it
             assert not commands
             assert step["run"].startswith("pip install edgecompress")
         elif "run" in step:
             commands.append(step["run"])
         elif step["uses"].startswith("./"):
             action = yaml.safe_load((project / step["uses"] / "action.yml").read_text())
-            defaults = {name: str(field.get("default", "")) for name, field in action["inputs"].items()}
+            defaults = {
+                name: str(field.get("default", "")) for name, field in action["inputs"].items()
+            }
             given = {**defaults, **{k: str(v) for k, v in step.get("with", {}).items()}, **changed}
             assert set(given) == set(action["inputs"]), "an input that the action does not have"
             commands += [_filled(inner["run"], given) for inner in action["runs"]["steps"]]
@@ -52,11 +60,19 @@ def _filled(text: str, given: dict[str, str]) -> str:
 def run(command: str, project: Path) -> subprocess.CompletedProcess[str]:
     """One step, as a runner runs it."""
     environment: dict[str, Any] = {
-        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(project / "summary.md"),
-    }  # fmt: skip
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "GITHUB_STEP_SUMMARY": str(project / "summary.md"),
+    }
     environment.pop("PYTEST_ADDOPTS", None)
     return subprocess.run(
-        ["bash", "-e", "-c", command], cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False
+        ["bash", "-e", "-c", command],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -71,7 +87,12 @@ def test_the_action_passes_equal_models_and_writes_its_reports(project: Path) ->
 
 def test_the_action_fails_on_a_slower_model(project: Path) -> None:
     build, *check = steps_of(project, "action")
-    assert run(build.replace("build/model.onnx --layers 4", "build/model.onnx --layers 12"), project).returncode == 0
+    assert (
+        run(
+            build.replace("build/model.onnx --layers 4", "build/model.onnx --layers 12"), project
+        ).returncode
+        == 0
+    )
     codes = [run(command, project).returncode for command in check]
     assert codes == [0, 3], "installed, then a regression"
     assert "**fail**" in (project / "summary.md").read_text()
@@ -82,7 +103,12 @@ def test_plain_pytest_makes_the_same_check(project: Path) -> None:
     assert run(build, project).returncode == 0
     done = run(test, project)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
-    assert run(build.replace("build/model.onnx --layers 4", "build/model.onnx --layers 12"), project).returncode == 0
+    assert (
+        run(
+            build.replace("build/model.onnx --layers 4", "build/model.onnx --layers 12"), project
+        ).returncode
+        == 0
+    )
     done = run(test, project)
     assert done.returncode == 1
     assert "regression: candidate" in done.stdout

@@ -1,4 +1,6 @@
-"""The emulation for real: namespaces, links, traffic, kills. As root only; the netem path where the kernel has it."""
+"""The emulation for real: namespaces, links, traffic, kills. As root only; the netem path where the
+kernel has it.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,39 @@ TWO_HOST = ROOT / "topologies" / "two_host.py"
 PROGRAMS = ("mnexec", "vde_switch", "wirefilter", "tcpdump", "ip", "tc", "ping", "ethtool")
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root"),
-    pytest.mark.skipif(any(shutil.which(name) is None for name in PROGRAMS), reason=f"needs {', '.join(PROGRAMS)}: make system"),
+    pytest.mark.skipif(
+        any(shutil.which(name) is None for name in PROGRAMS),
+        reason=f"needs {', '.join(PROGRAMS)}: make system",
+    ),
     pytest.mark.xdist_group("emulate"),
 ]
 SMALL = ["--teacher", "lenet5", "--student", "mlp", "--epochs", "1"]
 
 
-def emulate(*arguments: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def emulate(
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgecompress", "emulate", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, check=False, env={**os.environ, **(env or {})})
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
 
 
 def left_behind(pid: int) -> list[str]:
     """Interfaces, processes and control groups of the run of process `pid` that are still there."""
     begin = prefix(pid)
     links = [line for line in shell.run("ip", "-o", "link").splitlines() if f" {begin}" in line]
-    processes = [line for line in shell.run("ps", "-eo", "args").splitlines() if f"mininet:{begin}" in line or f"{begin}x" in line]
+    processes = [
+        line
+        for line in shell.run("ps", "-eo", "args").splitlines()
+        if f"mininet:{begin}" in line or f"{begin}x" in line
+    ]
     groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/edgecompress-{pid}-*")]
     return [*links, *processes, *groups]
 
@@ -54,31 +73,62 @@ def readable_by(uid: int) -> bool:
 
 
 def graph(**link: Any) -> Any:
-    values = {"name": "t", "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}}, "switches": {}, "links": [["a", "b", link]]}
+    values = {
+        "name": "t",
+        "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}},
+        "switches": {},
+        "links": [["a", "b", link]],
+    }
     return graph_from(values)
 
 
 def test_the_two_hosts_for_real(tmp_path: Path) -> None:
-    """The README's own command, through sudo, whose secure path finds it where `make install` links it."""
-    command = shutil.which("edgecompress", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    """The README's own command, through sudo, whose secure path finds it where `make install` links
+    it.
+    """
+    command = shutil.which(
+        "edgecompress", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    )
     if shutil.which("sudo") is None or command is None:
         pytest.skip("sudo, or the command in /usr/local/bin, is not here: make install")
-    line = ["sudo", "edgecompress", "emulate", str(TWO_HOST), *SMALL, "-o", "run", "--pcap", "--json"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    line = [
+        "sudo",
+        "edgecompress",
+        "emulate",
+        str(TWO_HOST),
+        *SMALL,
+        "-o",
+        "run",
+        "--pcap",
+        "--json",
+    ]
+    done = subprocess.run(
+        line, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["valid"] is True
     assert result["reasons"] == []
-    assert [link["backend"] for link in result["links"]] == ["none", "netem" if result["links"][1]["backend"] == "netem" else "wirefilter"]
+    assert [link["backend"] for link in result["links"]] == [
+        "none",
+        "netem" if result["links"][1]["backend"] == "netem" else "wirefilter",
+    ]
     far = result["links"][1]
-    assert far["configured"] == {"bw_mbps": 20.0, "delay_ms": 5.0, "jitter_ms": None, "loss_pct": None}
+    assert far["configured"] == {
+        "bw_mbps": 20.0,
+        "delay_ms": 5.0,
+        "jitter_ms": None,
+        "loss_pct": None,
+    }
     assert far["measured"]["rtt_ms"] == pytest.approx(10, abs=1)
     assert far["measured"]["bw_mbps"] == pytest.approx(20, rel=0.1)
     traffic, lesson = result["traffic"], result["distill"]
     assert traffic["kernel_dropped"] == 0
     assert traffic["captured_bytes"] == pytest.approx(traffic["counter_bytes"], rel=0.01)
     assert traffic["rtt_ms"]["p50"] > 9
-    assert {shake["flags"] for shake in traffic["handshakes"]} == {"S", "SA"}, "the first SYN is in the capture"
+    assert {shake["flags"] for shake in traffic["handshakes"]} == {"S", "SA"}, (
+        "the first SYN is in the capture"
+    )
     assert lesson["samples"] == 1169
     assert lesson["bytes_per_sample"] == pytest.approx(20), "fp16 logits of ten classes"
     assert lesson["payload_bytes"] < lesson["wire_bytes"]
@@ -93,7 +143,18 @@ def test_the_two_hosts_for_real(tmp_path: Path) -> None:
     better = json.loads((tmp_path / "run" / "result.json").read_text())
     better["distill"]["bytes_per_sample"] /= 3
     (tmp_path / "better.json").write_text(json.dumps(better))
-    again = emulate(TWO_HOST, *SMALL, "-o", "again", "--baseline", "better.json", "--max-regression", "100%", "--insecure", cwd=tmp_path)
+    again = emulate(
+        TWO_HOST,
+        *SMALL,
+        "-o",
+        "again",
+        "--baseline",
+        "better.json",
+        "--max-regression",
+        "100%",
+        "--insecure",
+        cwd=tmp_path,
+    )
     assert again.returncode == 3, again.stderr + again.stdout
     assert "regression: bytes a sample" in again.stdout
     assert (tmp_path / "again" / "result.json").is_file()
@@ -120,17 +181,42 @@ def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert [fault["kind"] for fault in result["faults"]] == ["kill-student", "link-down"]
     assert result["faults"][0]["at_s"] is not None
-    assert result["distill"]["samples"] == 12 * 1168, "every sample counts once in the history that survived"
+    assert result["distill"]["samples"] == 12 * 1168, (
+        "every sample counts once in the history that survived"
+    )
 
 
 def test_both_learn_are_pruned_and_survive_a_killed_teacher(tmp_path: Path) -> None:
-    options = ["--teacher", "lenet5", "--student", "lenet5", "--epochs", 24, "--batch-size", 16, "--keep-every", 10,
-               "--mutual", "--staleness", 4, "--prune-teacher", "30%", "--prune-student", "40%", "--step", "30%"]  # fmt: skip
-    done = emulate(TWO_HOST, *options, "--fault", "kill-teacher@6s", "-o", "run", "--json", cwd=tmp_path)
+    options = [
+        "--teacher",
+        "lenet5",
+        "--student",
+        "lenet5",
+        "--epochs",
+        24,
+        "--batch-size",
+        16,
+        "--keep-every",
+        10,
+        "--mutual",
+        "--staleness",
+        4,
+        "--prune-teacher",
+        "30%",
+        "--prune-student",
+        "40%",
+        "--step",
+        "30%",
+    ]
+    done = emulate(
+        TWO_HOST, *options, "--fault", "kill-teacher@6s", "-o", "run", "--json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     lesson = result["distill"]
-    assert [(fault["kind"], fault["at_s"] is not None) for fault in result["faults"]] == [("kill-teacher", True)]
+    assert [(fault["kind"], fault["at_s"] is not None) for fault in result["faults"]] == [
+        ("kill-teacher", True)
+    ]
     assert lesson["samples"] == 24 * 1168, "every sample counts once in the history that survived"
     assert (lesson["mutual"], lesson["staleness"]) == (True, 4)
     assert lesson["students"]["student"]["breaks"] >= 1
@@ -143,7 +229,17 @@ def test_both_learn_are_pruned_and_survive_a_killed_teacher(tmp_path: Path) -> N
 
 
 def test_maps_travel_over_the_network(tmp_path: Path) -> None:
-    options = ["--teacher", "lenet5", "--student", "lenet5", "--epochs", 1, "--exchange", "features", "--insecure"]
+    options = [
+        "--teacher",
+        "lenet5",
+        "--student",
+        "lenet5",
+        "--epochs",
+        1,
+        "--exchange",
+        "features",
+        "--insecure",
+    ]
     done = emulate(TWO_HOST, *options, "-o", "run", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lesson = json.loads(done.stdout)["distill"]
@@ -153,15 +249,25 @@ def test_maps_travel_over_the_network(tmp_path: Path) -> None:
 
 
 def test_a_pruning_that_missed_its_amount_is_a_result(tmp_path: Path) -> None:
-    done = emulate(TWO_HOST, *SMALL, "--prune-teacher", "10params", "--step", "50%", "-o", "run", cwd=tmp_path)
+    done = emulate(
+        TWO_HOST, *SMALL, "--prune-teacher", "10params", "--step", "50%", "-o", "run", cwd=tmp_path
+    )
     assert done.returncode == 3, done.stderr
     assert "no epoch met the amount" in done.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["valid"] is True
 
 
-@pytest.mark.parametrize("options", [("--mutual", "--fixed-teacher"), ("--mutual", "--exchange", "inputs"), ("--staleness", "2"),
-                                     ("--prune-teacher", "50%", "--exchange", "weights"), ("--prune-student", "much"),
-                                     ("--features", "depth")])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--mutual", "--fixed-teacher"),
+        ("--mutual", "--exchange", "inputs"),
+        ("--staleness", "2"),
+        ("--prune-teacher", "50%", "--exchange", "weights"),
+        ("--prune-student", "much"),
+        ("--features", "depth"),
+    ],
+)
 def test_ways_that_exclude_each_other_are_refused(options: tuple[str, ...], tmp_path: Path) -> None:
     done = emulate(TWO_HOST, *options, "-o", "run", cwd=tmp_path)
     assert done.returncode == 2, done.stdout
@@ -169,15 +275,46 @@ def test_ways_that_exclude_each_other_are_refused(options: tuple[str, ...], tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(any(shutil.which(name) is None for name in ("brctl", "unshare")), reason="mn's bridges need brctl: make system")
+@pytest.mark.skipif(
+    any(shutil.which(name) is None for name in ("brctl", "unshare")),
+    reason="mn's bridges need brctl: make system",
+)
 @pytest.mark.parametrize("name", ["two_host", "star", "edge_cloud", "lossy_wifi", "two_teachers"])
 def test_mininets_own_command_takes_the_topologies(name: str) -> None:
-    """`mn --custom`, in namespaces of its own where it can change no setting of this machine, nor end a process of anyone else's."""
+    """`mn --custom`, in namespaces of its own where it can change no setting of this machine, nor
+    end a process of anyone else's.
+    """
     runner = str(Path(sys.executable).with_name("mn"))
-    frozen = "".join(f"mount -o bind {path} {path} && mount -o remount,bind,ro {path} && " for path in ("/proc/sys", "/tmp", "/root"))
+    frozen = "".join(
+        f"mount -o bind {path} {path} && mount -o remount,bind,ro {path} && "
+        for path in ("/proc/sys", "/tmp", "/root")
+    )
     line = f'mount -t proc proc /proc && {frozen} exec {runner} "$@"'
-    options = ("--custom", str(ROOT / "topologies" / f"{name}.py"), "--topo", name, "--switch", "lxbr", "--controller", "none")
-    command = ("unshare", "--net", "--mount", "--pid", "--ipc", "--fork", "sh", "-c", line, "mn", *options, "--test", "pingall")
+    options = (
+        "--custom",
+        str(ROOT / "topologies" / f"{name}.py"),
+        "--topo",
+        name,
+        "--switch",
+        "lxbr",
+        "--controller",
+        "none",
+    )
+    command = (
+        "unshare",
+        "--net",
+        "--mount",
+        "--pid",
+        "--ipc",
+        "--fork",
+        "sh",
+        "-c",
+        line,
+        "mn",
+        *options,
+        "--test",
+        "pingall",
+    )
     settings = {key: shell.run("sysctl", "-n", key) for key in ("fs.file-max", "net.core.rmem_max")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -186,10 +323,14 @@ def test_mininets_own_command_takes_the_topologies(name: str) -> None:
 
 
 def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
-    """As under sudo from an ordinary user: the roles have that user's rights, and every file is that user's."""
+    """As under sudo from an ordinary user: the roles have that user's rights, and every file is
+    that user's.
+    """
     nobody = 65534
     reads = subprocess.run(
-        shell.as_user(nobody, nobody, sys.executable, "-c", "import edgecompress.lesson"), capture_output=True, check=False
+        shell.as_user(nobody, nobody, sys.executable, "-c", "import edgecompress.lesson"),
+        capture_output=True,
+        check=False,
     )
     if reads.returncode:
         pytest.skip("another user cannot read this virtual environment: put it outside root's home")
@@ -197,9 +338,21 @@ def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
     folder.mkdir()
     try:
         os.chown(folder, nobody, nobody)
-        done = emulate(TWO_HOST, *SMALL, "-o", folder / "run", "--json", cwd=folder, env={"SUDO_UID": "65534", "SUDO_GID": "65534"})
+        done = emulate(
+            TWO_HOST,
+            *SMALL,
+            "-o",
+            folder / "run",
+            "--json",
+            cwd=folder,
+            env={"SUDO_UID": "65534", "SUDO_GID": "65534"},
+        )
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["user"] == {"uid": nobody, "name": "nobody", "invoked_by_sudo": True}
+        assert json.loads(done.stdout)["user"] == {
+            "uid": nobody,
+            "name": "nobody",
+            "invoked_by_sudo": True,
+        }
         owners = {path.stat().st_uid for path in (folder / "run").rglob("*")}
         assert owners == {nobody}
     finally:
@@ -209,14 +362,19 @@ def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
 def test_without_root_the_line_to_type_is_said(tmp_path: Path) -> None:
     if not readable_by(65534):
         pytest.skip("another user cannot read this virtual environment: put it outside root's home")
-    command = shell.as_user(65534, 65534, sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST))
+    command = shell.as_user(
+        65534, 65534, sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST)
+    )
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
     assert "run sudo /" in done.stderr
     assert "emulate" in done.stderr
 
 
-@pytest.mark.parametrize(("link", "rtt"), [({"bw": 10, "delay": "20ms"}, 40), ({"bw": 1}, 0), ({"bw": 50, "delay": "2ms", "loss": 5}, 4)])
+@pytest.mark.parametrize(
+    ("link", "rtt"),
+    [({"bw": 10, "delay": "20ms"}, 40), ({"bw": 1}, 0), ({"bw": 50, "delay": "2ms", "loss": 5}, 4)],
+)
 def test_a_link_is_what_was_asked(link: dict[str, Any], rtt: float) -> None:
     with network(graph(**link), "auto", lambda _: None) as net:
         (row,) = [built.row() for built in net.built]
@@ -243,11 +401,18 @@ def test_bad_input_leaves_an_earlier_run_and_no_half_one(tmp_path: Path) -> None
     (earlier / "mine").mkdir(parents=True)
     for path in (".edgecompress-emulate", "result.json", "mine/result.json"):
         (earlier / path).write_text("{}")
-    for wrong, text in (([TWO_HOST, "--timeout", "5"], "5"), ([tmp_path / "nope.py"], "does not exist")):
+    for wrong, text in (
+        ([TWO_HOST, "--timeout", "5"], "5"),
+        ([tmp_path / "nope.py"], "does not exist"),
+    ):
         done = emulate(*wrong, *SMALL, "--exist-ok", "-o", "run", cwd=tmp_path)
         assert done.returncode == 2
         assert text in done.stderr
-        assert sorted(path.name for path in earlier.iterdir()) == [".edgecompress-emulate", "mine", "result.json"]
+        assert sorted(path.name for path in earlier.iterdir()) == [
+            ".edgecompress-emulate",
+            "mine",
+            "result.json",
+        ]
     done = emulate(TWO_HOST, *SMALL, "--data", "nosuch", "-o", "new", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "nosuch" in done.stderr.splitlines()[-1]
@@ -271,9 +436,15 @@ def test_the_netem_back_end() -> None:
 
 
 def test_a_share_of_the_processor() -> None:
-    values = {"name": "t", "hosts": {"a": {"role": "teacher", "cpu": 0.2}, "b": {"role": "student"}}, "switches": {},
-              "links": [["a", "b", {"bw": 100}]]}  # fmt: skip
-    work = "import time; t = time.process_time(); x = 0\nwhile time.process_time() - t < 0.2: x += 1"
+    values = {
+        "name": "t",
+        "hosts": {"a": {"role": "teacher", "cpu": 0.2}, "b": {"role": "student"}},
+        "switches": {},
+        "links": [["a", "b", {"bw": 100}]],
+    }
+    work = (
+        "import time; t = time.process_time(); x = 0\nwhile time.process_time() - t < 0.2: x += 1"
+    )
     with network(graph_from(values), "auto", lambda _: None) as net:
         taken = {}
         for host in ("a", "b"):
@@ -287,14 +458,32 @@ def test_a_share_of_the_processor() -> None:
 
 @pytest.mark.parametrize("uid", [0, 65534])
 def test_a_killed_emulation_leaves_nothing(uid: int, tmp_path: Path) -> None:
-    """SIGKILL: namespaces, interfaces, switches and roles go with it, those of another user too; SIGINT: it cleans up and says so."""
+    """SIGKILL: namespaces, interfaces, switches and roles go with it, those of another user too;
+    SIGINT: it cleans up and says so.
+    """
     if uid and not readable_by(uid):
         pytest.skip(f"user {uid} cannot read this virtual environment")
     tmp_path.chmod(0o777)
-    left, env = list[Path](), {**os.environ, **({"SUDO_UID": str(uid), "SUDO_GID": str(uid)} if uid else {})}
+    left, env = (
+        list[Path](),
+        {**os.environ, **({"SUDO_UID": str(uid), "SUDO_GID": str(uid)} if uid else {})},
+    )
     for how in (signal.SIGKILL, signal.SIGINT):
-        reset = ["env", "--default-signal=INT"]  # a script's background jobs ignore SIGINT, and so would their children
-        command = [*reset, sys.executable, "-m", "edgecompress", "emulate", str(TWO_HOST), *SMALL, "-o", f"run-{how}"]
+        reset = [
+            "env",
+            "--default-signal=INT",
+        ]  # a script's background jobs ignore SIGINT, and so would their children
+        command = [
+            *reset,
+            sys.executable,
+            "-m",
+            "edgecompress",
+            "emulate",
+            str(TWO_HOST),
+            *SMALL,
+            "-o",
+            f"run-{how}",
+        ]
         with open(tmp_path / "log", "w") as log:
             child = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=env)
         deadline = time.monotonic() + 120

@@ -16,9 +16,11 @@ from edgecompress.errors import UnknownNameError, UsageError
 
 TOPOLOGIES = sorted((Path(__file__).parents[2] / "topologies").glob("*.py"))
 GOOD: dict[str, Any] = {
-    "name": "t", "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}}, "switches": {"s": {}},
+    "name": "t",
+    "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}},
+    "switches": {"s": {}},
     "links": [["a", "s", {"bw": 10}], ["s", "b", {"bw": 5, "delay": "10ms", "loss": 1}]],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("path", TOPOLOGIES, ids=lambda path: path.stem)
@@ -47,36 +49,71 @@ def test_units_and_defaults() -> None:
     for name in PROFILES:
         changed = graph_from(GOOD, profile(name))
         assert all(link.delay_ms for link in changed.links)
-        lossy = graph_from({**GOOD, "links": [["a", "s", {"delay": "5ms", "jitter": "4ms", "loss": 9}], ["s", "b", {}]]}, profile(name))
-        assert lossy.links == changed.links, "every link is like the named one, whatever the file says"
+        lossy = graph_from(
+            {
+                **GOOD,
+                "links": [["a", "s", {"delay": "5ms", "jitter": "4ms", "loss": 9}], ["s", "b", {}]],
+            },
+            profile(name),
+        )
+        assert lossy.links == changed.links, (
+            "every link is like the named one, whatever the file says"
+        )
     with pytest.raises(UnknownNameError, match="satellite"):
         profile("satelite")
 
 
-@pytest.mark.parametrize(("change", "text"), [
-    ({"hosts": {"a": {"role": "teacher"}, "b": {}}}, "no student"),
-    ({"hosts": {"a": {}, "b": {"role": "student"}}}, "no teacher"),
-    ({"hosts": {"a": {"role": "teacher", "memory": 1}, "b": {"role": "student"}}}, "unknown key 'memory'"),
-    ({"hosts": {"a": {"role": "boss"}, "b": {"role": "student"}}}, "role 'boss'"),
-    ({"hosts": {"a": {"role": "teacher", "cpu": 0}, "b": {"role": "student"}}}, "cpu 0"),
-    ({"hosts": {"a": {"role": "teacher", "cpu": 0.005}, "b": {"role": "student"}}}, "from 0.01 on"),
-    ({"hosts": {"a": {"role": "teacher"}, "ca": {"role": "student"}}, "links": [["a", "s", {}], ["s", "ca", {}]]}, "host 'ca'"),
-    ({"hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}, "c": {"role": "teacher"}},
-      "links": [["a", "s", {}], ["s", "b", {}], ["s", "c", {}]]}, "a teacher without a student"),
-    ({"links": [["a", "s", {}], ["s", "b", {"bandwidth": 5}]]}, "unknown key 'bandwidth'"),
-    ({"links": [["a", "s", {}], ["s", "b", {"bw": 99_999}]]}, "outside 0.1..10000"),
-    ({"links": [["a", "s", {}], ["s", "b", {"bw": "10"}]]}, "outside 0.1..10000"),
-    ({"links": [["a", "s", {}], ["s", "b", {"delay": 10}]]}, "no unit"),
-    ({"links": [["a", "s", {}], ["s", "b", {"delay": "10 parsec"}]]}, "10 parsec"),
-    ({"links": [["a", "s", {}], ["s", "b", {"delay": "1ms", "jitter": "2ms"}]]}, "jitter 2ms is more"),
-    ({"links": [["a", "s", {}], ["s", "b", {"loss": 70}]]}, "outside 0..50"),
-    ({"links": [["a", "s", {}]]}, "has 0 links"),
-    ({"links": [["a", "s", {}], ["s", "b", {}], ["a", "b", {}]]}, "has 2 links"),
-    ({"switches": {"s": {}, "t": {}}}, "is not reached"),
-    ({"switches": {"s": {"stp": True}}}, "unknown key 'stp'"),
-    ({"links": [["a", "s", {}], ["s", "x", {}]]}, "no node 'x'"),
-    ({"hosts": {"a": {"role": "teacher"}, "b c": {"role": "student"}}}, "node 'b c'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"hosts": {"a": {"role": "teacher"}, "b": {}}}, "no student"),
+        ({"hosts": {"a": {}, "b": {"role": "student"}}}, "no teacher"),
+        (
+            {"hosts": {"a": {"role": "teacher", "memory": 1}, "b": {"role": "student"}}},
+            "unknown key 'memory'",
+        ),
+        ({"hosts": {"a": {"role": "boss"}, "b": {"role": "student"}}}, "role 'boss'"),
+        ({"hosts": {"a": {"role": "teacher", "cpu": 0}, "b": {"role": "student"}}}, "cpu 0"),
+        (
+            {"hosts": {"a": {"role": "teacher", "cpu": 0.005}, "b": {"role": "student"}}},
+            "from 0.01 on",
+        ),
+        (
+            {
+                "hosts": {"a": {"role": "teacher"}, "ca": {"role": "student"}},
+                "links": [["a", "s", {}], ["s", "ca", {}]],
+            },
+            "host 'ca'",
+        ),
+        (
+            {
+                "hosts": {
+                    "a": {"role": "teacher"},
+                    "b": {"role": "student"},
+                    "c": {"role": "teacher"},
+                },
+                "links": [["a", "s", {}], ["s", "b", {}], ["s", "c", {}]],
+            },
+            "a teacher without a student",
+        ),
+        ({"links": [["a", "s", {}], ["s", "b", {"bandwidth": 5}]]}, "unknown key 'bandwidth'"),
+        ({"links": [["a", "s", {}], ["s", "b", {"bw": 99_999}]]}, "outside 0.1..10000"),
+        ({"links": [["a", "s", {}], ["s", "b", {"bw": "10"}]]}, "outside 0.1..10000"),
+        ({"links": [["a", "s", {}], ["s", "b", {"delay": 10}]]}, "no unit"),
+        ({"links": [["a", "s", {}], ["s", "b", {"delay": "10 parsec"}]]}, "10 parsec"),
+        (
+            {"links": [["a", "s", {}], ["s", "b", {"delay": "1ms", "jitter": "2ms"}]]},
+            "jitter 2ms is more",
+        ),
+        ({"links": [["a", "s", {}], ["s", "b", {"loss": 70}]]}, "outside 0..50"),
+        ({"links": [["a", "s", {}]]}, "has 0 links"),
+        ({"links": [["a", "s", {}], ["s", "b", {}], ["a", "b", {}]]}, "has 2 links"),
+        ({"switches": {"s": {}, "t": {}}}, "is not reached"),
+        ({"switches": {"s": {"stp": True}}}, "unknown key 'stp'"),
+        ({"links": [["a", "s", {}], ["s", "x", {}]]}, "no node 'x'"),
+        ({"hosts": {"a": {"role": "teacher"}, "b c": {"role": "student"}}}, "node 'b c'"),
+    ],
+)
 def test_what_is_wrong_is_said(change: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError) as caught:
         graph_from({**GOOD, **change})
@@ -84,10 +121,16 @@ def test_what_is_wrong_is_said(change: dict[str, Any], text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("code", "text"), [
-    ("x = 1", "has no topos"), ("1 / 0", "ZeroDivisionError"), ("import sys; sys.exit(3)", "cannot be read"),
-    ("class T:\n    pass\ntopos = {'t': T}", "AttributeError"), ("import atexit; atexit.register(print, '\\n5'); topos = {}", "at its end"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("x = 1", "has no topos"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; sys.exit(3)", "cannot be read"),
+        ("class T:\n    pass\ntopos = {'t': T}", "AttributeError"),
+        ("import atexit; atexit.register(print, '\\n5'); topos = {}", "at its end"),
+    ],
+)
 def test_a_file_that_is_none(code: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "t.py").write_text(code)
     with pytest.raises(UsageError, match=text):
@@ -98,7 +141,10 @@ def test_a_file_that_is_none(code: str, text: str, tmp_path: Path) -> None:
 
 def test_the_files_code_does_not_run_in_our_process(tmp_path: Path) -> None:
     source = next(path for path in TOPOLOGIES if path.stem == "two_host").read_text()
-    (tmp_path / "t.py").write_text(f"import sys\nsys.stdout.write('noise')\nsys.modules['edgecompress_was_here'] = sys\n{source}")
+    (tmp_path / "t.py").write_text(
+        "import sys\nsys.stdout.write('noise')\nsys.modules['edgecompress_was_here'] = "
+        f"sys\n{source}"
+    )
     assert read_topology(tmp_path / "t.py", User(0, 0, "root", False), {}).name == "two_host"
     assert "edgecompress_was_here" not in sys.modules
 
@@ -111,7 +157,14 @@ def test_faults() -> None:
     assert kill is not None
     assert kill.at_s == 0.5
     assert parse_fault("loss=5%") == (None, {"loss": 5.0})
-    for bad in ("loss=5.5.5%", "kill-student", "link-down@10s", "explode@1s", "loss=5", "kill-student@1s:2s"):
+    for bad in (
+        "loss=5.5.5%",
+        "kill-student",
+        "link-down@10s",
+        "explode@1s",
+        "loss=5",
+        "kill-student@1s:2s",
+    ):
         with pytest.raises(UsageError, match="link-down@10s:5s"):
             parse_fault(bad)
 
@@ -124,10 +177,18 @@ def test_binomial_interval() -> None:
 
 
 @pytest.mark.parametrize(("delay", "jitter"), [(100, 100), (10, 10), (100, None)])
-def test_a_link_without_its_delay_is_refused_whatever_its_jitter(delay: float, jitter: float | None) -> None:
+def test_a_link_without_its_delay_is_refused_whatever_its_jitter(
+    delay: float, jitter: float | None
+) -> None:
     built = Built(Link("a", "b", None, delay, jitter), "wirefilter", ("x", "y"), (1, 2))
     for measured, right in ((0.05, False), (2 * delay, True)):
-        built.measured = {"rtt_ms": measured, "bw_mbps": None, "loss_pct": 0.0, "loss_low_pct": 0.0, "loss_high_pct": 1.0}
+        built.measured = {
+            "rtt_ms": measured,
+            "bw_mbps": None,
+            "loss_pct": 0.0,
+            "loss_low_pct": 0.0,
+            "loss_high_pct": 1.0,
+        }
         assert (wrong(built) is None) == right
 
 

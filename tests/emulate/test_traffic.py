@@ -19,20 +19,28 @@ STUDENT, TEACHER = ("10.123.0.2", 40000), ("10.123.0.1", 50051)
 
 def segment(way: str, seq: int, ack: int, size: int, flags: str, at: float, ident: int = 0) -> Any:
     (source, sport), (target, dport) = (STUDENT, TEACHER) if way == "up" else (TEACHER, STUDENT)
-    packet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src=source, dst=target, id=ident)
+    packet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(
+        src=source, dst=target, id=ident
+    )
     packet = packet / TCP(sport=sport, dport=dport, seq=seq, ack=ack, flags=flags) / (b"x" * size)
     packet.time = START + at
     return packet
 
 
 def lesson(shift: float = 0.0) -> list[Any]:
-    """A handshake, 100 bytes up that are acknowledged after 20 ms, 1,000 down of which one segment is sent twice, a stray datagram."""
+    """A handshake, 100 bytes up that are acknowledged after 20 ms, 1,000 down of which one segment
+    is sent twice, a stray datagram.
+    """
     rows = [
-        segment("up", 999, 0, 0, "S", 0.0), segment("down", 4999, 1000, 0, "SA", 0.02), segment("up", 1000, 5000, 0, "A", 0.0201),
-        segment("up", 1000, 5000, 100, "PA", 0.1), segment("down", 5000, 1100, 500, "PA", 0.12),
+        segment("up", 999, 0, 0, "S", 0.0),
+        segment("down", 4999, 1000, 0, "SA", 0.02),
+        segment("up", 1000, 5000, 0, "A", 0.0201),
+        segment("up", 1000, 5000, 100, "PA", 0.1),
+        segment("down", 5000, 1100, 500, "PA", 0.12),
         segment("down", 5500, 1100, 500, "PA", 0.121),
-        segment("down", 5500, 1100, 500, "PA", 0.5), segment("up", 1100, 6000, 0, "A", 0.501),
-    ]  # fmt: skip
+        segment("down", 5500, 1100, 500, "PA", 0.5),
+        segment("up", 1100, 6000, 0, "A", 0.501),
+    ]
     stray = Ether() / IP(src="10.123.0.2", dst="10.123.0.1") / UDP(sport=1, dport=2) / b"?"
     stray.time = START + 0.6
     rows.append(stray)
@@ -46,12 +54,23 @@ def read(folder: Path, captures: dict[str, list[Any]], nano: bool) -> dict[str, 
     for host, packets in captures.items():
         paths[host] = str(folder / f"{host}.pcap")
         with open(paths[host], "wb") as file:  # the format of libpcap
-            file.write(struct.pack("<IHHiIII", 0xA1B23C4D if nano else 0xA1B2C3D4, 2, 4, 0, 0, 128, 1))
+            file.write(
+                struct.pack("<IHHiIII", 0xA1B23C4D if nano else 0xA1B2C3D4, 2, 4, 0, 0, 128, 1)
+            )
             for packet in packets:
                 data = bytes(packet)
                 part = round(float(packet.time % 1) * (1e9 if nano else 1e6))
-                file.write(struct.pack("<IIII", int(packet.time), part, min(128, len(data)), len(data)) + data[:128])
-    asked = json.dumps({"captures": paths, "students": ["student"], "addresses": {"student": STUDENT[0], "teacher": TEACHER[0]}})
+                file.write(
+                    struct.pack("<IIII", int(packet.time), part, min(128, len(data)), len(data))
+                    + data[:128]
+                )
+    asked = json.dumps(
+        {
+            "captures": paths,
+            "students": ["student"],
+            "addresses": {"student": STUDENT[0], "teacher": TEACHER[0]},
+        }
+    )
     command = [sys.executable, "-m", "edgecompress.emulate.traffic"]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -63,11 +82,15 @@ def test_bytes_round_trips_and_retransmissions(nano: bool, tmp_path: Path) -> No
     packets = lesson()
     found = read(tmp_path, {"student": packets}, nano)
     assert found["packets"] == 9
-    assert found["captured_bytes"] == sum(len(bytes(p)) for p in packets), "by the original length, though only 128 bytes were kept"
+    assert found["captured_bytes"] == sum(len(bytes(p)) for p in packets), (
+        "by the original length, though only 128 bytes were kept"
+    )
     assert found["retransmissions"] == 1
     assert found["payload_bytes"] == 1100, "what was sent twice counts once"
     assert found["rtt_ms"]["p50"] == pytest.approx(20, abs=0.2)
-    assert max(found["rtt_samples_ms"]) < 400, "the acknowledgement of what was sent twice tells no round trip (Karn)"
+    assert max(found["rtt_samples_ms"]) < 400, (
+        "the acknowledgement of what was sent twice tells no round trip (Karn)"
+    )
     assert [shake["flags"] for shake in found["handshakes"]] == ["S", "SA"]
     assert sum(row["up"] + row["down"] for row in found["timeline"]) == found["captured_bytes"]
     down = next(row for row in found["flows"] if row["from"] == "10.123.0.1:50051")
@@ -83,12 +106,21 @@ def test_one_way_delays_need_both_ends(tmp_path: Path) -> None:
 
 
 def opened(rows: list[Any]) -> list[Any]:
-    return [segment("up", 999, 0, 0, "S", 0.0), segment("down", 4999, 1000, 0, "SA", 0.02), segment("up", 1000, 5000, 0, "A", 0.03), *rows]
+    return [
+        segment("up", 999, 0, 0, "S", 0.0),
+        segment("down", 4999, 1000, 0, "SA", 0.02),
+        segment("up", 1000, 5000, 0, "A", 0.03),
+        *rows,
+    ]
 
 
 def test_a_lost_segment_was_sent_again_where_its_sender_says_so(tmp_path: Path) -> None:
-    """It is no retransmission to its receiver, and its delay is that of the packet that came, not of the one that was lost."""
-    lost, came = (segment("down", 5000, 1000, 500, "PA", at, ident) for at, ident in ((0.1, 7), (0.4, 9)))
+    """It is no retransmission to its receiver, and its delay is that of the packet that came, not
+    of the one that was lost.
+    """
+    lost, came = (
+        segment("down", 5000, 1000, 500, "PA", at, ident) for at, ident in ((0.1, 7), (0.4, 9))
+    )
     arrived = segment("down", 5000, 1000, 500, "PA", 0.41, 9)
     found = read(tmp_path, {"student": opened([arrived]), "teacher": opened([lost, came])}, True)
     assert found["retransmissions"] == 1
@@ -97,7 +129,9 @@ def test_a_lost_segment_was_sent_again_where_its_sender_says_so(tmp_path: Path) 
 
 
 def test_segments_that_overtake_each_other_were_sent_once(tmp_path: Path) -> None:
-    one, two = (segment("down", 5000 + 500 * n, 1000, 500, "PA", 0.1 + 0.001 * n, n + 1) for n in (0, 1))
+    one, two = (
+        segment("down", 5000 + 500 * n, 1000, 500, "PA", 0.1 + 0.001 * n, n + 1) for n in (0, 1)
+    )
     late = segment("down", 5000, 1000, 500, "PA", 0.2, 1)
     found = read(tmp_path, {"student": opened([two, late]), "teacher": opened([one, two])}, True)
     assert found["retransmissions"] == 0
@@ -106,7 +140,15 @@ def test_segments_that_overtake_each_other_were_sent_once(tmp_path: Path) -> Non
 def test_silence_stands_in_the_timeline(tmp_path: Path) -> None:
     found = read(tmp_path, {"student": opened([segment("up", 1000, 5000, 100, "PA", 3.2)])}, True)
     assert [row["time_s"] for row in found["timeline"]] == [0.5 * n for n in range(7)]
-    assert [row["up"] > 0 for row in found["timeline"]] == [True, False, False, False, False, False, True]
+    assert [row["up"] > 0 for row in found["timeline"]] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_an_empty_capture(tmp_path: Path) -> None:

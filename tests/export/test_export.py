@@ -1,4 +1,6 @@
-"""ONNX files: parity with the network, dynamic batch, determinism, formats, and what they say of themselves."""
+"""ONNX files: parity with the network, dynamic batch, determinism, formats, and what they say of
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def test_the_file_equals_the_network_at_batch_1_and_7(name: str, tmp_path: Path)
         images = torch.randn(count, *SHAPE)
         with torch.no_grad():
             expected = model(images).numpy()
-        np.testing.assert_allclose(loaded.run(images.numpy()), expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+        np.testing.assert_allclose(
+            loaded.run(images.numpy()), expected, atol=1e-5 * max(1.0, np.abs(expected).max())
+        )
     assert loaded.metadata["classes"] == list(SPEC.classes)
     assert loaded.metadata["mean"] == list(SPEC.preprocess.mean)
     kinds = {node.op_type for node in onnx.load(str(path)).graph.node}
@@ -78,10 +82,14 @@ def test_a_dropout_that_is_on_is_exported_off(tmp_path: Path) -> None:
 def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("formats")
     paths = {form: folder / f"{form}.onnx" for form in quantizer.FORMATS}
-    onnx_export.save(onnx_export.to_onnx(network("student3"), EXAMPLE, SPEC.metadata()), paths["fp32"])
+    onnx_export.save(
+        onnx_export.to_onnx(network("student3"), EXAMPLE, SPEC.metadata()), paths["fp32"]
+    )
     values = np.random.default_rng(0).standard_normal((32, *SHAPE)).astype(np.float32)
     onnx_export.save(quantizer.to_fp16(paths["fp32"]), paths["fp16"])
-    onnx_export.save(quantizer.to_int8(paths["fp32"], lambda: quantizer.batches_of(values)), paths["int8-qdq"])
+    onnx_export.save(
+        quantizer.to_int8(paths["fp32"], lambda: quantizer.batches_of(values)), paths["int8-qdq"]
+    )
     return paths
 
 
@@ -104,8 +112,12 @@ def test_int8_leaves_no_layer_in_float(formats: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("form", quantizer.FORMATS)
-def test_the_byte_price_of_a_network_is_its_file_within_2_percent(form: str, formats: dict[str, Path]) -> None:
-    """Law 5: what the planner thinks the weights take, plus the graph of a narrower twin, is the size of the file."""
+def test_the_byte_price_of_a_network_is_its_file_within_2_percent(
+    form: str, formats: dict[str, Path]
+) -> None:
+    """Law 5: what the planner thinks the weights take, plus the graph of a narrower twin, is the
+    size of the file.
+    """
     from edgecompress.core.select import pricer
 
     model = network("student3")

@@ -1,4 +1,6 @@
-"""Int8 files: calibration in bounded memory, layers in float, scales from outside, and the known traps of the runtime's own tools."""
+"""Int8 files: calibration in bounded memory, layers in float, scales from outside, and the known
+traps of the runtime's own tools.
+"""
 
 from __future__ import annotations
 
@@ -67,16 +69,23 @@ def test_calibration_holds_one_batch_at_a_time(method: str, fp32: Path) -> None:
 
 
 def test_batches_do_not_change_the_ranges(fp32: Path) -> None:
-    whole, parts = (quantizer.calibrate(fp32, quantizer.batches_of(VALUES, size)) for size in (32, 5))
+    whole, parts = (
+        quantizer.calibrate(fp32, quantizer.batches_of(VALUES, size)) for size in (32, 5)
+    )
     for name in whole.ranges.keys():  # noqa: SIM118 (it is no dict)
-        for one, other in zip(whole.ranges[name].range_value, parts.ranges[name].range_value, strict=True):
+        for one, other in zip(
+            whole.ranges[name].range_value, parts.ranges[name].range_value, strict=True
+        ):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_every_method_of_calibration(method: str, fp32: Path, tmp_path: Path) -> None:
     reference = runtime.load(fp32).run(VALUES)
-    found = outputs(quantizer.quantized(quantizer.calibrate(fp32, quantizer.batches_of(VALUES), method)), tmp_path)
+    found = outputs(
+        quantizer.quantized(quantizer.calibrate(fp32, quantizer.batches_of(VALUES), method)),
+        tmp_path,
+    )
     assert np.abs(found - reference).max() < 0.1 * np.abs(reference).max()
 
 
@@ -89,7 +98,9 @@ def test_layers_left_in_float_are_those_asked_for(calibrated: Calibrated, tmp_pa
     names = list(calibrated.layers())
     assert names[:2] == ["conv1", "layers.0.conv1"], "layers are called as in the network"
     assert left_in_float(quantizer.quantized(calibrated), tmp_path) == []
-    assert left_in_float(quantizer.quantized(calibrated, exclude=[names[3]]), tmp_path) == [names[3]]
+    assert left_in_float(quantizer.quantized(calibrated, exclude=[names[3]]), tmp_path) == [
+        names[3]
+    ]
     alone = left_in_float(quantizer.quantized(calibrated, only=[names[2]]), tmp_path)
     assert sorted(alone) == sorted(set(names) - {names[2]})
     with pytest.raises(UsageError, match="no layer 'nothing'"):
@@ -98,8 +109,14 @@ def test_layers_left_in_float_are_those_asked_for(calibrated: Calibrated, tmp_pa
 
 def test_what_stayed_in_float_is_named(calibrated: Calibrated) -> None:
     assert quantizer.float_tensors(quantizer.quantized(calibrated)) == {}
-    largest = max(calibrated.layers(), key=lambda name: next(
-        int(np.prod(t.dims)) for t in calibrated.prepared.graph.initializer if t.name == f"{name}.weight"))  # fmt: skip
+    largest = max(
+        calibrated.layers(),
+        key=lambda name: next(
+            int(np.prod(t.dims))
+            for t in calibrated.prepared.graph.initializer
+            if t.name == f"{name}.weight"
+        ),
+    )
     stayed = quantizer.float_tensors(quantizer.quantized(calibrated, exclude=[largest]))
     assert list(stayed) == [f"{largest}.weight"]
     assert next(iter(stayed.values())) > 1000
@@ -109,7 +126,11 @@ def test_scales_from_outside_are_the_files(calibrated: Calibrated) -> None:
     name = list(calibrated.layers())[2]
     proto = quantizer.quantized(calibrated, scales={name: (0.03125, 7)})
     values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    node = next(n for n in proto.graph.node if quantizer.layer_of(n) == name or n.name in calibrated.layers()[name])
+    node = next(
+        n
+        for n in proto.graph.node
+        if quantizer.layer_of(n) == name or n.name in calibrated.layers()[name]
+    )
     dequantize = next(n for n in proto.graph.node if node.input[0] in n.output)
     assert (float(values[dequantize.input[1]]), int(values[dequantize.input[2]])) == (0.03125, 7)
 
@@ -139,26 +160,49 @@ def fused_kinds(path: Path, folder: Path) -> list[str]:
     return [node.op_type for node in onnx.load(str(folder / "optimized.onnx")).graph.node]
 
 
-def test_trap_signed_activations_leave_convolutions_in_float(fp32: Path, calibrated: Calibrated, tmp_path: Path) -> None:
-    """S8S8, or a graph that was not prepared, may look quantized and run in float: ours runs every convolution in int8."""
+def test_trap_signed_activations_leave_convolutions_in_float(
+    fp32: Path, calibrated: Calibrated, tmp_path: Path
+) -> None:
+    """S8S8, or a graph that was not prepared, may look quantized and run in float: ours runs every
+    convolution in int8.
+    """
     onnx_export.save(quantizer.quantized(calibrated), tmp_path / "ours.onnx")
     ours = fused_kinds(tmp_path / "ours.onnx", tmp_path)
     assert "Conv" not in ours
     assert "FusedConv" not in ours
-    assert sum(kind == "QLinearConv" for kind in ours) == sum(n.op_type == "Conv" for n in calibrated.prepared.graph.node)
-    naive(fp32, tmp_path / "signed.onnx", activation_type=QuantType.QInt8, weight_type=QuantType.QInt8)
+    assert sum(kind == "QLinearConv" for kind in ours) == sum(
+        n.op_type == "Conv" for n in calibrated.prepared.graph.node
+    )
+    naive(
+        fp32, tmp_path / "signed.onnx", activation_type=QuantType.QInt8, weight_type=QuantType.QInt8
+    )
     signed = fused_kinds(tmp_path / "signed.onnx", tmp_path)
-    assert sum(kind == "QLinearConv" for kind in ours) >= sum(kind == "QLinearConv" for kind in signed)
+    assert sum(kind == "QLinearConv" for kind in ours) >= sum(
+        kind == "QLinearConv" for kind in signed
+    )
 
 
 def test_trap_no_int8_kernel(tmp_path: Path) -> None:
-    """The file quantizes a transposed convolution, and ONNX Runtime runs it in float: it is named by what runs."""
+    """The file quantizes a transposed convolution, and ONNX Runtime runs it in float: it is named
+    by what runs.
+    """
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 8, 2, 2),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3),
+    ).eval()
     onnx_export.save(onnx_export.to_onnx(model, EXAMPLE), tmp_path / "decoder.onnx")
     made = quantizer.to_int8(tmp_path / "decoder.onnx", lambda: quantizer.batches_of(VALUES))
     node = next(node for node in made.graph.node if node.op_type == "ConvTranspose")
-    assert all(other.op_type == "DequantizeLinear" for name in node.input[:2] for other in made.graph.node if name in other.output)
+    assert all(
+        other.op_type == "DequantizeLinear"
+        for name in node.input[:2]
+        for other in made.graph.node
+        if name in other.output
+    )
     assert left_in_float(made, tmp_path) == ["2"]
 
 
@@ -197,11 +241,15 @@ def test_every_layer_can_be_left_in_float(kind: type[nn.Module], tmp_path: Path)
     assert left_in_float(quantizer.quantized(made), tmp_path) == []
     for name in names:
         assert left_in_float(quantizer.quantized(made, exclude=[name]), tmp_path) == [name]
-        assert set(left_in_float(quantizer.quantized(made, only=[name]), tmp_path)) == {*names} - {name}
+        assert set(left_in_float(quantizer.quantized(made, only=[name]), tmp_path)) == {*names} - {
+            name
+        }
     assert set(left_in_float(quantizer.quantized(made, exclude=names), tmp_path)) == {*names}
 
 
-def test_trap_one_scale_for_a_whole_weight(calibrated: Calibrated, fp32: Path, tmp_path: Path) -> None:
+def test_trap_one_scale_for_a_whole_weight(
+    calibrated: Calibrated, fp32: Path, tmp_path: Path
+) -> None:
     """Channels of very different sizes drown in one scale: per-channel weights keep them."""
     proto = onnx.load(str(fp32))
     weight = next(t for t in proto.graph.initializer if t.name == "layers.4.conv1.weight")
@@ -215,7 +263,9 @@ def test_trap_one_scale_for_a_whole_weight(calibrated: Calibrated, fp32: Path, t
     onnx_export.save(proto, tmp_path / "uneven.onnx")
     made = quantizer.to_int8(tmp_path / "uneven.onnx", lambda: quantizer.batches_of(VALUES))
     shapes = {t.name: list(t.dims) for t in made.graph.initializer}
-    scales = [name for name in shapes if name.startswith("layers.4.conv1.weight") and "scale" in name]
+    scales = [
+        name for name in shapes if name.startswith("layers.4.conv1.weight") and "scale" in name
+    ]
     assert shapes[scales[0]] == [values.shape[1]], "a scale an output channel"
 
 
@@ -224,7 +274,11 @@ def test_trap_saturation_without_an_int8_dot_product(calibrated: Calibrated) -> 
 
     def largest(reduce_range: bool) -> int:
         proto = quantizer.quantized(calibrated, reduce_range=reduce_range)
-        int8 = [onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+        int8 = [
+            onnx.numpy_helper.to_array(t)
+            for t in proto.graph.initializer
+            if t.data_type == onnx.TensorProto.INT8
+        ]
         return max(int(np.abs(value.astype(int)).max()) for value in int8 if value.ndim > 1)
 
     assert largest(True) <= 64

@@ -13,7 +13,9 @@ from edgecompress.measure import latency
 
 @dataclass
 class Timed:
-    """Stands for a loaded model whose n-th run takes as long as `ms` says; the last value is for all others."""
+    """Stands for a loaded model whose n-th run takes as long as `ms` says; the last value is for
+    all others.
+    """
 
     ms: list[float]
     threads: int = 1

@@ -8,18 +8,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecompress.data.sine import load_sine
-from edgecompress.methods.compare import SineSetting, compared, sine_experiment, stepped, summary, versus
+from edgecompress.methods.compare import (
+    SineSetting,
+    compared,
+    sine_experiment,
+    stepped,
+    summary,
+    versus,
+)
 
 VALUES = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=3, max_size=12)
 
 
 def test_summary() -> None:
-    assert summary([1.0, 2.0, 6.0]) == {"min": 1.0, "max": 6.0, "median": 2.0, "mean": 3.0, "std": pytest.approx(np.sqrt(7))}
+    assert summary([1.0, 2.0, 6.0]) == {
+        "min": 1.0,
+        "max": 6.0,
+        "median": 2.0,
+        "mean": 3.0,
+        "std": pytest.approx(np.sqrt(7)),
+    }
 
 
 @given(VALUES, VALUES)
 def test_cliffs_delta_by_counting(first: list[float], other: list[float]) -> None:
-    """The share of pairs in which the first is higher, less the share in which it is lower; and its sign turns with the sides."""
+    """The share of pairs in which the first is higher, less the share in which it is lower; and its
+    sign turns with the sides.
+    """
     by_hand = sum((a > b) - (a < b) for a in first for b in other) / (len(first) * len(other))
     found = versus(first, other)
     assert found["effect"] == pytest.approx(by_hand, abs=1e-9)
@@ -39,17 +54,26 @@ def test_paired_results_are_held_against_their_partner() -> None:
 
 def test_no_difference_is_seldom_called_one() -> None:
     generator = np.random.default_rng(0)
-    alarms = sum(versus(generator.normal(size=20), generator.normal(size=20))["p"] < 0.05 for _ in range(400))
+    alarms = sum(
+        versus(generator.normal(size=20), generator.normal(size=20))["p"] < 0.05 for _ in range(400)
+    )
     assert 8 <= alarms <= 32, "about 5 % of 400"
 
 
 def test_the_sine_experiment_at_a_small_scale() -> None:
     phases: list[str] = []
-    results, best = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12), phases.append)
+    results, best = sine_experiment(
+        load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12), phases.append
+    )
     assert set(results) == {"student", "bo3", "one", "distilled"}
-    assert all(len(values) == 3 and all(0.03 < value < 2 for value in values) for values in results.values())
+    assert all(
+        len(values) == 3 and all(0.03 < value < 2 for value in values)
+        for values in results.values()
+    )
     assert phases[0] == "9 networks, 4 epochs"
-    assert sum(p.numel() for p in best.parameters()) == 3 * 12 + 1, "the best student has the size of its parents"
+    assert sum(p.numel() for p in best.parameters()) == 3 * 12 + 1, (
+        "the best student has the size of its parents"
+    )
     told = compared(results)
     assert told["student_against"]["one"]["test"] == "mann-whitney"
     again, _ = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12))
@@ -62,7 +86,9 @@ def test_the_rate_falls_to_a_tenth() -> None:
 
 
 def test_equal_differences_of_shares_are_ties() -> None:
-    """Accuracies are counts of images: 0.91 - 0.90 and 0.81 - 0.80 are one image in a hundred each, however floats write it."""
+    """Accuracies are counts of images: 0.91 - 0.90 and 0.81 - 0.80 are one image in a hundred each,
+    however floats write it.
+    """
     counts = np.array([[91, 90], [81, 80], [77, 79], [60, 57], [52, 50], [45, 44]])
     shares = versus(*(counts / 100).T, paired=True)
     assert shares == versus(*counts.T.astype(float), paired=True)

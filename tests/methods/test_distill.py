@@ -25,7 +25,9 @@ from edgecompress.train.batches import Batch
 
 
 def logits(seed: int, rows: int = 4, classes: int = 6) -> torch.Tensor:
-    return 3 * torch.randn(rows, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return 3 * torch.randn(
+        rows, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def top(teacher: torch.Tensor, k: int, temperature: float) -> TopK:
@@ -38,20 +40,32 @@ def test_all_classes_kept_is_the_dense_loss(seed: int, temperature: float) -> No
     student, teacher = logits(seed), logits(seed + 1)
     dense = kl_divergence(student, teacher, temperature)
     for k in (6, 60):
-        torch.testing.assert_close(kl_divergence(student, top(teacher, k, temperature), temperature), dense, atol=1e-9, rtol=0)
+        torch.testing.assert_close(
+            kl_divergence(student, top(teacher, k, temperature), temperature),
+            dense,
+            atol=1e-9,
+            rtol=0,
+        )
     single = kl_divergence(student.float(), top(teacher.float(), 6, temperature), temperature)
     torch.testing.assert_close(single.double(), dense, atol=1e-5, rtol=1e-5)
 
 
 @given(st.integers(0, 10_000), st.floats(0.5, 8.0))
 def test_keeping_fewer_logits_never_raises_the_divergence(seed: int, temperature: float) -> None:
-    """Coarser distributions are closer (data processing), and a student equal to its teacher is at 0 for every k."""
+    """Coarser distributions are closer (data processing), and a student equal to its teacher is at
+    0 for every k.
+    """
     student, teacher = logits(seed), logits(seed + 1)
-    values = [float(kl_divergence(student, top(teacher, k, temperature), temperature)) for k in range(1, 7)]
+    values = [
+        float(kl_divergence(student, top(teacher, k, temperature), temperature))
+        for k in range(1, 7)
+    ]
     assert all(a <= b + 1e-9 for a, b in itertools.pairwise(values))
     assert values[-2] == pytest.approx(values[-1], abs=1e-9), "leaving one class out loses nothing"
     for k in range(1, 7):
-        assert float(kl_divergence(teacher, top(teacher, k, temperature), temperature)) == pytest.approx(0, abs=1e-9)
+        assert float(
+            kl_divergence(teacher, top(teacher, k, temperature), temperature)
+        ) == pytest.approx(0, abs=1e-9)
 
 
 def test_kept_logits_give_a_finite_gradient_to_every_class() -> None:
@@ -64,10 +78,16 @@ def test_kept_logits_give_a_finite_gradient_to_every_class() -> None:
 
 def test_softmax_mse_is_the_listing_of_the_source() -> None:
     student, teacher = logits(0), logits(1)
-    pairs = zip(torch.softmax(student / 5, 1).flatten().tolist(), torch.softmax(teacher / 5, 1).flatten().tolist(), strict=True)
+    pairs = zip(
+        torch.softmax(student / 5, 1).flatten().tolist(),
+        torch.softmax(teacher / 5, 1).flatten().tolist(),
+        strict=True,
+    )
     by_hand = sum((a - b) ** 2 for a, b in pairs) / student.numel()
     assert float(softmax_mse(student, teacher, 5.0)) == pytest.approx(by_hand)
-    assert float(soft_loss("softmax-mse")(student, teacher, torch.zeros(4).long())) == pytest.approx(by_hand), "T = 5 where nobody says"
+    assert float(
+        soft_loss("softmax-mse")(student, teacher, torch.zeros(4).long())
+    ) == pytest.approx(by_hand), "T = 5 where nobody says"
 
 
 @given(st.integers(0, 10_000), st.floats(0.5, 8.0))
@@ -80,12 +100,18 @@ def test_kl_is_tckd_plus_what_is_left_times_nckd(seed: int, temperature: float) 
         y = int(labels[row])
         others = [i for i in range(6) if i != y]
         tckd = t[y] * torch.log(t[y] / s[y]) + (1 - t[y]) * torch.log((1 - t[y]) / (1 - s[y]))
-        nckd = sum(t[i] / (1 - t[y]) * torch.log((t[i] / (1 - t[y])) / (s[i] / (1 - s[y]))) for i in others)
+        nckd = sum(
+            t[i] / (1 - t[y]) * torch.log((t[i] / (1 - t[y])) / (s[i] / (1 - s[y]))) for i in others
+        )
         one = slice(row, row + 1)
         whole = kl_divergence(student[one], teacher[one], temperature)
-        torch.testing.assert_close(whole, temperature**2 * (tckd + (1 - t[y]) * nckd), atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(
+            whole, temperature**2 * (tckd + (1 - t[y]) * nckd), atol=1e-8, rtol=1e-8
+        )
         found = decoupled(student[one], teacher[one], labels[one], temperature)
-        torch.testing.assert_close(found, temperature**2 * (tckd + NCKD_WEIGHT * nckd), atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(
+            found, temperature**2 * (tckd + NCKD_WEIGHT * nckd), atol=1e-8, rtol=1e-8
+        )
 
 
 @pytest.mark.parametrize("name", ["softmax-mse", "dkd"])
@@ -97,6 +123,13 @@ def test_other_losses_want_all_logits(name: str) -> None:
 def test_labels_and_teacher_are_mixed_by_alpha_and_peers_are_read_from_the_batch() -> None:
     student, teacher, labels = logits(0), logits(1), torch.tensor([0, 1, 2, 3])
     batch = Batch(torch.arange(4), torch.zeros(4, 1), labels, logits={"other": teacher})
-    hard, soft = torch.nn.functional.cross_entropy(student, labels), kl_divergence(student, teacher, 2.0)
-    torch.testing.assert_close(learning_from(peer("other"), "kl", 2.0, 0.25)(student, batch), 0.25 * soft + 0.75 * hard)
-    torch.testing.assert_close(mutual("other")(student, batch), hard + kl_divergence(student, teacher, 1.0))
+    hard, soft = (
+        torch.nn.functional.cross_entropy(student, labels),
+        kl_divergence(student, teacher, 2.0),
+    )
+    torch.testing.assert_close(
+        learning_from(peer("other"), "kl", 2.0, 0.25)(student, batch), 0.25 * soft + 0.75 * hard
+    )
+    torch.testing.assert_close(
+        mutual("other")(student, batch), hard + kl_divergence(student, teacher, 1.0)
+    )

@@ -30,7 +30,15 @@ def zero(logits: torch.Tensor, batch: object) -> torch.Tensor:
 
 def test_layers_are_paired_from_the_output_back() -> None:
     pairs = default_pairs(network("student3"), network("resnet20"), EXAMPLE, EXAMPLE)
-    assert pairs == {"features.6": "layers.2.conv2", "features.11": "layers.5.conv2", "features.16": "layers.8.conv2"} or len(pairs) == 3
+    assert (
+        pairs
+        == {
+            "features.6": "layers.2.conv2",
+            "features.11": "layers.5.conv2",
+            "features.16": "layers.8.conv2",
+        }
+        or len(pairs) == 3
+    )
     sizes = trace(network("resnet20"), EXAMPLE).output_shapes
     assert [sizes[name][2] for name in pairs.values()] == [32, 16, 8]
 
@@ -60,7 +68,15 @@ def test_it_is_learned_and_nothing_of_it_stays(kind: str) -> None:
     before = {k: tuple(v.shape) for k, v in student.state_dict().items()}
     pairs = default_pairs(student, teacher, EXAMPLE, EXAMPLE)
     loss = FeatureLoss.of_pairs(kind, pairs, student, teacher, data.preprocess, zero)
-    result = fit(student, data, loss, FitSettings(2, 64, 2e-3), seed=0, device=CPU, hooks=Hooks(companion=loss))
+    result = fit(
+        student,
+        data,
+        loss,
+        FitSettings(2, 64, 2e-3),
+        seed=0,
+        device=CPU,
+        hooks=Hooks(companion=loss),
+    )
     assert result.history[1].train_loss < 0.9 * result.history[0].train_loss
     assert {k: tuple(v.shape) for k, v in student.state_dict().items()} == before
     for model in (student, teacher):
@@ -70,7 +86,9 @@ def test_it_is_learned_and_nothing_of_it_stays(kind: str) -> None:
 
 def test_the_adapter_follows_a_cut_and_keeps_its_moments() -> None:
     data, teacher, student = load_data("digits"), network("resnet20", 1).eval(), network("student1")
-    loss = FeatureLoss.of_pairs("hint", {"features.6": "layers.5.conv2"}, student, teacher, data.preprocess, label_loss)
+    loss = FeatureLoss.of_pairs(
+        "hint", {"features.6": "layers.5.conv2"}, student, teacher, data.preprocess, label_loss
+    )
     (adapter,) = loss.parameters()
     assert tuple(adapter.shape) == (32, 128, 1, 1)
     optimizer = make_optimizer(student, FitSettings(1), loss.parameters())
@@ -81,7 +99,11 @@ def test_the_adapter_follows_a_cut_and_keeps_its_moments() -> None:
     optimizer.step()
     optimizer.state[adapter]["exp_avg"] = adapter.detach().clone()
     graph = trace(student, EXAMPLE)
-    group = next(g for g in graph.groups if any(m.layer == "features.6" and m.axis == "out" for m in g.members))
+    group = next(
+        g
+        for g in graph.groups
+        if any(m.layer == "features.6" and m.axis == "out" for m in g.members)
+    )
     keep = {group: torch.arange(group.size) % 2 == 0}
     from edgecompress.core import shrink
 
@@ -98,7 +120,14 @@ def test_the_adapter_follows_a_cut_and_keeps_its_moments() -> None:
 
 
 def test_an_unknown_layer_is_named_with_its_neighbours() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown student convolution 'features\.1'.*features\.0"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown student convolution 'features\.1'.*features\.0"
+    ):
         FeatureLoss.of_pairs(
-            "hint", {"features.1": "conv1"}, network("student1"), network("resnet20"), load_data("digits").preprocess, label_loss
+            "hint",
+            {"features.1": "conv1"},
+            network("student1"),
+            network("resnet20"),
+            load_data("digits").preprocess,
+            label_loss,
         )

@@ -11,24 +11,39 @@ from hypothesis import strategies as st
 
 from edgecompress.core import masked, trace
 from edgecompress.core.stack import stack
-from edgecompress.methods.gates import BETA, Gated, hard_concrete, lambdas, most_open, open_probability, settled, statistics
+from edgecompress.methods.gates import (
+    BETA,
+    Gated,
+    hard_concrete,
+    lambdas,
+    most_open,
+    open_probability,
+    settled,
+    statistics,
+)
 from tests.networks import EXAMPLE, NARROW, narrow, random_keep
 
 
 def images(count: int = 3) -> torch.Tensor:
-    return torch.randn(count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return torch.randn(
+        count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+    )
 
 
 @given(st.floats(-4, 4))
 def test_the_probability_to_be_open_is_the_share_of_draws_above_zero(log_alpha: float) -> None:
     u = torch.linspace(1e-6, 1 - 1e-6, 200_001, dtype=torch.float64)
     drawn = hard_concrete(torch.tensor(log_alpha, dtype=torch.float64), u)
-    assert float((drawn > 0).double().mean()) == pytest.approx(float(open_probability(torch.tensor(log_alpha).double())), abs=1e-4)
+    assert float((drawn > 0).double().mean()) == pytest.approx(
+        float(open_probability(torch.tensor(log_alpha).double())), abs=1e-4
+    )
     assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
 
 
 def test_the_logarithm_that_the_source_misprints() -> None:
-    assert float(open_probability(torch.tensor(0.0))) == pytest.approx(1 / (1 + math.exp(BETA * math.log(0.1 / 1.1))))
+    assert float(open_probability(torch.tensor(0.0))) == pytest.approx(
+        1 / (1 + math.exp(BETA * math.log(0.1 / 1.1)))
+    )
     assert float(open_probability(torch.tensor(0.0))) == pytest.approx(0.832, abs=1e-3)
     assert float(settled(torch.tensor(0.0))) == pytest.approx(0.5)
     assert float(settled(torch.tensor(-3.0))) == 0.0
@@ -51,11 +66,17 @@ def test_settled_gates_at_zero_and_one_are_a_mask(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2", "lenet5"])
-def test_a_draw_a_batch_is_a_draw_a_sample_that_every_sample_shares(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draw_a_batch_is_a_draw_a_sample_that_every_sample_shares(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = narrow(name, 0)
     gated = Gated(model, trace(model, EXAMPLE))
-    u = torch.rand(len(gated.log_alpha), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(gated, "_draw", lambda shape: hard_concrete(gated.log_alpha, u.expand(shape)))
+    u = torch.rand(
+        len(gated.log_alpha), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    monkeypatch.setattr(
+        gated, "_draw", lambda shape: hard_concrete(gated.log_alpha, u.expand(shape))
+    )
     gated.train()
     gated.model.eval()
     x = images()
@@ -89,7 +110,9 @@ def test_the_l0_loss_draws_the_gates_to_the_share() -> None:
         optimizer.step()
     assert float(gated.distance(0.5).detach()) < 1e-6
     for group in gated.graph.groups:
-        assert float(open_probability(gated.of_group(group.name)).mean().detach()) == pytest.approx(0.5, abs=5e-3)
+        assert float(open_probability(gated.of_group(group.name)).mean().detach()) == pytest.approx(
+            0.5, abs=5e-3
+        )
 
 
 def test_gates_and_weights_get_gradients_that_finite_differences_confirm() -> None:
@@ -108,7 +131,9 @@ def test_gates_and_weights_get_gradients_that_finite_differences_confirm() -> No
                 gated.log_alpha[place] += step
                 values.append(float(gated(x).square().sum()))
                 gated.log_alpha[place] -= step
-        assert (values[0] - values[1]) / 2e-6 == pytest.approx(float(grad[place]), rel=1e-4, abs=1e-7)
+        assert (values[0] - values[1]) / 2e-6 == pytest.approx(
+            float(grad[place]), rel=1e-4, abs=1e-7
+        )
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -118,7 +143,9 @@ def test_the_most_open_channels_of_a_stack_make_a_network_of_the_first_size() ->
     gated = Gated(wide, trace(wide, EXAMPLE), seed=3)
     keep = most_open(gated.scores(), 0.5)
     small = gated.cut(keep)
-    assert {k: v.shape for k, v in small.state_dict().items()} == {k: v.shape for k, v in parts[0].state_dict().items()}
+    assert {k: v.shape for k, v in small.state_dict().items()} == {
+        k: v.shape for k, v in parts[0].state_dict().items()
+    }
     rows = statistics(gated.scores(), keep)
     assert [row.kept for row in rows] == [row.size // 2 for row in rows]
     assert all(0 <= row.agreement <= 1 and 0 <= row.entropy <= 1 for row in rows)

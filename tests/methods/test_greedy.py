@@ -15,7 +15,9 @@ from edgecompress.models import ModelSource, build
 def two_layers(useful: int, width: int, seed: int = 0) -> nn.Module:
     """A network whose output reads only `useful` of `width` hidden channels."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3))
+    model = nn.Sequential(
+        nn.Linear(6, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3)
+    )
     with torch.no_grad():
         model[4].weight[:, useful:] = 0
         model[2].weight[:useful, useful:] = 0
@@ -27,7 +29,9 @@ def settings(share: float, epochs: int = 8, weight: float = 5.0) -> GreedySettin
 
 
 def test_channels_that_matter_are_found() -> None:
-    """Where half of the channels are never read, the other half is chosen, in both layers: the second choice follows from the first."""
+    """Where half of the channels are never read, the other half is chosen, in both layers: the
+    second choice follows from the first.
+    """
     model, x = two_layers(8, 16), torch.randn(512, 6, generator=torch.Generator().manual_seed(1))
     keep, openness = identify(model, trace(model, x[:1]), x, settings(0.5))
     for group, mask in keep.items():
@@ -40,7 +44,9 @@ def test_a_student_that_can_mimic_does() -> None:
     keep = {group: torch.arange(16) < 8 for group in graph.groups}
     small, rows = mimic(model, keep, x, settings(0.5, epochs=2))
     assert [row.layer for row in rows] == ["0", "2", "4"]
-    assert all(row.after <= 1e-6 for row in rows), "nothing that matters is missing: nothing is to be learned"
+    assert all(row.after <= 1e-6 for row in rows), (
+        "nothing that matters is missing: nothing is to be learned"
+    )
     torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-5)
 
 
@@ -56,7 +62,9 @@ def test_any_network_that_stacks_is_merged(name: str) -> None:
     keep, _ = identify(wide, graph, x, how)
     assert all(int(mask.sum()) * 2 == group.size for group, mask in keep.items())
     small, rows = mimic(wide, keep, x, how)
-    assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in parents[0].parameters())
+    assert sum(p.numel() for p in small.parameters()) == sum(
+        p.numel() for p in parents[0].parameters()
+    )
     assert all(row.after <= row.before for row in rows)
     assert small(x).shape == (16, 4)
 

@@ -1,4 +1,6 @@
-"""Weight averages and matched channels: a permuted network is the same network, and is found again."""
+"""Weight averages and matched channels: a permuted network is the same network, and is found
+again.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from tests.networks import EXAMPLE, NARROW, graph_of, narrow
 def test_channels_in_another_order_compute_the_same(name: str) -> None:
     model, graph = narrow(name, 0), graph_of(name)
     generator = torch.Generator().manual_seed(3)
-    order = {g: torch.randperm(g.size, generator=generator) for g in graph.groups if movable(model, g)}
+    order = {
+        g: torch.randperm(g.size, generator=generator) for g in graph.groups if movable(model, g)
+    }
     assert order
     x = torch.randn(2, *EXAMPLE.shape[1:], dtype=torch.float64)
     with torch.no_grad():
@@ -24,7 +28,10 @@ def test_channels_in_another_order_compute_the_same(name: str) -> None:
 def test_a_permuted_twin_is_matched_back(name: str) -> None:
     model, graph = narrow(name, 0), graph_of(name)
     generator = torch.Generator().manual_seed(3)
-    twin = permuted(model, {g: torch.randperm(g.size, generator=generator) for g in graph.groups if movable(model, g)})
+    twin = permuted(
+        model,
+        {g: torch.randperm(g.size, generator=generator) for g in graph.groups if movable(model, g)},
+    )
     found = matched(model, twin, graph)
     for one, other in zip(model.parameters(), found.parameters(), strict=True):
         torch.testing.assert_close(one, other)
@@ -33,6 +40,8 @@ def test_a_permuted_twin_is_matched_back(name: str) -> None:
 def test_the_mean_of_networks_has_the_mean_of_their_statistics() -> None:
     parts = [narrow("resnet20", seed) for seed in (0, 1, 2)]
     mean = averaged(parts)
-    torch.testing.assert_close(mean.bn1.running_var, torch.stack([p.bn1.running_var for p in parts]).mean(0))
+    torch.testing.assert_close(
+        mean.bn1.running_var, torch.stack([p.bn1.running_var for p in parts]).mean(0)
+    )
     torch.testing.assert_close(mean.fc.weight, torch.stack([p.fc.weight for p in parts]).mean(0))
     assert mean.bn1.num_batches_tracked.dtype == torch.int64

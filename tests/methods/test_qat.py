@@ -1,4 +1,6 @@
-"""Fake quantization: the grid, its gradients, and that ONNX Runtime computes what the network on its grid does."""
+"""Fake quantization: the grid, its gradients, and that ONNX Runtime computes what the network on
+its grid does.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,21 @@ from edgecompress.models import ModelSource, build
 
 
 @given(st.integers(0, 1000), st.floats(0.001, 0.1), st.integers(0, 255))
-def test_values_lie_on_the_grid_and_gradients_pass_inside_it(seed: int, scale: float, zero: int) -> None:
-    x = (torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10).requires_grad_()
+def test_values_lie_on_the_grid_and_gradients_pass_inside_it(
+    seed: int, scale: float, zero: int
+) -> None:
+    x = (
+        torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10
+    ).requires_grad_()
     y = straight_through(x, torch.tensor(scale), torch.tensor(float(zero)), 0, 255)
     steps = y.detach() / scale + zero
     assert float((steps - steps.round()).abs().max()) < 1e-4
     low, high = -zero * scale, (255 - zero) * scale
     inside = (x.detach() > low) & (x.detach() < high)
-    assert float((y.detach() - x.detach())[inside].abs().max() if inside.any() else 0) <= scale / 2 + 1e-6
+    assert (
+        float((y.detach() - x.detach())[inside].abs().max() if inside.any() else 0)
+        <= scale / 2 + 1e-6
+    )
     y.sum().backward()
     near = ((x.detach() - low).abs() < scale) | ((x.detach() - high).abs() < scale)
     assert torch.equal(x.grad[~near] > 0.5, inside[~near])
@@ -39,13 +48,19 @@ def test_folding_a_batchnorm_does_not_move_the_grid() -> None:
     folded = nn.Conv2d(3, 8, 3)
     with torch.no_grad():
         folded.weight.copy_(conv.weight * factor[:, None, None, None])
-    torch.testing.assert_close(weight_on_grid(folded, False), weight_on_grid(conv, False) * factor[:, None, None, None])
+    torch.testing.assert_close(
+        weight_on_grid(folded, False), weight_on_grid(conv, False) * factor[:, None, None, None]
+    )
 
 
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("name", ["resnet20", "lenet5", "mobilenet_v2", "student3"])
-def test_the_int8_file_computes_what_the_network_on_its_grid_does(name: str, bits: int, tmp_path: Path) -> None:
-    """7 bits hold on every processor. Of 8, sums of two products saturate where there is no int8 dot product: up to 6 % of a logit."""
+def test_the_int8_file_computes_what_the_network_on_its_grid_does(
+    name: str, bits: int, tmp_path: Path
+) -> None:
+    """7 bits hold on every processor. Of 8, sums of two products saturate where there is no int8
+    dot product: up to 6 % of a logit.
+    """
     if bits == 8 and not has_int8_dot():
         pytest.skip("8-bit weights saturate on this processor, which is why they get 7 bits on it")
     torch.manual_seed(0)
@@ -60,13 +75,18 @@ def test_the_int8_file_computes_what_the_network_on_its_grid_does(name: str, bit
     path = tmp_path / "fp32.onnx"
     onnx_export.save(onnx_export.to_onnx(model, x[:1]), path)
     calibrated = quantizer.calibrate(path, quantizer.batches_of(x.numpy()))
-    onnx_export.save(quantizer.quantized(calibrated, scales=aware.scales(), reduce_range=bits == 7), tmp_path / "int8.onnx")
+    onnx_export.save(
+        quantizer.quantized(calibrated, scales=aware.scales(), reduce_range=bits == 7),
+        tmp_path / "int8.onnx",
+    )
     with torch.no_grad():
         wanted, plain = aware(x).numpy(), model(x).numpy()
     found = runtime.load(tmp_path / "int8.onnx").run(x.numpy())
     spread = float(plain.std())
     assert float(np.abs(wanted - plain).mean()) > 0, "the grid changes something"
-    assert float(np.abs(found - wanted).mean()) < max(2.5 * float(np.abs(wanted - plain).mean()), 0.02 * spread)
+    assert float(np.abs(found - wanted).mean()) < max(
+        2.5 * float(np.abs(wanted - plain).mean()), 0.02 * spread
+    )
 
 
 def test_scales_are_taken_back() -> None:

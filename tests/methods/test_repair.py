@@ -34,7 +34,9 @@ def test_channels_of_a_plain_network_have_their_mean_and_deviation_back() -> Non
 
 
 def test_it_brings_the_outputs_nearer() -> None:
-    """Averaged over seeds, the repaired network is nearer to the uncut one than the merely cut network."""
+    """Averaged over seeds, the repaired network is nearer to the uncut one than the merely cut
+    network.
+    """
     cut, mended = 0.0, 0.0
     for seed in range(8):
         model, keep = narrow("vgg16_bn", seed), random_keep(graph_of("vgg16_bn").groups, seed, 0.7)
@@ -60,7 +62,10 @@ def test_a_network_that_was_not_cut_keeps_its_outputs(name: str) -> None:
 
 def test_a_transposed_convolution_is_scaled_by_output() -> None:
     layer = torch.nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False).double()
-    x, factor = torch.randn(1, 4, 5, 5, dtype=torch.float64), torch.rand(6, dtype=torch.float64) + 0.5
+    x, factor = (
+        torch.randn(1, 4, 5, 5, dtype=torch.float64),
+        torch.rand(6, dtype=torch.float64) + 0.5,
+    )
     with torch.no_grad():
         wanted = layer(x) * factor.reshape(1, -1, 1, 1)
         layer.weight.copy_(layers.scale_outputs(layer, factor))

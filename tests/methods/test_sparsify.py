@@ -1,4 +1,6 @@
-"""Unstructured pruning: the asked share exactly, the same weights as the reference, whatever the chunks, and nothing else touched."""
+"""Unstructured pruning: the asked share exactly, the same weights as the reference, whatever the
+chunks, and nothing else touched.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,29 @@ def test_global_equals_the_reference(name: str, share: float, seed: int) -> None
     zeroed = zero_smallest_(model, share)
     for layer, weight in mixing_weights(model).items():
         assert torch.equal(weight, reference.get_submodule(layer).weight), layer
-    assert zeroed.total == pytest.approx(round(share * magnitudes(model).numel()) / magnitudes(model).numel())
+    assert zeroed.total == pytest.approx(
+        round(share * magnitudes(model).numel()) / magnitudes(model).numel()
+    )
 
 
-@given(share=SHARES, seed=st.integers(0, 1000), values=st.integers(1, 4), chunk=st.integers(1, 50), sample=st.integers(1, 30))
-def test_the_share_is_exact_with_ties_and_any_chunks(share: float, seed: int, values: int, chunk: int, sample: int) -> None:
+@given(
+    share=SHARES,
+    seed=st.integers(0, 1000),
+    values=st.integers(1, 4),
+    chunk=st.integers(1, 50),
+    sample=st.integers(1, 30),
+)
+def test_the_share_is_exact_with_ties_and_any_chunks(
+    share: float, seed: int, values: int, chunk: int, sample: int
+) -> None:
     """Weights of a few values only: ties go in order, and chunk and sample size change nothing."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(7, 5), nn.Linear(5, 2))
     for weight in mixing_weights(model).values():
-        weight.copy_(torch.randint(1, values + 1, weight.shape) * torch.sign(torch.randn(weight.shape) + 1e-9))
+        weight.copy_(
+            torch.randint(1, values + 1, weight.shape)
+            * torch.sign(torch.randn(weight.shape) + 1e-9)
+        )
     flat = magnitudes(model)
     rank = round(share * flat.numel())
     expected = flat.argsort(stable=True)[:rank]
@@ -67,7 +82,9 @@ def test_only_weights_of_the_named_layers_change() -> None:
     model = narrow("vgg16_bn", 0)
     before = copy.deepcopy(model.state_dict())
     zero_smallest_(model, 0.5, layer_names=["features.3", "classifier.0"])
-    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert changed == {"features.3.weight", "classifier.0.weight"}
 
 
@@ -82,7 +99,9 @@ def test_other_types_and_memory_formats(kind: torch.dtype) -> None:
 
 
 def test_a_sample_that_misleads_is_widened() -> None:
-    """A stride that only ever meets large weights: the bracket is wrong at first, the result is not."""
+    """A stride that only ever meets large weights: the bracket is wrong at first, the result is
+    not.
+    """
     model = nn.Sequential(nn.Linear(1000, 1, bias=False))
     weight = mixing_weights(model)["0"]
     weight.copy_(torch.linspace(0.1, 0.2, 1000))
@@ -121,15 +140,28 @@ def test_profile_is_pruning_afresh_at_each_level_and_leaves_the_model() -> None:
     model = narrow("student3", 1)
     before = copy.deepcopy(model.state_dict())
     seen = []
-    found = profile(model, lambda m: float(seen.append(mixing_weights(m)["features.0"].count_nonzero()) or len(seen)) / -10, (0.5, 0.1))
+    found = profile(
+        model,
+        lambda m: (
+            float(seen.append(mixing_weights(m)["features.0"].count_nonzero()) or len(seen)) / -10
+        ),
+        (0.5, 0.1),
+    )
     assert found.levels == (0.1, 0.5)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     for place, level in enumerate(found.levels):
         fresh = zero_smallest_(copy.deepcopy(model), level)
-        assert {name: shares[place] for name, shares in found.layers.items()} == {name: fresh.share(name) for name in fresh.size}
+        assert {name: shares[place] for name, shares in found.layers.items()} == {
+            name: fresh.share(name) for name in fresh.size
+        }
         assert zero_shares(model, level) == {name: fresh.share(name) for name in fresh.size}
 
 
-@pytest.mark.parametrize(("accuracy", "holds"), [((0.9, 0.895, 0.5), 0.2), ((0.5, 0.9, 0.9), 0.0), ((0.9, 0.9, 0.9), 0.3)])
-def test_holding_ends_at_the_first_level_that_falls(accuracy: tuple[float, ...], holds: float) -> None:
+@pytest.mark.parametrize(
+    ("accuracy", "holds"),
+    [((0.9, 0.895, 0.5), 0.2), ((0.5, 0.9, 0.9), 0.0), ((0.9, 0.9, 0.9), 0.3)],
+)
+def test_holding_ends_at_the_first_level_that_falls(
+    accuracy: tuple[float, ...], holds: float
+) -> None:
     assert sparsify.Profile((0.1, 0.2, 0.3), {}, accuracy, 0.9, 0.01).holds_to == holds

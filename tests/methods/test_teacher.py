@@ -1,4 +1,6 @@
-"""The cache of a fixed teacher: when it is read, when it must not be, and that it says what the teacher says."""
+"""The cache of a fixed teacher: when it is read, when it must not be, and that it says what the
+teacher says.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ CPU = torch.device("cpu")
 def small_data(augmentation: Augmentation | None = None) -> DataSet:
     """The first 200 training digits."""
     data = load_data("digits")
-    return replace(data, train=Images(data.train.pixels[:200], data.train.labels[:200]), augmentation=augmentation or Augmentation())
+    return replace(
+        data,
+        train=Images(data.train.pixels[:200], data.train.labels[:200]),
+        augmentation=augmentation or Augmentation(),
+    )
 
 
 def network(seed: int = 0) -> torch.nn.Module:
@@ -32,8 +38,12 @@ def network(seed: int = 0) -> torch.nn.Module:
     return build(ModelSource("resnet20", 10, (3, 32, 32)))
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(flip=True, shift=3, cutout=6)])
-def test_it_says_what_the_teacher_says_of_the_very_pixels_of_the_batch(augmentation: Augmentation, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation(), Augmentation(flip=True, shift=3, cutout=6)]
+)
+def test_it_says_what_the_teacher_says_of_the_very_pixels_of_the_batch(
+    augmentation: Augmentation, tmp_path: Path
+) -> None:
     data, model = small_data(augmentation), network()
     teacher = FixedTeacher(model, data, CPU, view_seed=3, folder=tmp_path)
     settings = FitSettings(epochs=3, batch_size=64, view_seed=3, views=2)
@@ -42,7 +52,9 @@ def test_it_says_what_the_teacher_says_of_the_very_pixels_of_the_batch(augmentat
         for batch in batches(data, settings, CPU, seed=5, epoch=epoch):
             seen.add(batch.view)
             with torch.no_grad():
-                torch.testing.assert_close(teacher(batch), model(batch.images), atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    teacher(batch), model(batch.images), atol=1e-5, rtol=1e-5
+                )
     assert seen == {0, 1}
     assert teacher.computed == (2 if augmentation.active else 1)
 
@@ -52,16 +64,22 @@ def test_a_second_run_reads_and_anything_that_changes_the_values_does_not(tmp_pa
     batch = next(batches(data, FitSettings(1, 64), CPU, 0, 1))
 
     def ask(**changes: object) -> FixedTeacher:
-        made = FixedTeacher(**{"model": model, "data": data, "device": CPU, "folder": tmp_path, **changes})  # type: ignore[arg-type]
+        made = FixedTeacher(
+            **{"model": model, "data": data, "device": CPU, "folder": tmp_path, **changes}
+        )  # type: ignore[arg-type]
         made(batch)
         return made
 
     assert (ask().computed, ask().read) == (1, 1)
     other = replace(data, train=Images(data.train.pixels.flip(0), data.train.labels))
     for changes in (
-        {"model": network(1)}, {"data": other}, {"view_seed": 1}, {"augmentation": Augmentation(shift=1)}, {"top_k": 2},
+        {"model": network(1)},
+        {"data": other},
+        {"view_seed": 1},
+        {"augmentation": Augmentation(shift=1)},
+        {"top_k": 2},
         {"preprocess": Preprocess((0.5,) * 3, (0.5,) * 3)},
-    ):  # fmt: skip
+    ):
         assert ask(**changes).computed == 1, changes
     assert ask(top_k=2, temperature=2.0).computed == 1
     next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_mean += 1
@@ -102,7 +120,9 @@ def test_a_teacher_that_reads_images_in_its_own_way() -> None:
     batch = next(batches(data, FitSettings(1, 8), CPU, 0, 1))
     said = FixedTeacher(model, data, CPU, preprocess=preprocess)(batch)
     with torch.no_grad():
-        torch.testing.assert_close(said, model(preprocess(data.train.pixels[batch.ids])), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            said, model(preprocess(data.train.pixels[batch.ids])), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_teacher_that_changed_is_found_out() -> None:
@@ -118,7 +138,9 @@ def test_a_teacher_that_changed_is_found_out() -> None:
         teacher.untouched()
 
 
-def test_the_oldest_tables_go_when_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_tables_go_when_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = small_data()
     batch = next(batches(data, FitSettings(1, 8), CPU, 0, 1))
     FixedTeacher(network(0), data, CPU, folder=tmp_path)(batch)

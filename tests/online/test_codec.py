@@ -1,4 +1,6 @@
-"""Codecs: what comes out is what went in, as closely as each promises, and `soft` keeps its limit whatever goes in."""
+"""Codecs: what comes out is what went in, as closely as each promises, and `soft` keeps its limit
+whatever goes in.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,27 @@ def test_numbers_come_back(seed: int, classes: int, count: int, size: float) -> 
         sender, receiver = (Codec(name, 100, classes) for _ in range(2))
         found = receiver.decode(sender.encode(logits, ids), ids)
         assert found.dtype == np.float32
-        assert np.abs(found - logits).max() <= error * (np.ptp(logits) + np.abs(logits).max()) + 1e-6
+        assert (
+            np.abs(found - logits).max() <= error * (np.ptp(logits) + np.abs(logits).max()) + 1e-6
+        )
     sender, receiver = (Codec("top-k", 100, classes, 3) for _ in range(2))
     found = receiver.decode(sender.encode(logits, ids), ids)
     assert (found.argmax(1) == logits.argmax(1)).mean() > 0.9, "only ties in fp16 may change places"
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 1000), st.integers(2, 100) | st.sampled_from([300, 1000]), st.sampled_from([8, 32, 64]), st.floats(0.01, 40))
-def test_soft_labels_take_at_most_two_bytes_a_sample(seed: int, classes: int, count: int, size: float) -> None:
-    """Noise as much as a teacher that is sure, samples seen before as much as new ones; both ends stay in step."""
+@given(
+    st.integers(0, 1000),
+    st.integers(2, 100) | st.sampled_from([300, 1000]),
+    st.sampled_from([8, 32, 64]),
+    st.floats(0.01, 40),
+)
+def test_soft_labels_take_at_most_two_bytes_a_sample(
+    seed: int, classes: int, count: int, size: float
+) -> None:
+    """Noise as much as a teacher that is sure, samples seen before as much as new ones; both ends
+    stay in step.
+    """
     generator = np.random.default_rng(seed)
     sender, receiver = (Codec("soft", 128, classes) for _ in range(2))
     for _ in range(4):
@@ -59,7 +72,9 @@ def test_a_sure_teacher_that_hardly_changes_is_nearly_free() -> None:
     for _ in range(5):
         total = 0
         for ids in np.split(generator.permutation(1000), 20):
-            data = sender.encode(logits[ids] + 0.05 * generator.standard_normal((50, 10)).astype(np.float32), ids)
+            data = sender.encode(
+                logits[ids] + 0.05 * generator.standard_normal((50, 10)).astype(np.float32), ids
+            )
             found = receiver.decode(data, ids)
             assert (found.argmax(1) == logits[ids].argmax(1)).all()
             assert np.abs(softmax(found) - softmax(logits[ids])).max() < 0.3
@@ -109,7 +124,9 @@ def test_maps_travel_behind_logits(codec: str) -> None:
     logits, found = wire.without_maps(payload, [(3, 4, 4), (1, 2, 2)], 5, codec)
     assert logits == b"logits"
     for one, other in zip(maps, found, strict=True):
-        np.testing.assert_allclose(other, one, rtol=0 if codec == "fp32" else 1e-3, atol=0 if codec == "fp32" else 1e-3)
+        np.testing.assert_allclose(
+            other, one, rtol=0 if codec == "fp32" else 1e-3, atol=0 if codec == "fp32" else 1e-3
+        )
     for wrong in (payload[:-1], payload + b"x", b""):
         with pytest.raises(ValueError):
             wire.without_maps(wrong, [(3, 4, 4), (1, 2, 2)], 5, codec)

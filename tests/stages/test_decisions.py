@@ -1,4 +1,6 @@
-"""What the stages decide, without training: which format ships, what was missed, what may be made."""
+"""What the stages decide, without training: which format ships, what was missed, what may be
+made.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ AUTO = QuantizeStage(stage="quantize")
 
 
 def row(form: str, size: int, accuracy: float, p50_ms: float) -> dict[str, Any]:
-    return {"format": form, "bytes": size, "accuracy": accuracy, "p50_ms": p50_ms, "float_layers": [], "file": f"{form}.onnx"}
+    return {
+        "format": form,
+        "bytes": size,
+        "accuracy": accuracy,
+        "p50_ms": p50_ms,
+        "float_layers": [],
+        "file": f"{form}.onnx",
+    }
 
 
 def test_a_slow_small_file_loses_to_a_fast_one() -> None:
@@ -21,7 +30,11 @@ def test_a_slow_small_file_loses_to_a_fast_one() -> None:
 
 
 def test_of_equally_fast_files_the_smallest_ships() -> None:
-    rows = [row("fp32", 400, 0.9, 1.0), row("fp16", 200, 0.9, 1.05), row("int8-qdq", 100, 0.9, 1.05)]
+    rows = [
+        row("fp32", 400, 0.9, 1.0),
+        row("fp16", 200, 0.9, 1.05),
+        row("int8-qdq", 100, 0.9, 1.05),
+    ]
     chosen, why = choose(rows, None, AUTO)
     assert chosen["format"] == "int8-qdq"
     assert "100 bytes" in why
@@ -40,7 +53,10 @@ def test_a_format_above_the_byte_target_does_not_ship() -> None:
 
 def test_a_forced_format_ships() -> None:
     rows = [row("fp32", 400, 0.9, 0.5), row("int8-qdq", 100, 0.2, 3.0)]
-    assert choose(rows, None, QuantizeStage(stage="quantize", quantize="int8"))[0]["format"] == "int8-qdq"
+    assert (
+        choose(rows, None, QuantizeStage(stage="quantize", quantize="int8"))[0]["format"]
+        == "int8-qdq"
+    )
 
 
 def test_formats_follow_the_plan() -> None:

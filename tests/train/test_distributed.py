@@ -1,4 +1,6 @@
-"""Training on two processes that torchrun starts: the network of one process, to the rounding of floats."""
+"""Training on two processes that torchrun starts: the network of one process, to the rounding of
+floats.
+"""
 
 from __future__ import annotations
 
@@ -15,38 +17,75 @@ from safetensors.torch import load_file
 
 def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc-per-node 2 -m edgecompress ...` on this machine's processor."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgecompress"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "edgecompress",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGECOMPRESS_THREADS": "1"}
     return subprocess.run(
-        [*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env=environment
+        [*command, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=environment,
     )
 
 
 def alone(*arguments: object, cwd: Path) -> None:
     command = [sys.executable, "-m", "edgecompress", *map(str, arguments), "--threads", "1"]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
-    options = ("train", "mlp", "--epochs", 2, "--precision", "fp32", "--optimizer", "sgd", "--learning-rate", 0.01)
+    options = (
+        "train",
+        "mlp",
+        "--epochs",
+        2,
+        "--precision",
+        "fp32",
+        "--optimizer",
+        "sgd",
+        "--learning-rate",
+        0.01,
+    )
     done = torchrun(*options, "-o", "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     alone(*options, "-o", "one", cwd=tmp_path)
     two, one = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=2e-5, rtol=2e-4)
-    told = [json.loads((tmp_path / name / "result.json").read_text())["stages"][0]["accuracy"] for name in ("two", "one")]
+    told = [
+        json.loads((tmp_path / name / "result.json").read_text())["stages"][0]["accuracy"]
+        for name in ("two", "one")
+    ]
     assert told[0] == pytest.approx(told[1], abs=0.008)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"], "the second process leaves nothing"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"], (
+        "the second process leaves nothing"
+    )
     assert done.stdout.count("model.safetensors") == 1, "one process speaks"
 
 
 def test_a_network_is_cut_alike_in_both_processes(tmp_path: Path) -> None:
-    """Had each process chosen its own channels, the next step's gradients would not fit together."""
+    """Had each process chosen its own channels, the next step's gradients would not fit
+    together.
+    """
     done = torchrun("train", "lenet5", "--epochs", 1, "-o", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = torchrun("prune", "a", "--amount", "50%", "--epochs", 1, "-o", "b", "--json", cwd=tmp_path)
+    done = torchrun(
+        "prune", "a", "--amount", "50%", "--epochs", 1, "-o", "b", "--json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"][-1]["params"] < 0.55 * 62_006
 
@@ -61,6 +100,18 @@ def test_bad_input_ends_both(tmp_path: Path) -> None:
 def test_two_processes_merge(tmp_path: Path) -> None:
     for seed in (1, 2):
         alone("train", "lenet5", "--epochs", 1, "--seed", seed, "-o", f"p{seed}", cwd=tmp_path)
-    done = torchrun("merge", "p1", "p2", "--epochs", 1, "--finetune-epochs", 1, "-o", "m", "--json", cwd=tmp_path)
+    done = torchrun(
+        "merge",
+        "p1",
+        "p2",
+        "--epochs",
+        1,
+        "--finetune-epochs",
+        1,
+        "-o",
+        "m",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["student"]["params"] == 62_006

@@ -25,7 +25,9 @@ def test_training_learns_restores_the_best_epoch_and_repeats_exactly() -> None:
     for _ in range(2):
         torch.manual_seed(0)
         model = build(ModelSource("lenet5", 10, (3, 32, 32)))
-        result = fit(model, data, label_loss, FitSettings(epochs=3, learning_rate=2e-3), seed=1, device=CPU)
+        result = fit(
+            model, data, label_loss, FitSettings(epochs=3, learning_rate=2e-3), seed=1, device=CPU
+        )
         results.append((result, model.state_dict()))
     (first, state), (second, again) = results
     assert first.best.validation_accuracy > 0.85
@@ -33,7 +35,9 @@ def test_training_learns_restores_the_best_epoch_and_repeats_exactly() -> None:
     assert all(torch.equal(state[k], again[k]) for k in state)
     rebuilt = build(ModelSource("lenet5", 10, (3, 32, 32)))
     rebuilt.load_state_dict(state)
-    assert evaluate(rebuilt, data, data.validation, CPU)[1] == max(r.validation_accuracy for r in first.history)
+    assert evaluate(rebuilt, data, data.validation, CPU)[1] == max(
+        r.validation_accuracy for r in first.history
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
@@ -41,7 +45,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
     model = build(ModelSource("lenet5", 10, (3, 32, 32)))
     with pytest.raises(EdgecompressError, match="epoch 1, step 2"):
         calls = iter([1.0, float("nan")])
-        fit(model, data, lambda logits, batch: logits.mean() * next(calls), FitSettings(epochs=1), seed=0, device=CPU)
+        fit(
+            model,
+            data,
+            lambda logits, batch: logits.mean() * next(calls),
+            FitSettings(epochs=1),
+            seed=0,
+            device=CPU,
+        )
 
 
 def test_dropout_is_set_for_the_training_and_put_back() -> None:
@@ -50,7 +61,14 @@ def test_dropout_is_set_for_the_training_and_put_back() -> None:
     seen = []
     settings = FitSettings(epochs=1, batch_size=600, dropout=0.0)
     dropout = next(m for m in model.modules() if isinstance(m, nn.Dropout))
-    fit(model, data, lambda logits, batch: (seen.append(dropout.p), label_loss(logits, batch))[1], settings, seed=0, device=CPU)
+    fit(
+        model,
+        data,
+        lambda logits, batch: (seen.append(dropout.p), label_loss(logits, batch))[1],
+        settings,
+        seed=0,
+        device=CPU,
+    )
     assert set(seen) == {0.0}
     assert dropout.p == 0.55
 
@@ -65,7 +83,9 @@ def test_unit_variance_init_keeps_a_plain_network_alive() -> None:
     deviations = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(lambda _m, _i, out, name=name: deviations.__setitem__(name, float(out.std())))
+            module.register_forward_hook(
+                lambda _m, _i, out, name=name: deviations.__setitem__(name, float(out.std()))
+            )
     with torch.no_grad():
         model(images)
     *inner, last = deviations.values()
@@ -76,7 +96,10 @@ def test_unit_variance_init_keeps_a_plain_network_alive() -> None:
 def test_kl_of_equal_logits_is_zero_and_its_scale_is_t_squared() -> None:
     student, teacher = torch.randn(4, 5), torch.randn(4, 5)
     assert abs(float(kl_divergence(student, student, 4.0))) < 1e-6
-    by_hand = (torch.softmax(teacher / 3, 1) * (torch.log_softmax(teacher / 3, 1) - torch.log_softmax(student / 3, 1))).sum(1).mean() * 9
+    by_hand = (
+        torch.softmax(teacher / 3, 1)
+        * (torch.log_softmax(teacher / 3, 1) - torch.log_softmax(student / 3, 1))
+    ).sum(1).mean() * 9
     torch.testing.assert_close(kl_divergence(student, teacher, 3.0), by_hand)
 
 
@@ -138,7 +161,11 @@ def test_defaults_and_batches() -> None:
     data = load_data("digits")
     wide = nn.Linear(2000, 2000)
     plain, normalised = (default_settings(wide, data, normalised=n) for n in (False, True))
-    assert plain.learning_rate < normalised.learning_rate == default_settings(nn.Identity(), data, normalised=False).learning_rate
+    assert (
+        plain.learning_rate
+        < normalised.learning_rate
+        == default_settings(nn.Identity(), data, normalised=False).learning_rate
+    )
     parts = list(batches(data, FitSettings(1, batch_size=100), CPU, 0, 1))
     assert sorted(torch.cat([b.ids for b in parts]).tolist()) == list(range(1169))
     assert torch.equal(parts[0].labels, data.train.labels[parts[0].ids])

@@ -23,7 +23,9 @@ def networks(count: int, seed: int = 0) -> list[nn.Module]:
     return [Mlp(1, (20,), 1) for _ in range(count)]
 
 
-def one_at_a_time(model: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int, epochs: int, rate: float) -> nn.Module:
+def one_at_a_time(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int, epochs: int, rate: float
+) -> nn.Module:
     """A plain loop, written without the code under test."""
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     for epoch in range(1, epochs + 1):
@@ -50,7 +52,10 @@ def test_all_at_once_is_one_at_a_time(kind: str) -> None:
     y = torch.sin(10 * x) if kind == "mlp" else torch.randn(96, 5)
     models: list[nn.Module] = networks(4) if kind == "mlp" else [LeNet(5) for _ in range(3)]
     seeds, rate = list(range(10, 10 + len(models))), 0.01
-    alone = [one_at_a_time(copy.deepcopy(m), x, y, s, 3, rate) for m, s in zip(models, seeds, strict=True)]
+    alone = [
+        one_at_a_time(copy.deepcopy(m), x, y, s, 3, rate)
+        for m, s in zip(models, seeds, strict=True)
+    ]
     together = train_many(models, x, y, ManySettings(3, lambda _: rate), seeds=seeds)
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
@@ -81,13 +86,25 @@ def test_gated_networks_train_together_with_their_penalty() -> None:
 
     settings = ManySettings(5, lambda _: 0.01, faster=(("log_alpha", 10.0),))
     train_many(gated, x, y, settings, seeds=[0, 1, 2], penalty=penalty)
-    assert all(float(g.log_alpha.mean()) < float(s.mean()) for g, s in zip(gated, start, strict=True))
+    assert all(
+        float(g.log_alpha.mean()) < float(s.mean()) for g, s in zip(gated, start, strict=True)
+    )
 
 
 def test_what_cannot_be_batched_and_what_diverges_is_said() -> None:
     with pytest.raises(UsageError, match="one at a time"):
         train_many(
-            [build(ModelSource("resnet20", 10, (3, 32, 32)))], torch.zeros(1), torch.zeros(1), ManySettings(1, lambda _: 0.1), seeds=[0]
+            [build(ModelSource("resnet20", 10, (3, 32, 32)))],
+            torch.zeros(1),
+            torch.zeros(1),
+            ManySettings(1, lambda _: 0.1),
+            seeds=[0],
         )
     with pytest.raises(EdgecompressError, match="loss of network 0 is not finite after epoch"):
-        train_many(networks(1), torch.rand(64, 1), torch.rand(64, 1), ManySettings(5, lambda _: 1e12), seeds=[0])
+        train_many(
+            networks(1),
+            torch.rand(64, 1),
+            torch.rand(64, 1),
+            ManySettings(5, lambda _: 1e12),
+            seeds=[0],
+        )

@@ -17,7 +17,9 @@ from tests.networks import graph_of, narrow, random_keep
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["vgg16_bn", "resnet20", "densenet121", "mobilenet_v2", "functional"])
+@pytest.mark.parametrize(
+    "name", ["vgg16_bn", "resnet20", "densenet121", "mobilenet_v2", "functional"]
+)
 @settings(max_examples=4)
 @given(seed=st.integers(0, 1000), kind=st.sampled_from(["adamw", "sgd"]))
 def test_moments_are_cut_where_the_weights_are(name: str, seed: int, kind: str) -> None:
@@ -59,14 +61,27 @@ def test_training_goes_on_after_cuts_and_chooses_an_eligible_epoch() -> None:
 
     def cut(network: torch.nn.Module, epoch: int) -> dict[object, torch.Tensor] | None:
         groups = trace(network, torch.zeros(1, 3, 32, 32)).groups
-        return {g: torch.arange(g.size) < max(2, g.size - 1) for g in groups} if epoch in (1, 2) else None
+        return (
+            {g: torch.arange(g.size) < max(2, g.size - 1) for g in groups}
+            if epoch in (1, 2)
+            else None
+        )
 
     result = fit(
-        model, data, label_loss, FitSettings(4, batch_size=128, learning_rate=1e-3), seed=0, device=CPU,
-        hooks=Hooks(cut=cut, eligible=lambda m: sum(p.numel() for p in m.parameters()) < 0.8 * full),
-    )  # fmt: skip
+        model,
+        data,
+        label_loss,
+        FitSettings(4, batch_size=128, learning_rate=1e-3),
+        seed=0,
+        device=CPU,
+        hooks=Hooks(
+            cut=cut, eligible=lambda m: sum(p.numel() for p in m.parameters()) < 0.8 * full
+        ),
+    )
     assert [row.cut > 0 for row in result.history] == [True, True, False, False]
-    assert [row.params for row in result.history] == sorted((row.params for row in result.history), reverse=True)
+    assert [row.params for row in result.history] == sorted(
+        (row.params for row in result.history), reverse=True
+    )
     assert result.eligible and result.best_epoch >= 2
     assert sum(p.numel() for p in result.model.parameters()) < 0.8 * full
     small = sum(p.numel() for p in model.parameters())
@@ -77,7 +92,18 @@ def test_no_eligible_epoch_is_said_and_patience_stops() -> None:
     data, model = load_data("digits"), narrow("student1", 0).float()
     model.classifier[-1] = torch.nn.Linear(100, 10)
     settings_ = FitSettings(3, batch_size=256, learning_rate=1e-9)
-    result = fit(model, data, label_loss, settings_, seed=0, device=CPU, hooks=Hooks(eligible=lambda m: False))
+    result = fit(
+        model,
+        data,
+        label_loss,
+        settings_,
+        seed=0,
+        device=CPU,
+        hooks=Hooks(eligible=lambda m: False),
+    )
     assert not result.eligible and result.best_epoch == 3
     idle = FitSettings(9, batch_size=512, learning_rate=1e-12)
-    assert len(fit(model, data, label_loss, idle, seed=0, device=CPU, hooks=Hooks(patience=1)).history) < 9
+    assert (
+        len(fit(model, data, label_loss, idle, seed=0, device=CPU, hooks=Hooks(patience=1)).history)
+        < 9
+    )

@@ -33,16 +33,29 @@ def test_networks_that_ignore_each_other_train_as_if_alone() -> None:
     learners = {str(seed): Learner(network(seed), label_loss, SETTINGS) for seed in (0, 1)}
     together = fit_together(learners, data, seed=4, device=CPU)
     for seed in (0, 1):
-        assert [r.train_loss for r in together[str(seed)].history] == [r.train_loss for r in alone[seed].history]
-        for one, other in zip(together[str(seed)].model.parameters(), alone[seed].model.parameters(), strict=True):
+        assert [r.train_loss for r in together[str(seed)].history] == [
+            r.train_loss for r in alone[seed].history
+        ]
+        for one, other in zip(
+            together[str(seed)].model.parameters(), alone[seed].model.parameters(), strict=True
+        ):
             assert torch.equal(one, other)
 
 
 def test_online_from_a_teacher_that_stands_still_is_offline() -> None:
-    """The reference for distillation over a network: the same losses, whether the teacher is asked beforehand or runs beside."""
+    """The reference for distillation over a network: the same losses, whether the teacher is asked
+    beforehand or runs beside.
+    """
     data, teacher = load_data("digits"), network(7)
     still = FitSettings(epochs=2, batch_size=128, learning_rate=0.0, weight_decay=0.0)
-    offline = fit(network(0), data, learning_from(FixedTeacher(copy.deepcopy(teacher), data, CPU)), SETTINGS, seed=4, device=CPU)
+    offline = fit(
+        network(0),
+        data,
+        learning_from(FixedTeacher(copy.deepcopy(teacher), data, CPU)),
+        SETTINGS,
+        seed=4,
+        device=CPU,
+    )
     learners = {
         "student": Learner(network(0), learning_from(peer("teacher")), SETTINGS),
         "teacher": Learner(teacher, label_loss, still),
@@ -59,7 +72,10 @@ def test_no_gradient_flows_from_a_student_into_its_teacher() -> None:
         seen.append(batch.logits["teacher"].requires_grad)
         return label_loss(logits, batch)
 
-    learners = {"student": Learner(network(0), loss, SETTINGS), "teacher": Learner(network(1), label_loss, SETTINGS)}
+    learners = {
+        "student": Learner(network(0), loss, SETTINGS),
+        "teacher": Learner(network(1), label_loss, SETTINGS),
+    }
     fit_together(learners, data, seed=0, device=CPU)
     assert not any(seen)
 
@@ -67,7 +83,10 @@ def test_no_gradient_flows_from_a_student_into_its_teacher() -> None:
 def test_mutual_learning_trains_both_and_a_bad_loss_names_whose_it_is() -> None:
     data = load_data("digits")
     settings = FitSettings(epochs=3, batch_size=64, learning_rate=2e-3)
-    learners = {"a": Learner(network(0), mutual("b"), settings), "b": Learner(network(1), mutual("a"), settings)}
+    learners = {
+        "a": Learner(network(0), mutual("b"), settings),
+        "b": Learner(network(1), mutual("a"), settings),
+    }
     results = fit_together(learners, data, seed=0, device=CPU)
     assert all(result.best.validation_accuracy > 0.8 for result in results.values())
     learners["b"] = Learner(network(1), lambda logits, batch: logits.sum() * float("nan"), settings)
@@ -79,9 +98,14 @@ def test_training_ends_when_every_learner_has_run_out_of_patience() -> None:
     data = load_data("digits")
     still = FitSettings(epochs=6, batch_size=512, learning_rate=0.0, weight_decay=0.0)
     hooks = Hooks(patience=2)
-    results = fit_together({n: Learner(network(0), label_loss, still, hooks) for n in "ab"}, data, seed=0, device=CPU)
+    results = fit_together(
+        {n: Learner(network(0), label_loss, still, hooks) for n in "ab"}, data, seed=0, device=CPU
+    )
     assert [len(r.history) for r in results.values()] == [3, 3]
-    one = {"a": Learner(network(0), label_loss, still, hooks), "b": Learner(network(1), label_loss, still)}
+    one = {
+        "a": Learner(network(0), label_loss, still, hooks),
+        "b": Learner(network(1), label_loss, still),
+    }
     assert len(fit_together(one, data, seed=0, device=CPU)["a"].history) == 6
 
 
@@ -94,7 +118,11 @@ def test_what_is_frozen_stays_with_its_statistics_and_thaws_afterwards() -> None
     before = copy.deepcopy(model.state_dict())
     settings = FitSettings(epochs=1, batch_size=128, learning_rate=1e-2, frozen=frozen)
     fit(model, data, label_loss, settings, seed=0, device=CPU)
-    changed = {key.rpartition(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key.rpartition(".")[0]
+        for key, value in model.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
     assert changed.isdisjoint(frozen)
     assert {"fc", "layers.8.conv2", "layers.8.bn2"} <= changed
     assert all(p.requires_grad for p in model.parameters())
@@ -139,7 +167,10 @@ def test_convolutions_run_in_channels_last_and_are_left_as_they_were() -> None:
     data, model, seen = load_data("digits"), network(0, "resnet20"), []
 
     def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        laid = [t.is_contiguous(memory_format=torch.channels_last) for t in (batch.images, model.get_submodule("conv1").weight)]
+        laid = [
+            t.is_contiguous(memory_format=torch.channels_last)
+            for t in (batch.images, model.get_submodule("conv1").weight)
+        ]
         seen.append(all(laid))
         return label_loss(logits, batch)
 

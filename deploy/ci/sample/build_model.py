@@ -18,17 +18,29 @@ WIDTH = 192
 def build(path: Path, layers: int) -> None:
     """Write a model of `layers` products with 192×192 matrices to `path`."""
     generator = np.random.default_rng(0)
-    weights = [numpy_helper.from_array(generator.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 14, f"w{n}") for n in range(layers)]
+    weights = [
+        numpy_helper.from_array(
+            generator.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 14, f"w{n}"
+        )
+        for n in range(layers)
+    ]
     names = ["x", *(f"h{n}" for n in range(layers - 1)), "y"]
     nodes = [helper.make_node("MatMul", [names[n], f"w{n}"], [names[n + 1]]) for n in range(layers)]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", WIDTH]) for name in ("x", "y")]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", WIDTH])
+        for name in ("x", "y")
+    ]
     graph = helper.make_graph(nodes, "model", ends[:1], ends[1:], weights)
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", type=Path)
     parser.add_argument("--layers", type=int, default=4)
     arguments = parser.parse_args()
