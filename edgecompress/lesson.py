@@ -70,13 +70,11 @@ class Lesson:
     def settings(self, model: nn.Module, data: DataSet) -> FitSettings:
         """How to train."""
         chosen = default_settings(model, data, self.epochs, has_norm(model))
-        given = {"batch_size": self.batch_size, "learning_rate": self.learning_rate}
-        return replace(
-            chosen,
-            augmentation=data.augmentation,
-            view_seed=self.seed,
-            **{k: v for k, v in given.items() if v is not None},
-        )  # type: ignore[arg-type]
+        if self.batch_size is not None:
+            chosen = replace(chosen, batch_size=self.batch_size)
+        if self.learning_rate is not None:
+            chosen = replace(chosen, learning_rate=self.learning_rate)
+        return replace(chosen, augmentation=data.augmentation, view_seed=self.seed)
 
 
 @dataclass(frozen=True)

@@ -232,10 +232,10 @@ class Line:
             raise BrokenError("the teacher hung up")
         except (grpc.RpcError, EdgecompressError, ValueError) as error:
             with self._arrived:
-                known = isinstance(error, EdgecompressError)
-                self._error = (
-                    error if known else BrokenError(f"the connection broke: {_reason(error)}")
-                )  # type: ignore[assignment]
+                if isinstance(error, EdgecompressError):
+                    self._error = error
+                else:
+                    self._error = BrokenError(f"the connection broke: {_reason(error)}")
                 self._arrived.notify_all()
 
     def _take(self, step: int, answer: bytes) -> None:

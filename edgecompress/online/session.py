@@ -169,12 +169,12 @@ class Plan:
         epoch, _ = self.place(step)
         ids = self.ids(step)
         view = _view(
-            Augmentation(**self.augmentation),
+            Augmentation(**self.augmentation),  # type: ignore[arg-type]
             self.samples,
             (self.native[1], self.native[2]),
             self.view_seed,
             epoch - 1,
-        )  # type: ignore[arg-type]
+        )
         return ids, view(data.train.pixels[ids], ids, torch.tensor(self.fill))
 
     def shelf(self, folder: Path | None) -> Shelf:
