@@ -1,4 +1,5 @@
-"""`compress`: from a model's name and targets to a recipe. The pipeline does the rest.
+"""`compress`: from a model's name and targets to the stages of a recipe. The pipeline does the
+rest.
 
     teacher -> lossless steps -> plan -> prune in steps, distilling between them
             -> distil -> export -> quantize -> measure
@@ -15,85 +16,75 @@ from typing import Any
 from edgecompress.errors import UsageError
 from edgecompress.recipe import Recipe, validate
 
+Values = Mapping[str, Any]
+"""Settings of one stage, by key."""
+
 
 def recipe_for(
     model: str,
     *,
-    targets: Mapping[str, Any],
-    quantize: str = "auto",
-    data: str = "digits",
+    targets: Values,
     teacher: str | None = None,
-    weights: str | None = None,
-    epochs: int | None = None,
-    distill_epochs: int | None = None,
-    steps: int | str = "auto",
-    criterion: str = "taylor",
-    floor: float | str = 0.02,
-    round_to: int | str = "auto",
-    learning_rate: float | None = None,
-    batch_size: int | None = None,
+    train: Values | None = None,
+    plan: Values | None = None,
+    prune: Values | None = None,
+    distill: Values | None = None,
+    quantize: str = "auto",
     **run: Any,
 ) -> Recipe:
     """The recipe of `edgecompress compress`. `targets` has `bytes`, `macs`, `latency` and
-    `max_drop`, parsed or as text.
+    `max_drop`, as text or parsed (bytes always as text: `4MB`).
 
-    `run` takes `seed`, `device`, `threads`, `image_size` and `skip_bad`. Raises `UsageError`
-    without a target.
+    `train`, `plan`, `prune` and `distill` are settings of these stages; `run` takes `data`, `seed`,
+    `device`, `threads`, `image_size` and what else a recipe has. Raises `UsageError` without a
+    target.
     """
-    given = {key: value for key, value in targets.items() if value is not None}
-    if not given:
+    stages = stages_for(
+        targets,
+        first={"stage": "train", **(train or {})},
+        plan={"stage": "plan", "quantize": quantize, **(plan or {})},
+        prune={"stage": "prune", **(prune or {})},
+        distill={"stage": "distill", **(distill or {})},
+        search={"stage": "search", "quantize": quantize},
+        quantize={"stage": "quantize", "quantize": quantize},
+        teacher=teacher,
+    )
+    return validate({"command": "compress", "model": model, "stages": stages, **run}, "compress")
+
+
+def stages_for(
+    targets: Values,
+    *,
+    first: dict[str, Any],
+    plan: dict[str, Any],
+    prune: dict[str, Any],
+    distill: dict[str, Any],
+    search: dict[str, Any],
+    quantize: dict[str, Any],
+    teacher: str | None = None,
+) -> list[Values]:
+    """The stages of a compression, from the settings of each that may be part of it.
+
+    Raises `UsageError` without a target, or with settings of a training that a given `teacher`
+    replaces.
+    """
+    if not targets:
         raise UsageError(
             "no target: give --target 4MB, --target-macs 10M, --target-latency 5ms or --max-drop 1%"
         )
-    if teacher is not None and weights is not None:
-        raise UsageError(
-            "--teacher and --weights are both given: a teacher is already trained, so drop one"
-        )
-    first: dict[str, Any] = {"stage": "load", "checkpoint": teacher}
-    if teacher is None:
-        first = {
-            "stage": "train",
-            "epochs": epochs,
-            "weights": weights,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-        }
-    middle: list[dict[str, Any]]
-    if set(given) == {"max_drop"}:
-        block = {
-            "floor": floor,
-            "round_to": 8 if round_to == "auto" else round_to,
-            "criterion": criterion,
-        }
-        middle = [
-            {
-                "stage": "search",
-                "max_drop": given["max_drop"],
-                "quantize": quantize,
-                "epochs": distill_epochs,
-                **block,
-            }
-        ]
+    if teacher is not None:
+        if first.get("weights") is not None:
+            raise UsageError(
+                "--teacher and --weights are both given: a teacher is already trained, so drop one"
+            )
+        first = {"stage": "load", "checkpoint": teacher}
+    if set(targets) == {"max_drop"}:
+        if search.get("round_to", "auto") == "auto":
+            search["round_to"] = 8
+        search["max_drop"] = targets["max_drop"]
+        middle = [search]
     else:
-        middle = [
-            {
-                "stage": "plan",
-                "targets": given,
-                "quantize": quantize,
-                "floor": floor,
-                "round_to": round_to,
-            },
-            {"stage": "prune", "steps": steps, "criterion": criterion},
-            {"stage": "distill", "epochs": distill_epochs},
-        ]
-    stages = [
-        first,
-        {"stage": "simplify"},
-        *middle,
-        {"stage": "export"},
-        {"stage": "quantize", "quantize": quantize},
-        {"stage": "measure"},
-    ]
-    return validate(
-        {"command": "compress", "model": model, "data": data, "stages": stages, **run}, "compress"
-    )
+        plan["targets"] = targets
+        middle = [plan, prune, distill]
+    last = [{"stage": "export"}, quantize, {"stage": "measure"}]
+    return [first, {"stage": "simplify"}, *middle, *last]

@@ -29,12 +29,12 @@ from edgecompress.online.session import Plan, check_ways, label_of, shape_of
 from edgecompress.online.shelf import Shelf
 from edgecompress.online.student import Student, Tally
 from edgecompress.online.teacher import Teacher, serve
-from edgecompress.pipeline import Context, Silent, seed_everything
 from edgecompress.recipe import Recipe
-from edgecompress.rundir import RunDirectory
-from edgecompress.settings import GradualStage
+from edgecompress.run.context import Context, Silent, seed_everything
+from edgecompress.run.directory import RunDirectory
 from edgecompress.stages.common import count
-from edgecompress.stages.gradual import UNMET, Shrinking, shrinking
+from edgecompress.stages.gradual import GradualStage
+from edgecompress.stages.gradual.work import AMOUNT_NOT_MET, Shrinking, shrinking
 from edgecompress.train.batches import evaluate
 from edgecompress.train.fit import FitResult, label_loss
 from edgecompress.train.history import EpochRow
@@ -218,7 +218,7 @@ def _told_of_cuts(cuts: Shrinking | None, result: FitResult | None, params: int)
     if cuts is None or result is None:
         return {}
     told = {"params_before": params, "gradual": cuts.report(result)}
-    return told if result.eligible else {**told, "floors_reached": UNMET}
+    return told if result.eligible else {**told, "floors_reached": AMOUNT_NOT_MET}
 
 
 def serve_lesson(

@@ -16,38 +16,28 @@ a recipe too, with the origin of each value as a comment.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from edgecompress.errors import UnknownNameError, UsageError
-from edgecompress.settings import STAGE_NAMES, AnyStage, Strict
+from edgecompress.run.stage import RunSettings, Stage
+from edgecompress.stages import STAGES, stage_names
 
-TEACHING = ("teacher", "simplify", "merge")
-"""Stages that leave a teacher for those that follow."""
+if TYPE_CHECKING:
+    AnyStage = Stage
+else:
+    AnyStage = Annotated[Union[tuple(STAGES)], Field(discriminator="stage")]  # noqa: UP007
 
 
-class Recipe(Strict):
-    """A whole run."""
+class Recipe(RunSettings):
+    """A complete run, as a recipe describes it."""
 
-    command: str = "run"
-    model: str
-    data: str = "digits"
-    seed: int = 0
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=1)] | None = None
-    image_size: Annotated[int, Field(ge=8)] | None = None
-    """Side of the square that networks read; None: the images as they are."""
-    resize: Annotated[int, Field(ge=8)] | None = None
-    """The shorter side before that square is cut from the middle; None: `image_size`."""
-    normalize: Literal["data", "imagenet"] = "data"
-    """Mean and standard deviation: the training split's, or ImageNet's."""
-    skip_bad: bool = False
     stages: Annotated[tuple[AnyStage, ...], Field(min_length=1)]
+    """What is done, in order."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,17 +50,13 @@ class Recipe(Strict):
     def _taught(self) -> Recipe:
         taught = False
         for stage in self.stages:
-            taught = taught or stage.stage in TEACHING
-            if stage.stage == "distill" and not taught and (asked := stage.asked_of_a_teacher()):
+            taught = taught or stage.teaches
+            if not taught and (settings := stage.teacher_settings()):
                 raise ValueError(
-                    f"stage distill has no teacher for its {', '.join(asked)}: put a stage "
-                    "teacher before it, or drop that"
+                    f"stage {stage.stage} has no teacher for its {', '.join(settings)}: put a "
+                    "stage teacher before it, or drop that"
                 )
         return self
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of every value: two runs with the same digest do the same."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
@@ -89,9 +75,14 @@ def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any
     return found
 
 
-def _problems(error: ValidationError, where: str, lines: Mapping[tuple[Any, ...], int]) -> str:
-    """One line that holds every error, with its line number and key."""
-    kinds = set(STAGE_NAMES)
+def problems(
+    error: ValidationError,
+    where: str,
+    lines: Mapping[tuple[Any, ...], int],
+    options: Mapping[tuple[Any, ...], str],
+) -> str:
+    """One line that holds every error, with its line number and key, or the option that gave it."""
+    kinds = set(stage_names())
     parts = []
     nested = [p["loc"] for p in error.errors()]
     for problem in error.errors():
@@ -103,7 +94,7 @@ def _problems(error: ValidationError, where: str, lines: Mapping[tuple[Any, ...]
         path = tuple(p for i, p in enumerate(problem["loc"]) if not (p in kinds and i == 2))
         known = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
         place = f"line {known}, " if known is not None else ""
-        key = ".".join(str(p) for p in path) or "recipe"
+        key = options.get(path) or ".".join(str(p) for p in path) or "recipe"
         text = (
             problem["msg"]
             .removeprefix("Value error, ")
@@ -117,12 +108,21 @@ def _problems(error: ValidationError, where: str, lines: Mapping[tuple[Any, ...]
     return f"{where}: {len(parts)} error(s): " + "; ".join(parts)
 
 
-def validate(values: Any, where: str, lines: Mapping[tuple[Any, ...], int] | None = None) -> Recipe:
-    """The recipe in `values`. Raises one `UsageError` with all errors; `where` names the source."""
+def validate(
+    values: Any,
+    where: str,
+    lines: Mapping[tuple[Any, ...], int] | None = None,
+    options: Mapping[tuple[Any, ...], str] | None = None,
+) -> Recipe:
+    """The recipe in `values`. Raises one `UsageError` with all errors.
+
+    `where` names the source; `lines` has the line of each place in it, `options` the option of the
+    command line that gave a value.
+    """
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_problems(error, where, lines or {})) from error
+        raise UsageError(problems(error, where, lines or {}, options or {})) from error
 
 
 def read(
@@ -221,17 +221,8 @@ def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
             for number, inner in enumerate(value):
                 emit(inner, f"{path}.{number}", indent + "  ", indent + "- ")
 
-    emit(_with_units(recipe.model_dump(mode="json")), "", "", "")
+    emit(recipe.model_dump(mode="json"), "", "", "")
     return "\n".join(lines) + "\n"
-
-
-def _with_units(values: dict[str, Any]) -> dict[str, Any]:
-    """Sizes get their unit back, so that the file can be read again."""
-    for stage in values["stages"]:
-        targets = stage.get("targets")
-        if targets and targets.get("bytes") is not None:
-            targets["bytes"] = f"{targets['bytes']}B"
-    return values
 
 
 def _scalar(value: Any) -> str:

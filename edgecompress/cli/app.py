@@ -26,6 +26,7 @@ from edgecompress.cli import (
     verbs,
 )
 from edgecompress.cli.console import print_error, print_line
+from edgecompress.cli.options import GroupedCommand
 from edgecompress.errors import EdgecompressError
 
 app = typer.Typer(
@@ -35,27 +36,28 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 target missed or regression, 4 "
+    epilog="Every option may come from the environment: EDGECOMPRESS_LEARNING_RATE=0.01. Exit "
+    "codes: 0 done, 1 failed, 2 bad input, 3 target missed or regression, 4 "
     "environment, 130 interrupted.",
 )
-app.command("compress")(compress.compress)
-app.command("run")(run.run)
-app.command("train")(verbs.train)
-app.command("merge")(merge.merge)
-app.command("compare")(compare.compare)
-app.command("distill")(distill.distill)
-app.command("prune")(prune.prune)
-app.command("shrink")(verbs.shrink)
-app.command("profile")(verbs.profile)
-app.command("export")(verbs.export)
-app.command("quantize")(verbs.quantize)
-app.command("bench")(bench.bench)
-app.command("emulate")(emulate.emulate)
-app.command("predict")(predict.predict)
-app.command("report")(report.report)
-app.command("doctor")(doctor.doctor)
-app.command("models")(lists.models)
-app.command("data")(lists.data)
+app.command("compress", cls=GroupedCommand)(compress.compress)
+app.command("run", cls=GroupedCommand)(run.run)
+app.command("train", cls=GroupedCommand)(verbs.train)
+app.command("merge", cls=GroupedCommand)(merge.merge)
+app.command("compare", cls=GroupedCommand)(compare.compare)
+app.command("distill", cls=GroupedCommand)(distill.distill)
+app.command("prune", cls=GroupedCommand)(prune.prune)
+app.command("shrink", cls=GroupedCommand)(verbs.shrink)
+app.command("profile", cls=GroupedCommand)(verbs.profile)
+app.command("export", cls=GroupedCommand)(verbs.export)
+app.command("quantize", cls=GroupedCommand)(verbs.quantize)
+app.command("bench", cls=GroupedCommand)(bench.bench)
+app.command("emulate", cls=GroupedCommand)(emulate.emulate)
+app.command("predict", cls=GroupedCommand)(predict.predict)
+app.command("report", cls=GroupedCommand)(report.report)
+app.command("doctor", cls=GroupedCommand)(doctor.doctor)
+app.command("models", cls=GroupedCommand)(lists.models)
+app.command("data", cls=GroupedCommand)(lists.data)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(online.teacher_app, name="teacher")
 app.add_typer(online.student_app, name="student")

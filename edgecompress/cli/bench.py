@@ -3,174 +3,189 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
-from edgecompress.cli.console import (
-    Debug,
-    ImageSize,
-    Json,
-    Threads,
-    print_json,
-    print_line,
-    stdout,
-    table,
-)
+from edgecompress.cli.console import print_json, print_line, stdout, table
+from edgecompress.cli.options import Given, options_of, verb
 from edgecompress.errors import UsageError
+from edgecompress.run.stage import Strict
+from edgecompress.stages.fields import Share, Size, flag
+
+if TYPE_CHECKING:
+    from edgecompress.measure.regression import Protocol
 
 
-def bench(
-    model: Annotated[Path, typer.Argument(help="an .onnx file")],
-    against: Annotated[
-        Path | None, typer.Option("--against", help="an .onnx file that it must not be slower than")
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", help="stored results instead: the output of bench MODEL --json"),
-    ] = None,
-    max_regression: Annotated[
-        str | None, typer.Option("--max-regression", help="how much slower is allowed (5%)")
-    ] = None,
-    max_drop: Annotated[
-        str | None, typer.Option("--max-drop", help="accuracy it may lose, absolute; needs --data")
-    ] = None,
-    max_bytes: Annotated[
-        str | None, typer.Option("--max-bytes", help="largest size of the file: 4MB")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="data whose test split --max-drop is measured on")
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="an inconclusive result fails too")
-    ] = False,
-    cross_machine: Annotated[
-        bool, typer.Option("--cross-machine", help="allow a baseline of other hardware, normalised")
-    ] = False,
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", help="images a run; alone also several: 1,8,32")
-    ] = "1",
-    processes: Annotated[
-        int, typer.Option("--processes", help="fresh processes to begin with", min=5)
-    ] = 5,
-    blocks: Annotated[int, typer.Option("--blocks", help="blocks a process", min=5)] = 30,
-    provider: Annotated[
-        str, typer.Option("--provider", help="of ONNX Runtime")
-    ] = "CPUExecutionProvider",
-    junit: Annotated[Path | None, typer.Option("--junit", help="write JUnit XML")] = None,
-    summary: Annotated[Path | None, typer.Option("--summary", help="write Markdown")] = None,
-    github_action_benchmark: Annotated[
-        Path | None, typer.Option("--github-action-benchmark", help="write customSmallerIsBetter")
-    ] = None,
-    bencher: Annotated[
-        Path | None, typer.Option("--bencher", help="write Bencher's metric format")
-    ] = None,
-    image_size: ImageSize = None,
-    threads: Threads = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+class BenchOptions(Strict):
+    """What is measured, with what it is compared, and what is written."""
+
+    against: Path | None = None
+    """An .onnx file that it must not be slower than."""
+    baseline: Path | None = None
+    """Stored results instead: the output of bench MODEL --json."""
+    max_regression: Share | None = None
+    """How much slower is allowed; default: 5%."""
+    max_drop: Share | None = None
+    """Accuracy that it may lose, absolute; needs --data."""
+    max_bytes: Size | None = None
+    """Largest size of the file: 4MB."""
+    data: str | None = None
+    """Data whose test split --max-drop is measured on."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the square images that --max-drop is measured on."""
+    strict: bool = False
+    """An inconclusive result fails too."""
+    cross_machine: bool = False
+    """Allow a baseline of other hardware, normalised."""
+    batch_size: str = "1"
+    """Images per run; without a comparison also several: 1,8,32."""
+    processes: Annotated[int, Field(ge=5)] = 5
+    """Fresh processes to begin with."""
+    blocks: Annotated[int, Field(ge=5)] = 30
+    """Blocks per process."""
+    provider: str = "CPUExecutionProvider"
+    """Execution provider of ONNX Runtime."""
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """CPU threads; default: all cores."""
+    junit: Path | None = None
+    """Write JUnit XML."""
+    summary: Path | None = None
+    """Write Markdown."""
+    github_action_benchmark: Path | None = None
+    """Write customSmallerIsBetter."""
+    bencher: Path | None = None
+    """Write Bencher's metric format."""
+    as_json: bool = flag("--json", False)
+    """Print one JSON object, nothing else."""
+    debug: bool = False
+    """Tracebacks."""
+
+    @property
+    def compares(self) -> bool:
+        """Is there something to compare with?"""
+        return self.against is not None or self.baseline is not None
+
+    @property
+    def sizes(self) -> list[int]:
+        """The batch sizes. Raises `UsageError` for other text."""
+        return _sizes(self.batch_size)
+
+    @property
+    def targets(self) -> dict[str, Path | None]:
+        """The files to write, by format."""
+        return {
+            "junit": self.junit,
+            "summary": self.summary,
+            "github_action_benchmark": self.github_action_benchmark,
+            "bencher": self.bencher,
+        }
+
+    def check(self) -> None:
+        """Raises `UsageError` for options that exclude each other, or miss one they need."""
+        given = {"--max-regression": self.max_regression is not None, "--strict": self.strict}
+        idle = next((name for name, is_given in given.items() if is_given), None)
+        if idle is not None and not self.compares:
+            raise UsageError(
+                f"{idle} judges a comparison: give --against OLD.onnx or --baseline FILE.json"
+            )
+        if self.cross_machine and self.baseline is None:
+            raise UsageError(
+                "--cross-machine is about a stored baseline: give --baseline FILE.json"
+            )
+        if self.max_drop is None and (self.data is not None or self.image_size is not None):
+            raise UsageError(
+                "--data and --image-size are for the accuracy that --max-drop gates: give it too"
+            )
+        if self.against is not None and self.baseline is not None:
+            raise UsageError(
+                "--against and --baseline are both given: compare with a file or with stored "
+                "results, not both"
+            )
+        if self.max_drop is not None and (self.against is None or self.data is None):
+            raise UsageError(
+                "--max-drop compares the accuracy of two files on data: give --against OLD.onnx "
+                "and --data NAME"
+            )
+        if len(self.sizes) > 1 and self.compares:
+            raise UsageError(
+                f"--batch-size {self.batch_size} with a comparison: give one size, or measure the "
+                "file alone"
+            )
+
+
+@verb(options_of(BenchOptions, "Measurement"))
+def bench(model: Annotated[Path, typer.Argument(help="an .onnx file")], given: Given) -> None:
     """Measure the latency of an ONNX file, and whether it is slower than another one (exit 3).
 
     Example: edgecompress bench new.onnx --against old.onnx --max-regression 5%
     """
-    from edgecompress import units
-    from edgecompress.measure import regression
     from edgecompress.report import ci
 
-    tolerance, allowed = (
-        units.parse_share(max_regression or "5%"),
-        None if max_drop is None else units.parse_share(max_drop),
+    options = given.settings(BenchOptions)
+    options.check()
+    appended = [Path(name)] if (name := os.environ.get("GITHUB_STEP_SUMMARY")) else []
+    _check_writable([*(path for path in options.targets.values() if path), *appended])
+    if options.data is not None:
+        from edgecompress.data import load_data
+
+        load_data(options.data, image_size=options.image_size)
+    for path in (model, options.against):
+        if path is not None:
+            _check(path, options.provider)
+    result = _measured(model, options)
+    result["gates"] = _gates(model, options)
+    if options.as_json:
+        print_json(result)
+    else:
+        _show(result, options.strict)
+    ci.write(result, options.strict, options.targets, appended)
+    if any(status == "fail" for _, status, _ in ci.checks(result, options.strict)):
+        raise typer.Exit(3)
+
+
+def _measured(model: Path, options: BenchOptions) -> dict[str, Any]:
+    """The comparison, or the figures of the file alone."""
+    from edgecompress.measure import regression
+
+    protocol = _protocol(options)
+    tolerance = 0.05 if options.max_regression is None else options.max_regression
+    if options.against is not None:
+        return regression.compare(model, options.against, tolerance, protocol)
+    if options.baseline is not None:
+        kept = regression.read_stored(options.baseline)
+        return regression.compare_stored(
+            model, kept, tolerance, protocol, cross_machine=options.cross_machine
+        )
+    result = regression.stored(model, protocol)
+    result["profile"] = regression.profile(model, protocol, options.sizes)
+    return result
+
+
+def _protocol(options: BenchOptions) -> Protocol:
+    from edgecompress.measure import regression
+
+    return regression.Protocol(
+        threads=options.threads,
+        batch_size=options.sizes[0],
+        provider=options.provider,
+        processes=options.processes,
+        blocks=options.blocks,
+        looks=(2 * options.processes, 4 * options.processes),
     )
-    given = {"--max-regression": max_regression is not None, "--strict": strict}
-    idle = next(
-        (
-            name
-            for name, is_given in given.items()
-            if is_given and against is None and baseline is None
-        ),
-        None,
-    )
-    if idle is not None:
-        raise UsageError(
-            f"{idle} judges a comparison: give --against OLD.onnx or --baseline FILE.json"
-        )
-    if cross_machine and baseline is None:
-        raise UsageError("--cross-machine is about a stored baseline: give --baseline FILE.json")
-    if max_drop is None and (data is not None or image_size is not None):
-        raise UsageError(
-            "--data and --image-size are for the accuracy that --max-drop gates: give it too"
-        )
-    if against is not None and baseline is not None:
-        raise UsageError(
-            "--against and --baseline are both given: compare with a file or with stored "
-            "results, not both"
-        )
-    if max_drop is not None and (against is None or data is None):
-        raise UsageError(
-            "--max-drop compares the accuracy of two files on data: give --against OLD.onnx "
-            "and --data NAME"
-        )
-    limit = None if max_bytes is None else units.parse_size(max_bytes)
-    sizes = _sizes(batch_size)
-    if len(sizes) > 1 and (against is not None or baseline is not None):
-        raise UsageError(
-            f"--batch-size {batch_size} with a comparison: give one size, or measure the file alone"
-        )
-    protocol = regression.Protocol(
-        threads=threads,
-        batch_size=sizes[0],
-        provider=provider,
-        processes=processes,
-        blocks=blocks,
-        looks=(2 * processes, 4 * processes),
-    )
-    appended = [Path(found)] if (found := os.environ.get("GITHUB_STEP_SUMMARY")) else []
-    targets = {
-        "junit": junit,
-        "summary": summary,
-        "github_action_benchmark": github_action_benchmark,
-        "bencher": bencher,
-    }
-    for target in (*targets.values(), *appended):
-        place = (
-            None
-            if target is None
-            else next(path for path in target.absolute().parents if path.exists())
-        )
-        if (
-            target is not None
-            and place is not None
-            and (target.is_dir() or not place.is_dir() or not os.access(place, os.W_OK))
-        ):
+
+
+def _check_writable(targets: Iterable[Path]) -> None:
+    """Raises `UsageError` for a file that could not be written after the measurement."""
+    for target in targets:
+        place = next(path for path in target.absolute().parents if path.exists())
+        if target.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
             raise UsageError(
                 f"'{target}' cannot be written: name a file in a folder that may be written"
             )
-    if data is not None:
-        from edgecompress.data import load_data
-
-        load_data(data, image_size=image_size)
-    for path in (model, *([against] if against is not None else [])):
-        _check(path, provider)
-    if against is not None:
-        result = regression.compare(model, against, tolerance, protocol)
-    elif baseline is not None:
-        kept = regression.read_stored(baseline)
-        result = regression.compare_stored(
-            model, kept, tolerance, protocol, cross_machine=cross_machine
-        )
-    else:
-        result = regression.stored(model, protocol)
-        result["profile"] = regression.profile(model, protocol, sizes)
-    result["gates"] = _gates(model, against, limit, allowed, data, image_size, threads)
-    if as_json:
-        print_json(result)
-    else:
-        _show(result, strict)
-    ci.write(result, strict, targets, appended)
-    if any(status == "fail" for _, status, _ in ci.checks(result, strict)):
-        raise typer.Exit(3)
 
 
 def _sizes(text: str) -> list[int]:
@@ -192,55 +207,48 @@ def _check(path: Path, provider: str) -> None:
     runtime.load(path, threads=1, provider=provider)
 
 
-def _gates(
-    model: Path,
-    against: Path | None,
-    limit: int | None,
-    allowed: float | None,
-    data: str | None,
-    image_size: int | None,
-    threads: int | None,
-) -> list[dict[str, Any]]:
+def _gates(model: Path, options: BenchOptions) -> list[dict[str, Any]]:
     """The gates beside latency: `{"name", "passed", "text", ...}`."""
+    gates = [_bytes_gate(model, options.max_bytes)] if options.max_bytes is not None else []
+    if options.max_drop is not None and options.against is not None and options.data is not None:
+        gates.append(_accuracy_gate(model, options.against, options.data, options))
+    return gates
+
+
+def _bytes_gate(model: Path, limit: int) -> dict[str, Any]:
+    from edgecompress.measure import runtime
+
+    size = runtime.file_bytes(model)
+    return {
+        "name": "bytes",
+        "passed": size <= limit,
+        "bytes": size,
+        "max_bytes": limit,
+        "text": f"{size} bytes, allowed {limit}",
+    }
+
+
+def _accuracy_gate(model: Path, against: Path, data: str, options: BenchOptions) -> dict[str, Any]:
     from edgecompress.cli.predict import accuracy_on
     from edgecompress.measure import runtime
 
-    gates: list[dict[str, Any]] = []
-    size = runtime.file_bytes(model)
-    if limit is not None:
-        gates.append(
-            {
-                "name": "bytes",
-                "passed": size <= limit,
-                "bytes": size,
-                "max_bytes": limit,
-                "text": f"{size} bytes, allowed {limit}",
-            }
-        )
-    if allowed is not None and against is not None and data is not None:
-        scores = (
-            accuracy_on(runtime.load(path, threads=threads), data, image_size, False)
-            for path in (model, against)
-        )
-        new, old = (
-            float(row["accuracy"] if "accuracy" in row else row["metric"]) for row in scores
-        )
-        text = (
+    def score(path: Path) -> float:
+        loaded = runtime.load(path, threads=options.threads)
+        row = accuracy_on(loaded, data, options.image_size, False)
+        return float(row["accuracy"] if "accuracy" in row else row["metric"])
+
+    new, old, allowed = score(model), score(against), options.max_drop or 0.0
+    return {
+        "name": "accuracy",
+        "passed": old - new <= allowed + 1e-12,
+        "candidate": new,
+        "baseline": old,
+        "max_drop": allowed,
+        "text": (
             f"accuracy {new:.4f} against {old:.4f} on the test split of {data}, allowed drop "
             f"{allowed:.4f}"
-        )
-        passed = old - new <= allowed + 1e-12
-        gates.append(
-            {
-                "name": "accuracy",
-                "passed": passed,
-                "candidate": new,
-                "baseline": old,
-                "max_drop": allowed,
-                "text": text,
-            }
-        )
-    return gates
+        ),
+    }
 
 
 def _show(result: dict[str, Any], strict: bool) -> None:

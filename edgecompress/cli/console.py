@@ -45,28 +45,13 @@ BatchSize = Annotated[int | None, typer.Option("--batch-size", envvar=env("BATCH
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", help="resize images to this side", min=8)
 ]
-Resize = Annotated[
-    int | None,
-    typer.Option(
-        "--resize", help="the shorter side before the image is cut from the middle", min=8
-    ),
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="skip corrupt images, and report how many")
 ]
-Normalize = Annotated[
-    str,
-    typer.Option(
-        "--normalize", help="mean and standard deviation: data (the training split's) or imagenet"
-    ),
-]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="skip corrupt images, and say how many")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in -o")]
 ExistOk = Annotated[bool, typer.Option("--exist-ok", help="overwrite a folder in use")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, nothing else")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show the plan for each layer")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="no progress")]
 Debug = Annotated[bool, typer.Option("--debug", help="tracebacks")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="check everything, print the recipe, do nothing")
-]
 
 
 def stderr() -> Console:
@@ -94,19 +79,6 @@ def print_line(text: str, stream: Any = None) -> None:
 def print_json(value: Any) -> None:
     """The one JSON object of `--json`."""
     print_line(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str))
-
-
-def origins(context: typer.Context, places: dict[str, str]) -> dict[str, str]:
-    """Where each value came from, for `resolved.yaml`: `places` maps a parameter's name to its
-    place in the recipe.
-    """
-    names = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment"}
-    found = {}
-    for parameter, place in places.items():
-        source = context.get_parameter_source(parameter)
-        if source is not None and source.name in names:
-            found[place] = names[source.name]
-    return found
 
 
 class Bars:

@@ -136,7 +136,7 @@ def emulate(
     from edgecompress.emulate import topology as topologies
     from edgecompress.errors import UsageError
     from edgecompress.online.codec import CODECS, EXCHANGES
-    from edgecompress.rundir import check_root, default_root
+    from edgecompress.run.directory import check_root, default_root
     from edgecompress.units import parse_amount, parse_duration, parse_share
 
     if backend not in ("auto", "netem", "wirefilter", "none"):

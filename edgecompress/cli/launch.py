@@ -12,54 +12,43 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgecompress.cli.console import Bars, print_json, print_line, stderr, stdout, table
+from edgecompress.errors import UsageError
 from edgecompress.units import format_count
 
 if TYPE_CHECKING:
+    from edgecompress.cli.options import RunOptions
     from edgecompress.pipeline import Outcome
     from edgecompress.recipe import Recipe
 
 
-def launch(
-    recipe: Recipe,
-    origins: Mapping[str, str],
-    *,
-    output: Path | None,
-    resume: bool,
-    exist_ok: bool,
-    as_json: bool,
-    verbose: bool,
-    quiet: bool,
-    dry_run: bool,
-) -> None:
+def launch(recipe: Recipe, origins: Mapping[str, str], options: RunOptions) -> None:
     """Execute `recipe`; ends the command with exit code 3 when a target was missed."""
     from edgecompress import pipeline
     from edgecompress.prepare import prepare
     from edgecompress.recipe import to_yaml
-    from edgecompress.rundir import check_root, default_root
-    from edgecompress.stages import STAGES
+    from edgecompress.run.directory import check_root, default_root
 
-    if resume and output is None:
-        from edgecompress.errors import UsageError
-
+    if options.resume and options.output is None:
         raise UsageError("--resume without -o: name the folder of the run that was stopped")
-    root = output or default_root(recipe.command, recipe.model)
-    if not int(os.environ.get("RANK", "0")):
-        check_root(root, resume=resume, exist_ok=exist_ok)
-    if dry_run:
+    root = options.output or default_root(recipe.command, recipe.model)
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        check_root(root, resume=options.resume, exist_ok=options.exist_ok)
+    if options.dry_run:
         prepare(recipe)
         print_line(to_yaml(recipe, origins).rstrip())
         return
-    if int(os.environ.get("RANK", "0")):
-        beside(recipe, root, resume=resume)
+    if not first:
+        beside(recipe, root, resume=options.resume)
         return
-    bars = Bars(quiet=quiet or as_json)
+    bars = Bars(quiet=options.quiet or options.as_json)
     try:
         outcome = pipeline.execute(
-            recipe, STAGES, root, resume=resume, reporter=bars, origins=origins
+            recipe, root, resume=options.resume, reporter=bars, origins=origins
         )
     finally:
         bars.close()
-    show(outcome, as_json=as_json, verbose=verbose)
+    show(outcome, as_json=options.as_json, verbose=options.verbose)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
@@ -69,20 +58,19 @@ def beside(recipe: Recipe, root: Path, *, resume: bool) -> None:
     said, and nothing stays on disk.
     """
     from edgecompress import pipeline
-    from edgecompress.stages import STAGES
 
     with tempfile.TemporaryDirectory() as name:
         own = Path(name) / "run"
         if resume:
             shutil.copytree(root, own)
-        pipeline.execute(recipe, STAGES, own, resume=resume)
+        pipeline.execute(recipe, own, resume=resume)
 
 
 def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
     """Print the result of a run."""
-    from edgecompress.result import score_name, written
+    from edgecompress.run.result import score_name, written
 
-    result: dict[str, Any] = outcome.state.numbers["result"]
+    result: dict[str, Any] = outcome.result
     if as_json:
         print_json(written(result))
         return

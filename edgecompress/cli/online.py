@@ -144,7 +144,7 @@ def serve(
     """
     from edgecompress import lesson as lessons
     from edgecompress.online.secure import chosen
-    from edgecompress.rundir import default_root
+    from edgecompress.run.directory import default_root
     from edgecompress.units import parse_duration
 
     tls, timeout = chosen(tls_ca, tls_cert, tls_key, insecure), parse_duration(wait)
@@ -266,7 +266,7 @@ def run(
     from edgecompress import lesson as lessons
     from edgecompress.errors import UsageError
     from edgecompress.online.secure import chosen
-    from edgecompress.rundir import default_root
+    from edgecompress.run.directory import default_root
     from edgecompress.units import parse_duration
 
     tls, longest = chosen(tls_ca, tls_cert, tls_key, insecure), parse_duration(patience)

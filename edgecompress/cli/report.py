@@ -17,7 +17,7 @@ def report(
 ) -> None:
     """Write report.html again from a run's result.json and history.csv."""
     from edgecompress.report.html import write_report
-    from edgecompress.result import read
+    from edgecompress.run.result import read
 
     if not (root / "result.json").is_file():
         raise UsageError(f"'{root}' has no result.json: give the folder of a run that ended")

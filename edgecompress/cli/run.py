@@ -8,40 +8,24 @@ from typing import Annotated
 
 import typer
 
-from edgecompress.cli.console import (
-    Debug,
-    DryRun,
-    ExistOk,
-    Json,
-    Output,
-    Quiet,
-    Resume,
-    Verbose,
-    env,
-)
+from edgecompress.cli.console import env
+from edgecompress.cli.options import Given, RunOptions, options_of, verb
+
+RecipeFile = Annotated[
+    Path, typer.Argument(help="a .yaml file, or the name of a recipe (edgecompress recipe ls)")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="a.b=c over the recipe, e.g. stages.0.epochs=3"),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option("--variant", help="other values that the recipe holds by name, e.g. full"),
+]
 
 
-def run(
-    recipe: Annotated[
-        Path, typer.Argument(help="a .yaml file, or the name of a recipe (edgecompress recipe ls)")
-    ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="a.b=c over the recipe, e.g. stages.0.epochs=3"),
-    ] = None,
-    variant: Annotated[
-        str | None,
-        typer.Option("--variant", help="other values that the recipe holds by name, e.g. full"),
-    ] = None,
-    output: Output = None,
-    resume: Resume = False,
-    exist_ok: ExistOk = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    dry_run: DryRun = False,
-) -> None:
+@verb(options_of(RunOptions, "Run"))
+def run(recipe: RecipeFile, given: Given, set_: Set = None, variant: Variant = None) -> None:
     """Run the stages of a recipe.
 
     Example: edgecompress run recipes/vgg16-4mb.yaml --set seed=1
@@ -63,14 +47,4 @@ def run(
         | dict.fromkeys(environment, "environment")
         | dict.fromkeys(overrides, "command line")
     )
-    launch(
-        loaded,
-        origins,
-        output=output,
-        resume=resume,
-        exist_ok=exist_ok,
-        as_json=as_json,
-        verbose=verbose,
-        quiet=quiet,
-        dry_run=dry_run,
-    )
+    launch(loaded, origins, given.run_options())

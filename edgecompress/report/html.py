@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from edgecompress import files
 from edgecompress.report import plots
-from edgecompress.result import score_name
+from edgecompress.run.result import score_name
 from edgecompress.units import format_count, format_duration, format_size
 
 

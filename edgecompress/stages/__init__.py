@@ -1,42 +1,56 @@
-"""What each stage of a recipe does. `STAGES` maps the name in the recipe to the function that the
-pipeline calls.
+"""The stages that a recipe may name. A new stage is a file here, and a line in `STAGES`.
+
+Importing this imports no torch: the work of a stage is imported when it runs.
 """
 
 from __future__ import annotations
 
-from edgecompress.pipeline import Stage
-from edgecompress.stages.compare import compare
-from edgecompress.stages.distill import distill
-from edgecompress.stages.gradual import gradual
-from edgecompress.stages.int8 import qat
-from edgecompress.stages.measure import measure
-from edgecompress.stages.merge import merge
-from edgecompress.stages.plan import plan
-from edgecompress.stages.profile import profile
-from edgecompress.stages.prune import prune
-from edgecompress.stages.search import search
-from edgecompress.stages.ship import export, quantize
-from edgecompress.stages.simplify import shrink, simplify
-from edgecompress.stages.teacher import load, teacher, train
+from edgecompress.run.stage import Stage
+from edgecompress.stages.compare import CompareStage
+from edgecompress.stages.distill import DistillStage
+from edgecompress.stages.export import ExportStage
+from edgecompress.stages.gradual import GradualStage
+from edgecompress.stages.load import LoadStage
+from edgecompress.stages.measure import MeasureStage
+from edgecompress.stages.merge import MergeStage
+from edgecompress.stages.plan import PlanStage
+from edgecompress.stages.profile import ProfileStage
+from edgecompress.stages.prune import PruneStage
+from edgecompress.stages.qat import QatStage
+from edgecompress.stages.quantize import QuantizeStage
+from edgecompress.stages.search import SearchStage
+from edgecompress.stages.shrink import ShrinkStage
+from edgecompress.stages.simplify import SimplifyStage
+from edgecompress.stages.teacher import TeacherStage
+from edgecompress.stages.train import TrainStage
 
-STAGES: dict[str, Stage] = {
-    "train": train,
-    "load": load,
-    "teacher": teacher,
-    "simplify": simplify,
-    "plan": plan,
-    "prune": prune,
-    "gradual": gradual,
-    "profile": profile,
-    "shrink": shrink,
-    "distill": distill,
-    "merge": merge,
-    "compare": compare,
-    "search": search,
-    "qat": qat,
-    "export": export,
-    "quantize": quantize,
-    "measure": measure,
-}
+STAGES: list[type[Stage]] = [
+    TrainStage,
+    LoadStage,
+    TeacherStage,
+    SimplifyStage,
+    PlanStage,
+    PruneStage,
+    GradualStage,
+    ProfileStage,
+    ShrinkStage,
+    DistillStage,
+    MergeStage,
+    CompareStage,
+    QatStage,
+    ExportStage,
+    QuantizeStage,
+    SearchStage,
+    MeasureStage,
+]
+"""Every stage, in the order in which they are documented."""
 
-__all__ = ["STAGES"]
+
+def stage_name(kind: type[Stage]) -> str:
+    """What a recipe calls the stage `kind`."""
+    return str(kind.model_fields["stage"].default)
+
+
+def stage_names() -> tuple[str, ...]:
+    """Every `stage:` that a recipe may name."""
+    return tuple(stage_name(kind) for kind in STAGES)

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from edgecompress.data import Images
-from edgecompress.errors import UsageError
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import portable
 from edgecompress.export import quantize as quantizer
@@ -25,10 +24,12 @@ from edgecompress.measure import machine, runtime
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
-from edgecompress.pipeline import Context, State
-from edgecompress.settings import ExportStage
+from edgecompress.run.context import Context
+from edgecompress.run.state import StageRow, State
+from edgecompress.stages.export import ExportStage
+from edgecompress.stages.fields import Training
 from edgecompress.train.batches import evaluate
-from edgecompress.train.fit import FitResult, Hooks, Loss, label_loss
+from edgecompress.train.fit import FitResult, Hooks, Loss, fit, label_loss
 from edgecompress.train.history import EpochRow
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import FitSettings, default_settings
@@ -37,32 +38,7 @@ FORMAT_OF = {"int8": "int8-qdq", "fp16": "fp16", "none": "fp32"}
 """The file format that a choice of `--quantize` other than auto stands for."""
 
 
-def fit_settings(
-    context: Context, model: nn.Module, wanted: Any, epochs: int | None = None
-) -> FitSettings:
-    """The recipe's training values over the defaults for this network and data; `epochs` is the
-    default number of epochs.
-    """
-    settings = default_settings(model, context.data, epochs, has_norm(model))
-    given = {key: value for key in _CHOSEN if (value := getattr(wanted, key)) is not None}
-    own = {
-        key: value
-        for key in ("flip", "shift", "cutout")
-        if (value := getattr(wanted, key)) is not None
-    }
-    augmentation = replace(context.data.augmentation, **own)
-    return replace(
-        settings,
-        **given,
-        schedule=wanted.lr_schedule,
-        clip=wanted.clip,
-        augmentation=augmentation,
-        view_seed=context.seed,
-        views=getattr(wanted, "views", None),
-    )
-
-
-_CHOSEN = (
+TRAINING_FIELDS = (
     "epochs",
     "batch_size",
     "learning_rate",
@@ -73,37 +49,95 @@ _CHOSEN = (
     "dropout",
     "precision",
 )
+"""Fields of `Training` that `FitSettings` has under the same name; None takes the default."""
 
 
-def fixed_teacher(
-    context: Context, state: State, chosen: FitSettings, wanted: Any = None
-) -> FixedTeacher:
-    """The state's teacher with its table of logits for the views of this training."""
-    if state.teacher is None:
-        raise UsageError("this stage needs a teacher: put a stage teacher, train or load before it")
-    temperature = getattr(wanted, "temperature", None) or DEFAULTS["kl"][0]
-    return FixedTeacher(
-        state.teacher,
-        context.data,
-        context.device,
-        preprocess=None if state.mentor is None else state.mentor.preprocess,
-        augmentation=chosen.augmentation,
-        view_seed=chosen.view_seed,
-        top_k=getattr(wanted, "top_k", None),
-        temperature=temperature,
-        folder=cache_dir() / "teacher-logits",
-        on_step=context.progress("ask the teacher"),
+def fit_settings(
+    context: Context,
+    model: nn.Module,
+    training: Training,
+    epochs: int | None = None,
+    views: int | None = None,
+) -> FitSettings:
+    """The recipe's training values over the defaults for this network and data.
+
+    `epochs` is the default number of epochs, `views` that of augmented views per image.
+    """
+    defaults = default_settings(model, context.data, epochs, has_norm(model))
+    augmentation = replace(
+        context.data.augmentation, **_given(training, ("flip", "shift", "cutout"))
+    )
+    return replace(
+        defaults,
+        **_given(training, TRAINING_FIELDS),
+        schedule=training.lr_schedule,
+        clip=training.clip,
+        augmentation=augmentation,
+        view_seed=context.seed,
+        views=views,
     )
 
 
-def learning_loss(context: Context, state: State, wanted: Any, chosen: FitSettings) -> Loss:
-    """Hinton's loss when the state has a teacher, else cross-entropy; `chosen` says how images are
-    augmented.
-    """
+def _given(training: Training, names: tuple[str, ...]) -> dict[str, Any]:
+    values = {name: getattr(training, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def train_model(
+    context: Context,
+    model: nn.Module,
+    loss: Loss,
+    settings: FitSettings,
+    hooks: Hooks,
+    seed: int | None = None,
+) -> FitResult:
+    """Train `model` in place on the context's data and device; `seed` None takes the stage's."""
+    return fit(
+        model.to(context.device),
+        context.data,
+        loss,
+        settings,
+        seed=context.seed if seed is None else seed,
+        device=context.device,
+        hooks=hooks,
+    )
+
+
+def fixed_teacher(
+    context: Context,
+    state: State,
+    settings: FitSettings,
+    temperature: float | None = None,
+    top_k: int | None = None,
+) -> FixedTeacher:
+    """The state's teacher, with its cached logits for the views that `settings` train on."""
+    teacher = state.need_teacher()
+    return FixedTeacher(
+        teacher.module,
+        context.data,
+        context.device,
+        preprocess=teacher.preprocess,
+        augmentation=settings.augmentation,
+        view_seed=settings.view_seed,
+        top_k=top_k,
+        temperature=temperature or DEFAULTS["kl"][0],
+        folder=cache_dir() / "teacher-logits",
+        on_step=context.progress("logits of the teacher"),
+    )
+
+
+def learning_loss(
+    context: Context,
+    state: State,
+    settings: FitSettings,
+    temperature: float | None = None,
+    alpha: float | None = None,
+) -> Loss:
+    """Hinton's loss when the state has a teacher, else cross-entropy."""
     if state.teacher is None:
         return label_loss
-    temperature, alpha = getattr(wanted, "temperature", None), getattr(wanted, "alpha", None)
-    return learning_from(fixed_teacher(context, state, chosen, wanted), "kl", temperature, alpha)
+    teacher = fixed_teacher(context, state, settings, temperature)
+    return learning_from(teacher, "kl", temperature, alpha)
 
 
 def watched(context: Context, text: str, patience: int | None = None) -> Hooks:
@@ -117,27 +151,14 @@ def watched(context: Context, text: str, patience: int | None = None) -> Hooks:
     return Hooks(context.progress(text), on_epoch, patience=patience)
 
 
-def with_row(state: State, name: str, accuracy: float, params: int, **more: Any) -> State:
-    """A copy of `state` with one more stage row; `accuracy` is validation, 0..1."""
-    return replace(
-        state, rows=(*state.rows, {"name": name, "accuracy": accuracy, "params": params, **more})
-    )
-
-
-def with_history(state: State, stage: str, result: FitResult | None) -> State:
-    """A copy of `state` with the epochs of one training."""
-    if result is None:
-        return state
-    rows = [
-        {"stage": stage, **row.as_dict(), "chosen": row.epoch == result.best_epoch}
-        for row in result.history
-    ]
-    return replace(state, history=(*state.history, *rows))
-
-
 def count(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in model.parameters())
+
+
+def validation_row(context: Context, name: str, model: nn.Module) -> StageRow:
+    """A row for `model` as it stands: its accuracy on validation, and its parameters."""
+    return StageRow(name, validation_accuracy(context, model), count(model))
 
 
 def validation_accuracy(context: Context, model: nn.Module) -> float:
@@ -168,10 +189,8 @@ def input_spec(context: Context, accuracy: float = 0.0) -> InputSpec:
 
 def export_settings(context: Context) -> ExportStage:
     """How the recipe wants its files."""
-    return next(
-        (stage for stage in context.recipe.stages if stage.stage == "export"),
-        ExportStage(stage="export"),
-    )
+    given = (stage for stage in context.recipe.stages if isinstance(stage, ExportStage))
+    return next(given, ExportStage())
 
 
 def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx.ModelProto:

@@ -4,38 +4,57 @@ holds.
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
-from edgecompress.methods import sparsify
-from edgecompress.pipeline import Context, State
-from edgecompress.settings import ProfileStage
-from edgecompress.stages.common import count, validation_accuracy, with_row
+from pydantic import JsonValue
+
+from edgecompress.run.stage import Stage, StageResult
+from edgecompress.stages.fields import Share, recipe_only
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecompress.run.context import Context
+    from edgecompress.run.state import State
 
 
-def profile(context: Context, settings: ProfileStage, state: State) -> State:
-    """Write `numbers["profile"]`; the network stays as it is."""
-    model = state.need_model()
-    done = iter(range(len(settings.levels) + 2))
+class ProfileStage(Stage):
+    """The share that global magnitude pruning takes from each layer at each level, and the accuracy
+    there; the network is not changed.
+    """
 
-    def accuracy_of(network: nn.Module) -> float:
-        context.reporter.step(next(done), len(settings.levels) + 1, "profile")
-        return validation_accuracy(context, network)
+    stage: Literal["profile"] = "profile"
+    levels: tuple[Share, ...] = recipe_only(tuple(level / 20 for level in range(1, 20)))
+    """Shares of all weights that are zeroed."""
+    tolerance: Share = 0.01
+    """Accuracy that may be lost while it still holds, absolute."""
 
-    found = sparsify.profile(model, accuracy_of, settings.levels, settings.tolerance)
-    model.cpu()
-    numbers = {
-        "levels": list(found.levels),
-        "layers": {name: list(shares) for name, shares in found.layers.items()},
-        "accuracy": list(found.accuracy),
-        "unpruned": found.unpruned,
-        "tolerance": found.tolerance,
-        "holds_to": found.holds_to,
-    }
-    note = (
-        f"accuracy holds up to {found.holds_to:.0%} of the weights at zero (within "
-        f"{found.tolerance:.1%} of {found.unpruned:.2%})"
-    )
-    context.reporter.note(note)
-    return with_row(
-        state.with_numbers(profile=numbers), "profile", found.unpruned, count(model), note=note
-    )
+    def run(self, context: Context, state: State) -> StageResult:
+        """The profile is a section of the result; the network stays as it is."""
+        from edgecompress.methods import sparsify
+        from edgecompress.run.state import StageRow
+        from edgecompress.stages.common import count, validation_accuracy
+
+        model = state.need_model()
+        done = iter(range(len(self.levels) + 2))
+
+        def accuracy_of(network: nn.Module) -> float:
+            context.reporter.step(next(done), len(self.levels) + 1, "profile")
+            return validation_accuracy(context, network)
+
+        found = sparsify.profile(model, accuracy_of, self.levels, self.tolerance)
+        section: dict[str, JsonValue] = {
+            "levels": list(found.levels),
+            "layers": {name: list(shares) for name, shares in found.layers.items()},
+            "accuracy": list(found.accuracy),
+            "unpruned": found.unpruned,
+            "tolerance": found.tolerance,
+            "holds_to": found.holds_to,
+        }
+        note = (
+            f"accuracy holds up to {found.holds_to:.0%} of the weights at zero (within "
+            f"{found.tolerance:.1%} of {found.unpruned:.2%})"
+        )
+        context.reporter.note(note)
+        row = StageRow("profile", found.unpruned, count(model), note=note)
+        return StageResult(state.with_section("profile", section).with_row(row))

@@ -1,160 +1,85 @@
-"""Stages `train`, `load` and `teacher`: where networks come from."""
+"""Stage `teacher`: the network to learn from, out of a checkpoint or trained here."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import nn
+from pydantic import model_validator
 
-from edgecompress import checkpoint
-from edgecompress.core.simplify import FoldedPool, find_pools, fold_pool, unfold_pool
-from edgecompress.export import onnx as onnx_export
-from edgecompress.measure.cost import cost
-from edgecompress.models.registry import ModelSource, build
-from edgecompress.models.weights import load_weights
-from edgecompress.pipeline import Context, State, seed_everything
-from edgecompress.prepare import check_teacher
-from edgecompress.settings import LoadStage, TeacherStage, TrainStage
-from edgecompress.stages.common import (
-    count,
-    fit_settings,
-    input_spec,
-    validation_accuracy,
-    watched,
-    with_history,
-    with_row,
-)
-from edgecompress.train.fit import FitResult, fit, smoothed
-from edgecompress.train.freeze import before_last
-from edgecompress.train.init import has_norm, unit_variance_init
+from edgecompress.run.stage import Setup, StageResult
+from edgecompress.stages.fields import FromScratch, recipe_only
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecompress.run.context import Context
+    from edgecompress.run.state import State
+    from edgecompress.train.fit import FitResult
 
 
-def train(context: Context, settings: TrainStage, state: State) -> State:
-    """Train the recipe's network on the labels, from scratch or from given weights."""
-    model, result = trained(context, settings, state.source)
-    accuracy = validation_accuracy(context, model)
-    state = with_history(replace(state, model=model.cpu()), "train", result)
-    return baseline(
-        context, with_row(state, "train" if result else "weights", accuracy, count(model))
-    )
+class TeacherStage(FromScratch):
+    """The network to learn from: that of a `checkpoint`, or a `model` by name, trained here (with 0
+    epochs: as it is built).
 
-
-def teacher(context: Context, settings: TeacherStage, state: State) -> State:
-    """Bring the network to learn from: out of a checkpoint, or trained here on the labels."""
-    mentor = check_teacher(settings, context.recipe, context.data)
-    own, result = context.as_read_by(mentor), None
-    if settings.checkpoint is not None:
-        named = {settings.model, context.recipe.model}
-        model, _ = checkpoint.load(
-            Path(settings.checkpoint),
-            allow_code=mentor.source.name if mentor.source.name in named else None,
-        )
-    else:
-        model, result = trained(own, settings, mentor.source)
-    accuracy = validation_accuracy(own, model)
-    state = with_history(replace(state, teacher=model.cpu(), mentor=mentor), "teacher", result)
-    state = with_row(state, f"teacher {mentor.source.name}", accuracy, count(model))
-    return state.with_numbers(teacher=described(own, model, accuracy))
-
-
-def trained(
-    context: Context, settings: TrainStage | TeacherStage, source: ModelSource
-) -> tuple[nn.Module, FitResult | None]:
-    """The network of `source` after the training that `settings` ask for; without epochs, as it
-    begins.
+    With a checkpoint, `model` only names again the user's own code that builds it
+    (`file.py:factory`).
     """
-    model, folds = start(context, source, settings.weights)
-    model.to(context.device)
-    result = None
-    chosen = fit_settings(context, model, settings)
-    if chosen.epochs:
-        if settings.train_last is not None:
-            chosen = replace(chosen, frozen=before_last(model, settings.train_last))
-        hooks = watched(context, f"train {source.name}", settings.patience)
-        loss = smoothed(settings.label_smoothing)
-        result = fit(
-            model, context.data, loss, chosen, seed=context.seed, device=context.device, hooks=hooks
-        )
-    return unfolded(model.cpu(), folds), result
 
+    stage: Literal["teacher"] = "teacher"
+    checkpoint: str | None = recipe_only(None)
+    """model.safetensors of a run."""
+    model: str | None = recipe_only(None)
+    """A name, or the user's own code."""
+    teaches = True
 
-def unfolded(model: nn.Module, folds: list[FoldedPool]) -> nn.Module:
-    """`model`, perhaps cut since its pools were folded, with them as they were."""
-    for fold in reversed(folds):
-        width = model.get_submodule(fold.linear).get_parameter("weight").shape[1]
-        model = unfold_pool(model, replace(fold, channels=width // (fold.read[0] * fold.read[1])))
-    return model
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TeacherStage:
+        if self.checkpoint is None and self.model is None:
+            raise ValueError("give checkpoint (a trained teacher) or model (a name, trained here)")
+        return self
 
+    def inputs(self) -> tuple[Path, ...]:
+        """Its checkpoint, or the file of weights."""
+        return tuple(Path(name) for name in (self.checkpoint, self.weights) if name is not None)
 
-def start(
-    context: Context, source: ModelSource, weights: str | None
-) -> tuple[nn.Module, list[FoldedPool]]:
-    """The network to train, and the pools that were folded for training.
+    def own_code(self) -> frozenset[str]:
+        """Its model."""
+        return frozenset() if self.model is None else frozenset({self.model})
 
-    A plain network (no normalisation) that classifies is initialised layer by layer to unit
-    variance. Where a pool only copies values (VGG16 on 32×32), it is trained in the folded
-    coordinates, which compute the same function with 100 M weights less to move, and unfolded
-    afterwards.
-    """
-    if weights is not None:
-        return load_weights(source, weights), []
-    with torch.device("meta"):
-        blank = build(source)
-    plain = (
-        not has_norm(blank)
-        and all(p.is_meta for p in blank.parameters())
-        and context.data.task.metric == "accuracy"
-    )
-    if not plain:
-        seed_everything(context.seed)
-        return build(source), []
-    folds = find_pools(blank, context.example)
-    for fold in folds:
-        blank = fold_pool(blank, fold)
-    model = blank.to_empty(device="cpu")
-    seed_everything(context.seed)
-    unit_variance_init(model, context.data.normalised(context.data.train.pixels[:128]))
-    return model, folds
+    def check(self, setup: Setup) -> Setup:
+        """The teacher must know the classes of the data."""
+        from edgecompress.stages.checkpoints import check_teacher
 
+        return replace(setup, teacher=check_teacher(self, setup.recipe, setup.data))
 
-def load(context: Context, settings: LoadStage, state: State) -> State:
-    """Take the network of a checkpoint."""
-    model, manifest = checkpoint.load(Path(settings.checkpoint), allow_code=context.recipe.model)
-    accuracy = validation_accuracy(context, model)
-    model.cpu()
-    state = replace(state, model=model, source=manifest.model)
-    return baseline(context, with_row(state, "load", accuracy, count(model)))
+    def run(self, context: Context, state: State) -> StageResult:
+        """The network is the teacher of what follows, and the baseline."""
+        from edgecompress.run.state import Network
+        from edgecompress.stages.checkpoints import check_teacher
+        from edgecompress.stages.common import validation_row
+        from edgecompress.stages.train.work import baseline_of
 
+        teacher = check_teacher(self, context.recipe, context.data)
+        own = context.reading_as(teacher.preprocess)
+        model, result = self._network(context, own)
+        row = validation_row(own, f"teacher {teacher.source.name}", model)
+        network = Network(model.cpu(), teacher.source, teacher.preprocess)
+        state = replace(state, teacher=network, teacher_given=True)
+        state = state.with_history("teacher", result).with_row(row)
+        return StageResult(replace(state, baseline=baseline_of(own, model, row.accuracy)))
 
-def baseline(context: Context, state: State) -> State:
-    """Note what the network costs before anything is done to it. It is the teacher, where the
-    recipe brings no other.
-    """
-    model = state.need_model()
-    state = state.with_numbers(layers=[asdict(row) for row in cost(model, context.example).layers])
-    if state.mentor is not None:
-        return state
-    return state.with_numbers(teacher=described(context, model, state.rows[-1]["accuracy"]))
+    def _network(self, context: Context, own: Context) -> tuple[nn.Module, FitResult | None]:
+        """The network, and how it was trained here."""
+        from edgecompress import checkpoint
+        from edgecompress.stages.checkpoints import check_teacher
+        from edgecompress.stages.train.work import trained
 
-
-def described(context: Context, model: nn.Module, accuracy: float) -> dict[str, Any]:
-    """What `result.json` says of a teacher; where the stage `measure` follows, its fp32 ONNX is
-    written.
-    """
-    costs = cost(model, context.example)
-    found: dict[str, Any] = {
-        "params": costs.params,
-        "macs": costs.macs,
-        "validation_accuracy": accuracy,
-    }
-    if any(stage.stage == "measure" for stage in context.recipe.stages):
-        path = context.folder / "teacher.onnx"
-        proto = onnx_export.to_onnx(model, context.example, input_spec(context).metadata())
-        found |= {
-            "bytes": onnx_export.save(proto, path),
-            "onnx": str(path.relative_to(context.run.root)),
-        }
-    return found
+        source = check_teacher(self, context.recipe, context.data).source
+        if self.checkpoint is None:
+            return trained(own, self, source)
+        named = source.name in {self.model, context.recipe.model}
+        return checkpoint.load(Path(self.checkpoint), allow_code=source.name if named else None)[
+            0
+        ], None

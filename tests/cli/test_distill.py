@@ -166,8 +166,11 @@ def test_a_student_may_read_larger_images_than_its_teacher(trained: Path, tmp_pa
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (["--loss", "kld"], "'kl', 'softmax-mse' or 'dkd'"),
-        (["--mode", "sideways"], "'offline', 'online' or 'mutual'"),
+        (["--loss", "kld"], "'--loss': 'kld' is not one of 'kl', 'softmax-mse', 'dkd'"),
+        (
+            ["--mode", "sideways"],
+            "'--mode': 'sideways' is not one of 'offline', 'online', 'mutual'",
+        ),
         (["--loss", "dkd", "--top-k", "2"], "top_k applies to loss kl"),
         (["--mode", "mutual", "--loss", "dkd"], "mode mutual has a loss of its own"),
         (["--mode", "online", "--features", "hint"], "need a fixed teacher"),

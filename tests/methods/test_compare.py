@@ -95,7 +95,7 @@ def test_equal_differences_of_shares_are_ties() -> None:
 
 
 def test_no_two_runs_share_a_repeats_seed() -> None:
-    from edgecompress.stages.compare import seed_of
+    from edgecompress.stages.compare.work import seed_of
 
     seeds = [seed_of(1000 * seed + 1, repeat) for seed in range(200) for repeat in range(50)]
     assert len({*seeds}) == len(seeds)

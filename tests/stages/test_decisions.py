@@ -4,29 +4,21 @@ made.
 
 from __future__ import annotations
 
-from typing import Any
+from edgecompress.run.state import FormatRow, SizePlan
+from edgecompress.stages.measure.work import missed_targets
+from edgecompress.stages.quantize import QuantizeStage
+from edgecompress.stages.quantize.work import choose, formats
 
-from edgecompress.settings import QuantizeStage
-from edgecompress.stages.measure import missed_targets
-from edgecompress.stages.ship import choose, formats
-
-AUTO = QuantizeStage(stage="quantize")
+AUTO = QuantizeStage()
 
 
-def row(form: str, size: int, accuracy: float, p50_ms: float) -> dict[str, Any]:
-    return {
-        "format": form,
-        "bytes": size,
-        "accuracy": accuracy,
-        "p50_ms": p50_ms,
-        "float_layers": [],
-        "file": f"{form}.onnx",
-    }
+def row(form: str, size: int, accuracy: float, p50_ms: float) -> FormatRow:
+    return FormatRow(form, f"{form}.onnx", size, accuracy, p50_ms)
 
 
 def test_a_slow_small_file_loses_to_a_fast_one() -> None:
     rows = [row("fp32", 400, 0.9, 1.0), row("fp16", 200, 0.9, 3.0), row("int8-qdq", 100, 0.9, 2.0)]
-    assert choose(rows, None, AUTO)[0]["format"] == "fp32"
+    assert choose(rows, None, AUTO)[0].format == "fp32"
 
 
 def test_of_equally_fast_files_the_smallest_ships() -> None:
@@ -36,39 +28,43 @@ def test_of_equally_fast_files_the_smallest_ships() -> None:
         row("int8-qdq", 100, 0.9, 1.05),
     ]
     chosen, why = choose(rows, None, AUTO)
-    assert chosen["format"] == "int8-qdq"
+    assert chosen.format == "int8-qdq"
     assert "100 bytes" in why
 
 
 def test_int8_that_loses_more_than_a_point_does_not_ship() -> None:
     rows = [row("fp32", 400, 0.9, 1.0), row("int8-qdq", 100, 0.85, 0.3)]
-    assert choose(rows, None, AUTO)[0]["format"] == "fp32"
+    assert choose(rows, None, AUTO)[0].format == "fp32"
 
 
 def test_a_format_above_the_byte_target_does_not_ship() -> None:
     rows = [row("fp32", 400, 0.9, 0.5), row("fp16", 200, 0.9, 3.0)]
-    planned = {"bytes": 300, "formats": ["fp32", "fp16"]}
-    assert choose(rows, planned, AUTO)[0]["format"] == "fp16"
+    planned = SizePlan(prune=True, formats=("fp32", "fp16"), bytes=300)
+    assert choose(rows, planned, AUTO)[0].format == "fp16"
 
 
 def test_a_forced_format_ships() -> None:
     rows = [row("fp32", 400, 0.9, 0.5), row("int8-qdq", 100, 0.2, 3.0)]
-    assert (
-        choose(rows, None, QuantizeStage(stage="quantize", quantize="int8"))[0]["format"]
-        == "int8-qdq"
-    )
+    assert choose(rows, None, QuantizeStage(quantize="int8"))[0].format == "int8-qdq"
 
 
 def test_formats_follow_the_plan() -> None:
     assert formats(AUTO, None) == ["fp32", "fp16", "int8-qdq"]
-    assert formats(AUTO, {"formats": ["int8-qdq"]}) == ["fp32", "int8-qdq"]
-    assert formats(QuantizeStage(stage="quantize", quantize="none"), None) == ["fp32"]
+    assert formats(AUTO, SizePlan(prune=True, formats=("int8-qdq",))) == ["fp32", "int8-qdq"]
+    assert formats(QuantizeStage(quantize="none"), None) == ["fp32"]
 
 
 def test_every_missed_target_is_named() -> None:
-    planned = {"bytes": 100, "macs": 10, "latency_s": 0.001, "max_drop": 0.01, "smallest_bytes": 90}
-    after = {"bytes": 101, "macs": 11}
-    missed = missed_targets(planned, after, 0.002, 0.02)
+    plan = SizePlan(
+        prune=True,
+        formats=("int8-qdq",),
+        bytes=100,
+        macs=10,
+        latency_s=0.001,
+        max_drop=0.01,
+        smallest_bytes=90,
+    )
+    missed = missed_targets(plan, size=101, macs=11, p50_s=0.002, drop=0.02)
     assert len(missed) == 4
-    assert missed_targets(planned, {"bytes": 100, "macs": 10}, 0.001, 0.01) == []
+    assert missed_targets(plan, size=100, macs=10, p50_s=0.001, drop=0.01) == ()
     assert "90 B" in missed[0]

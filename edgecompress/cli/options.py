@@ -1,0 +1,340 @@
+"""Options of the command line, made from the fields of settings: declared once, taken by every
+verb.
+
+A field's name is the option (`learning_rate` is `--learning-rate`), its description the help, its
+type the choices. A verb takes groups of options and gets the values that were typed, each of which
+knows where it belongs in the recipe and where it came from.
+
+    @verb(DATA, options_of(TrainStage, "Training"), RUN)
+    def train(model: Model, given: Given) -> None:
+        given.launch("train", [given.draft(TrainStage)], model=model)
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BeforeValidator, ValidationError
+from pydantic.fields import FieldInfo
+
+from edgecompress.cli.console import env
+from edgecompress.errors import UsageError
+from edgecompress.run.stage import RunSettings, Strict
+from edgecompress.stages.fields import flag
+
+S = TypeVar("S", bound=Strict)
+ORIGINS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment"}
+"""How `resolved.yaml` calls the sources of values that a user gave."""
+
+
+class RunOptions(Strict):
+    """What decides how a run is carried out, and nothing of its result."""
+
+    output: Path | None = flag(("-o", "--output"), None)
+    """Folder of the run."""
+    resume: bool = False
+    """Continue the run in -o."""
+    exist_ok: bool = False
+    """Overwrite a folder in use."""
+    as_json: bool = flag(("--json",), False)
+    """Print one JSON object, nothing else."""
+    verbose: bool = flag(("-v", "--verbose"), False)
+    """Show widths, parameters and MACs of each layer."""
+    quiet: bool = flag(("-q", "--quiet"), False)
+    """No progress."""
+    debug: bool = False
+    """Tracebacks."""
+    dry_run: bool = False
+    """Check everything, print the recipe, do nothing."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its parameter and flags, the type that the command line parses, and the field of
+    the settings `kinds` that it sets.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    parsed_as: Any
+    default: Any
+    help: str
+    panel: str
+    field: str
+    kinds: tuple[type[Strict], ...]
+
+    def parameter(self) -> inspect.Parameter:
+        """The parameter that Typer reads."""
+        info = typer.Option(
+            *self.flags,
+            help=self.help,
+            envvar=env(self.flags[-1].lstrip("-").replace("-", "_")),
+            show_envvar=False,
+            rich_help_panel=self.panel,
+            show_default=self.default not in (None, False),
+        )
+        kind = inspect.Parameter.KEYWORD_ONLY
+        annotation = Annotated[self.parsed_as, info]  # type: ignore[name-defined]
+        return inspect.Parameter(self.name, kind, default=self.default, annotation=annotation)
+
+
+class Draft(dict[str, Any]):
+    """Values for one settings object, with the option that gave each and where that came from."""
+
+    def __init__(self, values: Mapping[str, Any], sources: Mapping[str, tuple[str, str]]) -> None:
+        super().__init__(values)
+        self.sources = dict(sources)
+
+
+class Given:
+    """The values that a user gave to the options of a verb."""
+
+    def __init__(
+        self, context: typer.Context, options: Sequence[Option], values: Mapping[str, Any]
+    ) -> None:
+        self.options = {option.name: option for option in options}
+        self.values = {name: _plain(value) for name, value in values.items()}
+        self.origins: dict[str, str] = {}
+        for name in self.options:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name in ORIGINS:
+                self.origins[name] = ORIGINS[source.name]
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of the option `name`, its default where it was not given."""
+        return self.values[name]
+
+    def __contains__(self, name: str) -> bool:
+        """Was the option `name` given?"""
+        return name in self.origins
+
+    def draft(self, kind: type[Strict], **values: Any) -> Draft:
+        """The given options of `kind`, and `values`, which the verb itself decides.
+
+        A stage's draft has its name.
+        """
+        draft = Draft({}, {})
+        if (stage := kind.model_fields.get("stage")) is not None:
+            draft["stage"] = stage.default
+        for name, origin in self.origins.items():
+            option = self.options[name]
+            if kind in option.kinds:
+                draft[option.field] = self.values[name]
+                draft.sources[option.field] = (option.flags[-1], origin)
+        draft.update({name: value for name, value in values.items() if value is not None})
+        return draft
+
+    def launch(self, command: str, stages: Sequence[Mapping[str, Any]], *, model: str) -> None:
+        """Check and run the recipe of `stages`."""
+        from edgecompress.cli.launch import launch
+        from edgecompress.recipe import validate
+
+        values = self.draft(RunSettings, command=command, model=model, stages=list(stages))
+        places = dict(_places(values))
+        flags = {place: option for place, (option, _) in places.items()}
+        recipe = validate(values, command, options=flags)
+        origins = {".".join(map(str, place)): origin for place, (_, origin) in places.items()}
+        launch(recipe, {"model": "command line", **origins}, self.run_options())
+
+    def run_options(self) -> RunOptions:
+        """How the run is carried out."""
+        return self.settings(RunOptions)
+
+    def settings(self, kind: type[S]) -> S:
+        """The given options of `kind` over its defaults. Raises `UsageError` with all errors."""
+        from edgecompress.recipe import problems
+
+        draft = self.draft(kind)
+        try:
+            return kind.model_validate(draft)
+        except ValidationError as error:
+            flags = {(name,): option for name, (option, _) in draft.sources.items()}
+            raise UsageError(problems(error, "options", {}, flags)) from error
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterable[tuple[tuple[Any, ...], Any]]:
+    """(place in the recipe, (option, origin)) of every value that an option gave."""
+    if isinstance(value, Draft):
+        for name, source in value.sources.items():
+            yield (*path, name), source
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _places(inner, (*path, name))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _places(inner, (*path, number))
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def options_of(
+    kind: type[Strict],
+    panel: str,
+    *,
+    only: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
+    also: Sequence[type[Strict]] = (),
+) -> list[Option]:
+    """The options of the fields of `kind`, shown in the group `panel`.
+
+    `only` and `without` choose fields, `renamed` gives fields other option names, `also` names
+    settings whose fields of the same names get the values too.
+    """
+    options = []
+    for name, field in kind.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        chosen = name in only if only is not None else not extra.get("recipe_only")
+        if name == "stage" or not chosen or name in without:
+            continue
+        option = _option(name, field, panel, (kind, *also), (renamed or {}).get(name))
+        options.append(option)
+    return options
+
+
+def _option(
+    name: str, field: FieldInfo, panel: str, kinds: tuple[type[Strict], ...], other: str | None
+) -> Option:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    own: Any = extra.get("flags", [f"--{name.replace('_', '-')}"])
+    flags = (f"--{other.replace('_', '-')}",) if other else tuple(own)
+    kind, default = _cli_type(field), field.default
+    if kind is str and default is not None:
+        default = str(default)
+    return Option(
+        name=other or _parameter_of(flags),
+        flags=flags,
+        parsed_as=kind if isinstance(default, bool) else kind | None if default is None else kind,
+        default=_member(kind, default),
+        help=" ".join((field.description or "").split()).removesuffix("."),
+        panel=panel,
+        field=name,
+        kinds=kinds,
+    )
+
+
+def _parameter_of(flags: tuple[str, ...]) -> str:
+    """`--max-drop` as a parameter: the name of the environment variable too."""
+    name = flags[-1].lstrip("-").replace("-", "_")
+    return {"json": "as_json"}.get(name, name)
+
+
+def _cli_type(field: FieldInfo) -> Any:
+    """What the command line parses: bool, int, float, Path, one of some words, or text that the
+    recipe parses (units, lists, a word or a number).
+    """
+    kinds = set(_leaves(field.annotation, bool(_parsers(field.metadata))))
+    words = [word for word in kinds if isinstance(word, str)]
+    if words and len(words) == len(kinds):
+        ordered = [word for word in _literals(field.annotation) if word in words]
+        return Enum("Choice", {word: word for word in ordered}, type=str)
+    return kinds.pop() if len(kinds) == 1 and not words else str
+
+
+def _leaves(annotation: Any, parsed: bool = False) -> Iterable[Any]:
+    """The types, and words of literals, that an annotation allows; text where it is parsed."""
+    if parsed:
+        yield str
+    elif get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        yield from _leaves(inner, bool(_parsers(metadata)))
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _leaves(part)
+    elif annotation in (bool, int, float, Path):
+        yield annotation
+    elif annotation is not type(None):
+        yield str
+
+
+def _literals(annotation: Any) -> list[str]:
+    """The words of all literals in `annotation`, in their order."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [word for part in get_args(annotation) for word in _literals(part)]
+
+
+def _parsers(metadata: Iterable[Any]) -> list[Any]:
+    return [item for item in metadata if isinstance(item, BeforeValidator)]
+
+
+def _member(kind: Any, value: Any) -> Any:
+    """The default as the type of the option has it."""
+    return kind(value) if inspect.isclass(kind) and issubclass(kind, Enum) and value else value
+
+
+DATA = options_of(
+    RunSettings, "Data", only=("data", "image_size", "resize", "normalize", "skip_bad")
+)
+"""Which images, and how they are read."""
+RUN = [
+    *options_of(RunSettings, "Run", only=("seed", "device", "threads")),
+    *options_of(RunOptions, "Run"),
+]
+"""How a run is carried out."""
+
+
+def verb(*groups: Sequence[Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that takes the options of `groups` besides its own arguments; it gets their values
+    as `given`.
+    """
+    options = [option for group in groups for option in group]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(function).parameters.values()
+            if p.name != "given"
+        ]
+
+        def command(**values: Any) -> None:
+            context = values.pop("context")
+            mine = {parameter.name: values.pop(parameter.name) for parameter in own}
+            function(**mine, given=Given(context, options, values))
+
+        parameters = [_CONTEXT, *own, *(option.parameter() for option in options)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__doc__ = function.__doc__
+        command.__name__ = function.__name__
+        return command
+
+    return decorate
+
+
+_CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+
+def for_kinds(options: Sequence[Option], *kinds: type[Strict]) -> list[Option]:
+    """The same options for other settings."""
+    return [replace(option, kinds=kinds) for option in options]
+
+
+class GroupedCommand(typer.core.TyperCommand):
+    """A command whose help shows its options in groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments first, then each group in the order of its first option."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            argument = parameter.param_type_name == "argument"
+            panel = getattr(parameter, "rich_help_panel", None) or "Options"
+            groups.setdefault("Arguments" if argument else panel, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)

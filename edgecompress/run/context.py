@@ -1,0 +1,79 @@
+"""What a stage may use besides the state: the data, the device, its folder, its seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgecompress.data import DataSet, Preprocess
+from edgecompress.run.directory import RunDirectory
+from edgecompress.run.stage import RunSettings
+
+
+class Reporter(Protocol):
+    """Where progress goes. The command line shows bars; a library caller may pass `Silent()`."""
+
+    def stage(self, number: int, total: int, name: str) -> None:
+        """Stage `number` of `total` begins."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """`done` of `total` steps of the work called `text` are done."""
+
+    def note(self, text: str) -> None:
+        """A line for the reader."""
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def stage(self, number: int, total: int, name: str) -> None:
+        """Nothing."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides the state. `folder` is its own; `seed` differs per stage."""
+
+    recipe: RunSettings
+    data: DataSet
+    device: torch.device
+    run: RunDirectory
+    folder: Path
+    seed: int
+    reporter: Reporter
+    threads: int
+
+    @property
+    def example(self) -> Tensor:
+        """One zero image (1, C, H, W) of the data's shape."""
+        return torch.zeros(1, *self.data.image_shape)
+
+    def reading_as(self, preprocess: Preprocess | None) -> Context:
+        """The same context for a network that reads pixels in its own way; None: as the data."""
+        if preprocess is None:
+            return self
+        return replace(self, data=replace(self.data, preprocess=preprocess))
+
+    def progress(self, text: str) -> Callable[[int, int], None]:
+        """An `on_step` for the training loop."""
+        return lambda done, total: self.reporter.step(done, total, text)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

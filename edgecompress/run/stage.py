@@ -1,0 +1,156 @@
+"""What a stage is: settings that a recipe may give, checks before the run, and the work.
+
+A stage is one class in `stages/`: its fields are the keys of the recipe and the options of the
+command line, `check` looks at what it needs before a file is written, `run` does the work.
+Importing it imports no torch, since `--help` is made from the fields: the work is imported inside
+`run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from edgecompress.data import DataSet, Preprocess
+    from edgecompress.models.registry import ModelSource
+    from edgecompress.run.context import Context
+    from edgecompress.run.state import State
+
+
+class Strict(BaseModel):
+    """Frozen settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def given(self, *names: str) -> list[str]:
+        """Those of the fields `names` that differ from their defaults."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """What a teacher of its own kind is built from, and how it reads pixels."""
+
+    source: ModelSource
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run starts with, checked: data, device, what its network is built from, its teacher.
+
+    Stages check it one after the other, and each may change it for those that follow.
+    """
+
+    recipe: RunSettings
+    data: DataSet
+    device: torch.device
+    source: ModelSource
+    teacher: TeacherSource | None = None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage changed: the next state, the stages that are to run after it, and a text for
+    each target that it missed.
+
+    A network that changed is a new `Network` in the state; the one that the stage was given stays
+    as it was. The runner checks that by digests.
+    """
+
+    state: State
+    follow: tuple[Stage, ...] = ()
+    missed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A stage of a run, under the name of its folder and of its row."""
+
+    name: str
+    settings: Stage
+
+
+class Stage(Strict):
+    """Base of all stages. A subclass declares `stage: Literal["its-name"]`."""
+
+    stage: str
+    teaches: ClassVar[bool] = False
+    """It leaves a teacher for the stages that follow."""
+    single_process: ClassVar[bool] = False
+    """Of several processes that train together only the first one runs it and what follows."""
+
+    def checkpoint_files(self) -> tuple[Path, ...]:
+        """Checkpoints whose networks decide how the run reads images."""
+        return ()
+
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file with a network that the stage reads."""
+        return self.checkpoint_files()
+
+    def own_code(self) -> frozenset[str]:
+        """Models (`file.py:factory`) that it names, whose code may therefore run."""
+        return frozenset()
+
+    def teacher_settings(self) -> list[str]:
+        """Names of given settings that mean nothing without a teacher."""
+        return []
+
+    def check(self, setup: Setup) -> Setup:
+        """The setup for the stages that follow. Raises `UsageError` for what cannot work."""
+        return setup
+
+    def check_network(self, setup: Setup, blank: nn.Module) -> None:
+        """Raises `UsageError` when `blank`, the recipe's network on the meta device, lacks what the
+        settings name.
+        """
+
+    def scheduled(self) -> tuple[Scheduled, ...]:
+        """The stages that this entry of a recipe stands for."""
+        return (Scheduled(self.stage, self),)
+
+    def run(self, context: Context, state: State) -> StageResult:
+        """Do the work."""
+        raise TypeError(f"stage '{self.stage}' does not define run")
+
+
+class RunSettings(Strict):
+    """Everything that decides a run: model, data, seed, stages. `recipe.Recipe` reads one."""
+
+    command: str = "run"
+    """The verb that wrote the recipe."""
+    model: str
+    """A name (edgecompress models), pkg.mod:factory or file.py:factory."""
+    data: str = "digits"
+    """digits, cifar10, cifar100, imagenette, imagewoof, sine or folder:DIR."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Random seed."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """CPU threads; default: all cores."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the square images that the network reads; default: as they are."""
+    resize: Annotated[int, Field(ge=8)] | None = None
+    """The shorter side before that square is cut from the middle; default: --image-size."""
+    normalize: Literal["data", "imagenet"] = "data"
+    """Mean and standard deviation: of the training split, or ImageNet's."""
+    skip_bad: bool = False
+    """Skip corrupt images, and report how many."""
+    stages: tuple[Stage, ...]
+    """What is done, in order."""
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of every value: two runs with the same digest do the same."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

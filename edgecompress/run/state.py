@@ -1,0 +1,273 @@
+"""What flows from stage to stage: networks, and typed facts about them.
+
+Everything in a `State` but the networks is plain data: numbers, texts, tuples, mappings and frozen
+dataclasses of these. `run.store` writes it as JSON and reads it back to an equal value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from pydantic import JsonValue
+from torch import nn
+
+from edgecompress.data import Preprocess
+from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.measure.cost import LayerCost
+from edgecompress.models.registry import ModelSource
+from edgecompress.train.fit import FitResult
+
+Section = Mapping[str, JsonValue]
+"""What a stage reports of itself: it stands in `result.json` under the stage's name."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, what it is built from, and how it reads pixels (None: as the run's data does)."""
+
+    module: nn.Module
+    source: ModelSource
+    preprocess: Preprocess | None = None
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One row of the table of stages. `accuracy` is validation, 0..1.
+
+    `wall_s` None takes the time of the stage that adds the row, unless it is not `timed`.
+    """
+
+    name: str
+    accuracy: float
+    params: int
+    wall_s: float | None = None
+    timed: bool = True
+    lossless: bool | None = None
+    at_cut: float | None = None
+    """Validation accuracy after the cut, before the network was trained again."""
+    max_abs_logit_diff: float | None = None
+    bytes: int | None = None
+    test_accuracy: float | None = None
+    note: str | None = None
+
+    def as_dict(self) -> dict[str, JsonValue]:
+        """The row as `result.json` has it: without what it does not know."""
+        known: dict[str, JsonValue] = {k: v for k, v in asdict(self).items() if v is not None}
+        known.pop("timed")
+        return known if self.timed else {**known, "wall_s": None}
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """An epoch of the training called `stage`; `chosen` when its weights were kept."""
+
+    stage: str
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    seconds: float
+    params: int
+    cut: int = 0
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The network that others are compared with, before any lossless step.
+
+    `bytes` and `onnx` (a path in the run directory) are of its fp32 file, which is written only
+    when a stage `measure` follows.
+    """
+
+    params: int
+    macs: int
+    validation_accuracy: float
+    bytes: int | None = None
+    onnx: str | None = None
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """How small the network must become, and in which formats it may ship.
+
+    A limit that is None does not hold. `bytes` is of the file in the first of `formats`, of which
+    `fixed_bytes` do not depend on any width. `floor` is the least share of a group's channels that
+    stays, `round_to` the multiple that widths are rounded to. `amount` is the text it stands for.
+    """
+
+    prune: bool
+    formats: tuple[str, ...]
+    bytes: int | None = None
+    macs: int | None = None
+    params: int | None = None
+    latency_s: float | None = None
+    max_drop: float | None = None
+    floor: float = 0.0
+    round_to: int = 1
+    fixed_bytes: float = 0.0
+    smallest_bytes: int | None = None
+    reason: str = ""
+    amount: str | None = None
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """One number format of the network: its file (a path in the run directory), bytes, validation
+    accuracy, p50 in ms, and the layers that run in float.
+    """
+
+    format: str
+    file: str
+    bytes: int
+    accuracy: float
+    p50_ms: float
+    float_layers: tuple[str, ...] = ()
+    float_bytes: Mapping[str, int] | None = None
+
+    def as_dict(self) -> dict[str, JsonValue]:
+        """The row as `result.json` has it."""
+        values: dict[str, JsonValue] = asdict(self)
+        values["float_layers"] = list(self.float_layers)
+        if self.float_bytes is None:
+            values.pop("float_bytes")
+        return values
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The formats that were made, the one that ships, and why."""
+
+    formats: tuple[FormatRow, ...]
+    chosen: FormatRow
+    reason: str
+
+
+@dataclass(frozen=True)
+class Int8Attempt:
+    """An int8 file that lost too much accuracy, kept while fp16 is planned: its plan, what would
+    have shipped, which targets it missed, and the folder of its files.
+    """
+
+    plan: SizePlan
+    shipped: Shipped
+    missed: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """The student trained without the teacher; `onnx` is a path in the run directory."""
+
+    validation_accuracy: float
+    params: int
+    epochs: int
+    onnx: str
+
+
+@dataclass(frozen=True)
+class LearnedGrid:
+    """Scale and zero point of what each layer reads, from fine-tuning on the int8 grid, and the
+    validation accuracy of the network in float before it (`original`).
+    """
+
+    scales: Mapping[str, tuple[float, int]]
+    original: float
+
+
+@dataclass(frozen=True)
+class State:
+    """What one stage leaves for the next. Teacher and model never share a module."""
+
+    source: ModelSource
+    """What the network of the recipe is built from."""
+    model: Network | None = None
+    """The network that is made smaller."""
+    teacher: Network | None = None
+    """The network that it learns from."""
+    teacher_given: bool = False
+    """The recipe brought the teacher: no stage puts the model in its place."""
+    baseline: Baseline | None = None
+    layers: tuple[LayerCost, ...] = ()
+    """Cost of each layer of the baseline."""
+    plan: SizePlan | None = None
+    """What the file that ships must hold."""
+    prune_plan: SizePlan | None = None
+    """What the current series of prune steps works towards."""
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Channels of each group before the first cut of the run, and now."""
+    folded_pools: tuple[Section, ...] = ()
+    constant_channels: tuple[Section, ...] = ()
+    control: Control | None = None
+    grid: LearnedGrid | None = None
+    exported: bool = False
+    shipped: Shipped | None = None
+    int8_attempt: Int8Attempt | None = None
+    sections: Mapping[str, Section] = field(default_factory=dict)
+    """What stages report of themselves, by the name of the stage."""
+    figures: Section | None = None
+    """The final figures (stage `measure`), as `result.json` has them."""
+    missed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Targets that were missed, a text each, by the stage that found it."""
+    rows: tuple[StageRow, ...] = ()
+    history: tuple[EpochRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises `EdgecompressError` when teacher and model are one module."""
+        if self.model and self.teacher and self.model.module is self.teacher.module:
+            raise EdgecompressError(
+                "teacher and model are the same module, so one would learn from itself: copy it"
+            )
+
+    def need_model(self) -> nn.Module:
+        """The model. Raises `UsageError` when no stage made one."""
+        if self.model is None:
+            raise UsageError("this stage needs a network: put a stage train or load before it")
+        return self.model.module
+
+    def need_teacher(self) -> Network:
+        """The teacher. Raises `UsageError` when no stage brought one."""
+        if self.teacher is None:
+            raise UsageError(
+                "this stage needs a teacher: put a stage teacher, train or load before it"
+            )
+        return self.teacher
+
+    def need_baseline(self) -> Baseline:
+        """The baseline. Raises `UsageError` when no stage measured one."""
+        if self.baseline is None:
+            raise UsageError(
+                "this stage needs a baseline: put a stage train, load or merge before it"
+            )
+        return self.baseline
+
+    def with_model(self, module: nn.Module) -> State:
+        """A copy whose model is `module`, of the same source."""
+        known = self.model
+        source = self.source if known is None else known.source
+        preprocess = None if known is None else known.preprocess
+        return replace(self, model=Network(module, source, preprocess))
+
+    def with_row(self, row: StageRow) -> State:
+        """A copy with one more row."""
+        return replace(self, rows=(*self.rows, row))
+
+    def with_history(self, stage: str, result: FitResult | None) -> State:
+        """A copy with the epochs of one training, which is called `stage`."""
+        if result is None:
+            return self
+        epochs = [
+            EpochRecord(**asdict(row), stage=stage, chosen=row.epoch == result.best_epoch)
+            for row in result.history
+        ]
+        return replace(self, history=(*self.history, *epochs))
+
+    def with_section(self, name: str, section: Section) -> State:
+        """A copy in which the stage `name` reports `section` of itself."""
+        return replace(self, sections={**self.sections, name: section})
+
+    def history_dicts(self) -> list[dict[str, JsonValue]]:
+        """The epochs as `history.csv` and the report have them."""
+        return [asdict(row) for row in self.history]

@@ -1,0 +1,124 @@
+"""The final figures. The test split's labels are read here, once, for the teacher's file and for
+the one that ships.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from edgecompress.errors import UsageError
+from edgecompress.export import onnx as onnx_export
+from edgecompress.measure import latency, runtime
+from edgecompress.measure.cost import Cost, cost
+from edgecompress.measure.latency import Latency
+from edgecompress.measure.runtime import Runtime
+from edgecompress.run.context import Context
+from edgecompress.run.stage import StageResult
+from edgecompress.run.state import SizePlan, State
+from edgecompress.stages.common import make_format, runtime_score
+from edgecompress.stages.export.work import parity
+from edgecompress.stages.measure import MeasureStage
+from edgecompress.units import format_count, format_size
+
+HELD_AGAINST_THE_FILE = ("prune", "gradual", "distill")
+"""Stages whose missed targets a plan replaces: its limits are checked on the file that ships."""
+
+
+def measure(context: Context, settings: MeasureStage, state: State) -> StageResult:
+    """The figures of both files, and the targets that the shipped one misses."""
+    root, model = context.run.root, state.need_model().cpu()
+    baseline = state.need_baseline()
+    if state.shipped is None or baseline.onnx is None or baseline.bytes is None:
+        raise UsageError("stage measure needs a file that ships: put a stage quantize before it")
+    files = (root / baseline.onnx, root / "model.onnx")
+    loaded = [runtime.load(path, threads=context.threads) for path in files]
+    context.reporter.step(1, 4, "latency")
+    times = latency.measure(loaded, samples=settings.samples, limit_s=2.0)
+
+    context.reporter.step(2, 4, "accuracy on the test split")
+    preprocess = None if state.teacher is None else state.teacher.preprocess
+    first = Cost(baseline.params, baseline.macs, ())
+    teacher = _side(context.reading_as(preprocess), loaded[0], times[0], baseline.bytes, first)
+    size, costs = files[1].stat().st_size, cost(model, context.example)
+    student = _side(context, loaded[1], times[1], size, costs)
+
+    context.reporter.step(3, 4, "parity")
+    figures: dict[str, JsonValue] = {
+        "teacher": teacher,
+        "student": student,
+        "parity": asdict(parity(context, model, files[1])),
+    }
+    if (control := _control(context, state)) is not None:
+        figures["control"] = control
+    missed: tuple[str, ...] = ()
+    if state.plan is not None:
+        drop = baseline.validation_accuracy - state.shipped.chosen.accuracy
+        missed = missed_targets(state.plan, size, costs.macs, times[1].percentile(50) / 1e3, drop)
+        others = state.missed.items()
+        kept = {name: texts for name, texts in others if name not in HELD_AGAINST_THE_FILE}
+        state = replace(state, missed=kept)
+    return StageResult(replace(state, figures=figures), missed=missed)
+
+
+def _side(
+    context: Context, loaded: Runtime, taken: Latency, size: int, costs: Cost
+) -> dict[str, JsonValue]:
+    """A file's figures; its score is that of the test split."""
+    return {
+        "bytes": size,
+        "params": costs.params,
+        "macs": costs.macs,
+        **runtime_score(context, loaded, context.data.test),
+        "latency_ms": dict(taken.summary()),
+        "threads": taken.threads,
+    }
+
+
+def _control(context: Context, state: State) -> dict[str, JsonValue] | None:
+    """The figures of the student that was trained without the teacher, in the format that ships."""
+    if state.control is None or state.shipped is None:
+        return None
+    values: dict[str, JsonValue] = asdict(state.control)
+    fp32 = context.run.root / str(values.pop("onnx"))
+    path = _as_shipped(context, fp32, state.shipped.chosen.format)
+    loaded = runtime.load(path, threads=context.threads)
+    return {**values, **runtime_score(context, loaded, context.data.test)}
+
+
+def _as_shipped(context: Context, fp32: Path, form: str) -> Path:
+    """The control's file in the format that ships, so that both are compared alike."""
+    if form == "fp32":
+        return fp32
+    path = fp32.with_name(f"control-{form}.onnx")
+    onnx_export.save(make_format(context, fp32, form), path)
+    return path
+
+
+def missed_targets(
+    plan: SizePlan, size: int, macs: int, p50_s: float, drop: float
+) -> tuple[str, ...]:
+    """A text for each target that a file of `size` bytes, `macs` and latency `p50_s` misses.
+
+    `drop` is the validation accuracy lost against the teacher, 0..1.
+    """
+    missed = []
+    if plan.bytes is not None and size > plan.bytes:
+        smallest = format_size(plan.smallest_bytes or size)
+        missed.append(
+            f"size {size} bytes is above the target {plan.bytes}: the smallest reachable is "
+            f"about {smallest}"
+        )
+    if plan.macs is not None and macs > plan.macs:
+        missed.append(f"{format_count(macs)} MACs are above the target {format_count(plan.macs)}")
+    if plan.latency_s is not None and p50_s > plan.latency_s:
+        missed.append(
+            f"p50 latency {p50_s * 1e3:.3g} ms is above the target {plan.latency_s * 1e3:.3g} ms"
+        )
+    if plan.max_drop is not None and drop > plan.max_drop + 1e-9:
+        missed.append(
+            f"validation accuracy fell by {drop:.2%}, more than the {plan.max_drop:.2%} allowed"
+        )
+    return tuple(missed)

@@ -1,0 +1,47 @@
+"""Stage `plan`: choose the number format and the budgets before a channel is touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from edgecompress.run.stage import Stage, StageResult, Strict
+from edgecompress.stages.fields import Count, Quantize, Seconds, Share, Size, flag, recipe_only
+
+if TYPE_CHECKING:
+    from edgecompress.run.context import Context
+    from edgecompress.run.state import State
+
+
+class Targets(Strict):
+    """What the result must meet; several must all hold."""
+
+    bytes: Size | None = flag("--target", None)
+    """Size of the file: 4MB, 250KiB."""
+    macs: Count | None = flag("--target-macs", None)
+    """Multiply-accumulates per sample: 10M."""
+    latency: Seconds | None = flag("--target-latency", None)
+    """p50 at batch 1 on this machine: 5ms."""
+    max_drop: Share | None = None
+    """Accuracy that may be lost, absolute: 1%; given alone: find the smallest file."""
+
+
+class PlanStage(Stage):
+    """Choose the number format and the budgets for `targets`."""
+
+    stage: Literal["plan"] = "plan"
+    targets: Targets = recipe_only()
+    """bytes, macs, latency, max_drop."""
+    quantize: Quantize = "auto"
+    """Number format of the file."""
+    floor: Share = 0.02
+    """Share of every group's channels that always stays."""
+    round_to: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Widths are multiples of this; auto: 8, exact where 8 leaves over 3 % free."""
+
+    def run(self, context: Context, state: State) -> StageResult:
+        """The state has the plan: formats, budgets, whether to prune, and why."""
+        from edgecompress.stages.plan.work import plan
+
+        return StageResult(plan(context, self, state))

@@ -1,0 +1,163 @@
+"""How the number format and the budgets are chosen.
+
+If the unpruned network meets the targets in some format, nothing is pruned. Else int8 is planned:
+the bytes of the file are those of a weightless candidate (the same network at its narrowest,
+exported and quantized for real) plus the weights in the final format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from edgecompress.core import ChannelGraph, shrink, trace
+from edgecompress.core.select import Budget, cheapest, full_widths, pricer
+from edgecompress.measure import latency, runtime
+from edgecompress.measure.cost import byte_price, cost, mac_price
+from edgecompress.methods.scores import magnitude
+from edgecompress.run.context import Context
+from edgecompress.run.state import SizePlan, State
+from edgecompress.stages.common import FORMAT_OF, candidate
+from edgecompress.stages.plan import PlanStage, Targets
+from edgecompress.units import format_count, format_size
+
+GRAPH_BYTES = 500_000
+"""More than the graph of any network takes without its weights: with this much to spare, no file is
+written to see whether it fits.
+"""
+
+
+@dataclass(frozen=True)
+class Narrowest:
+    """The file at the floors: its bytes, and the part of them that no width changes."""
+
+    bytes: int
+    fixed: float
+
+
+def plan(context: Context, settings: PlanStage, state: State) -> State:
+    """The state with its plan."""
+    model = state.need_model().cpu()
+    graph = trace(model, context.example)
+    limits = _limits(settings.targets)
+    fitting = tuple(
+        form
+        for form in _allowed(settings.quantize)
+        if _fits(context, model, graph, form, settings.targets)
+    )
+    if fitting:
+        reason = f"the unpruned network fits as {', '.join(fitting)}: nothing is pruned"
+        context.reporter.note(reason)
+        kept = replace(limits, prune=False, formats=fitting, reason=reason)
+        return replace(state, plan=kept)
+    form = FORMAT_OF.get(settings.quantize, "int8-qdq")
+    return replace(state, plan=_pruned_plan(context, model, graph, form, settings))
+
+
+def _allowed(quantize: str) -> tuple[str, ...]:
+    return ("fp32", "fp16", "int8-qdq") if quantize == "auto" else (FORMAT_OF[quantize],)
+
+
+def _limits(targets: Targets) -> SizePlan:
+    return SizePlan(
+        prune=True,
+        formats=(),
+        bytes=targets.bytes,
+        macs=targets.macs,
+        latency_s=targets.latency,
+        max_drop=targets.max_drop,
+    )
+
+
+def _fits(
+    context: Context, model: nn.Module, graph: ChannelGraph, form: str, targets: Targets
+) -> bool:
+    """Does the unpruned network meet all targets as `form`? Its file is written only where the sum
+    does not settle it.
+    """
+    if targets.macs is not None and cost(model, context.example, graph).macs > targets.macs:
+        return False
+    weights = pricer(model, graph, byte_price(model, graph, form, 0.0)).cost(full_widths(graph))
+    if targets.bytes is not None and weights > targets.bytes:
+        return False
+    clearly_small = targets.bytes is None or weights + GRAPH_BYTES < targets.bytes
+    if clearly_small and targets.latency is None:
+        return True
+    path = candidate(context, model, form)
+    try:
+        small = targets.bytes is None or path.stat().st_size <= targets.bytes
+        return small and (targets.latency is None or _p50_s(context, path) <= targets.latency)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _p50_s(context: Context, path: Path) -> float:
+    loaded = runtime.load(path, threads=context.threads)
+    return latency.measure([loaded], samples=60, limit_s=1.5)[0].percentile(50) / 1e3
+
+
+def narrowest(
+    context: Context, model: nn.Module, graph: ChannelGraph, form: str, floor: float, round_to: int
+) -> Narrowest:
+    """Export the network at its floors in `form`, and see what the graph itself takes."""
+    scores = magnitude(model, graph, 1)
+    nothing = Budget(byte_price(model, graph, form, 0.0), 0.0)
+    selection = cheapest(model, graph, scores, (nothing,), floor=floor, round_to=round_to)
+    path = candidate(context, shrink(model, selection.keep), form)
+    try:
+        size = path.stat().st_size
+    finally:
+        path.unlink(missing_ok=True)
+    return Narrowest(size, size - selection.costs[0])
+
+
+def _pruned_plan(
+    context: Context, model: nn.Module, graph: ChannelGraph, form: str, settings: PlanStage
+) -> SizePlan:
+    """The plan for `form`: bytes and MACs that the pruned network may take."""
+    round_to = 8 if settings.round_to == "auto" else settings.round_to
+    small = narrowest(context, model, graph, form, settings.floor, round_to)
+    planned = replace(
+        _limits(settings.targets),
+        formats=(form,),
+        fixed_bytes=small.fixed,
+        smallest_bytes=small.bytes,
+        reason=f"the unpruned network fits in no format: planned for {form}",
+        floor=settings.floor,
+        round_to=round_to,
+    )
+    if settings.targets.latency is not None:
+        planned = replace(planned, macs=_macs_for_latency(context, model, graph, planned))
+    macs = f", at most {format_count(planned.macs)} MACs" if planned.macs else ""
+    sizes = f"graph {format_size(small.fixed)}, smallest reachable {format_size(small.bytes)}"
+    context.reporter.note(f"{planned.reason}; {sizes}{macs}")
+    return planned
+
+
+def _macs_for_latency(
+    context: Context, model: nn.Module, graph: ChannelGraph, planned: SizePlan
+) -> int:
+    """MACs at which the file runs within the requested latency, found by exporting and timing
+    candidates (bisection).
+    """
+    scores = magnitude(model, graph, 1)
+    price = mac_price(model, graph)
+    every = cost(model, context.example, graph).macs
+    low, high = 0.0, float(min(every, planned.macs or every))
+    for number in range(6):
+        middle = high if number == 0 else (low + high) / 2 if low else high / 3
+        budget = (Budget(price, middle),)
+        selection = cheapest(
+            model, graph, scores, budget, floor=planned.floor, round_to=planned.round_to
+        )
+        path = candidate(context, shrink(model, selection.keep), planned.formats[0])
+        try:
+            fast = _p50_s(context, path) <= (planned.latency_s or 0.0)
+        finally:
+            path.unlink(missing_ok=True)
+        low, high = (middle, high) if fast else (low, middle)
+        if low == high or not (fast or selection.met):
+            break  # the complete budget is fast enough, or even the floors are too slow
+    return int(low or high)

@@ -1,0 +1,53 @@
+"""Stage `quantize`: make the smaller number formats, measure them, choose what ships."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from edgecompress.run.stage import Stage, StageResult
+from edgecompress.stages.fields import Quantize, Share, flag, recipe_only
+
+if TYPE_CHECKING:
+    from edgecompress.run.context import Context
+    from edgecompress.run.state import State
+
+
+class QuantizeStage(Stage):
+    """Make the smaller number formats, measure them, and choose what ships."""
+
+    stage: Literal["quantize"] = "quantize"
+    quantize: Quantize = "auto"
+    """Number format of the file."""
+    calibration_images: Annotated[int, Field(ge=1)] = 256
+    """Training images that set the ranges of activations."""
+    method: Literal["minmax", "entropy", "percentile"] = flag("--calibration", "minmax")
+    """How the ranges are chosen."""
+    max_int8_loss: Share = recipe_only(0.01)
+    """Validation accuracy that int8 may lose against fp32, absolute, before fp16 is planned."""
+    max_drop: Share | None = None
+    """Leave the most sensitive layers in float until int8 loses at most this accuracy, absolute:
+    0.5%.
+    """
+    sensitivity: bool = False
+    """Measure what each layer costs when it alone is quantized (--max-drop does too)."""
+    strict: bool = False
+    """Exit 3 when a convolution or linear layer stays in float."""
+    single_process = True
+
+    @model_validator(mode="after")
+    def _about_int8(self) -> QuantizeStage:
+        given = self.given("method", "max_drop", "sensitivity", "strict")
+        if self.quantize in ("fp16", "none") and given:
+            raise ValueError(
+                f"{', '.join(given)} say how int8 is made: with quantize {self.quantize} "
+                "leave them out"
+            )
+        return self
+
+    def run(self, context: Context, state: State) -> StageResult:
+        """`model.onnx` stands in the run directory, or fp16 is planned from the start."""
+        from edgecompress.stages.quantize.work import quantize
+
+        return quantize(context, self, state)

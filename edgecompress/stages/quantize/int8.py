@@ -1,0 +1,193 @@
+"""The int8 file of a network: its calibration, the layers that cost most accuracy, and those that
+stay in float for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from pydantic import JsonValue
+
+from edgecompress.export import onnx as onnx_export
+from edgecompress.export import quantize as quantizer
+from edgecompress.export.quantize import Calibrated
+from edgecompress.measure import runtime
+from edgecompress.measure.machine import has_int8_dot
+from edgecompress.measure.runtime import Array
+from edgecompress.methods.qat import QuantAware
+from edgecompress.run.context import Context
+from edgecompress.run.state import State
+from edgecompress.stages.common import arrays, file_accuracy
+from edgecompress.stages.quantize import QuantizeStage
+
+TABLE_IMAGES = 1000
+"""Validation images on which each layer is quantized alone."""
+AGREEMENT = 0.98
+"""Share of validation images on which the int8 file must predict what the network predicts on its
+grid, for its scales to be used.
+"""
+
+Scales = Mapping[str, tuple[float, int]]
+"""Scale and zero point of what each layer reads."""
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """A layer quantized alone: the accuracy that it costs, and the relative error of the
+    outputs.
+    """
+
+    layer: str
+    drop: float
+    output_error: float
+
+
+@dataclass(frozen=True)
+class GridAgreement:
+    """How the int8 file agrees with the network on its learned grid; `used` when it has its
+    scales.
+    """
+
+    max_abs_logit_diff: float
+    top1_agreement: float
+    samples: int
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class Int8File:
+    """The int8 file, and what the result has of it; None where it was not measured."""
+
+    proto: onnx.ModelProto
+    qat: GridAgreement | None = None
+    sensitivity: tuple[SensitivityRow, ...] | None = None
+    left_in_float: tuple[str, ...] | None = None
+    unmet: str | None = None
+    """Why it loses more accuracy than allowed."""
+
+    def section(self) -> dict[str, JsonValue]:
+        """What `result.json` has of it."""
+        section: dict[str, JsonValue] = {}
+        if self.qat is not None:
+            section["qat"] = asdict(self.qat)
+        if self.sensitivity is not None:
+            section["sensitivity"] = [asdict(row) for row in self.sensitivity]
+        if self.left_in_float is not None:
+            section["left_in_float"] = list(self.left_in_float)
+        if self.unmet is not None:
+            section["drop_unmet"] = self.unmet
+        return section
+
+
+def make_int8(context: Context, settings: QuantizeStage, state: State, fp32: Path) -> Int8File:
+    """The int8 file of the network at `fp32`, with the layers in float that `max_drop` needs."""
+    batches = arrays(context, context.data.train, settings.calibration_images)
+    calibrated = quantizer.calibrate(fp32, batches, settings.method)
+    int8, scales = _with_learned_scales(context, state, calibrated)
+    if settings.max_drop is None and not settings.sensitivity:
+        return int8
+    int8 = replace(int8, sensitivity=tuple(sensitivity(context, calibrated, fp32)))
+    if settings.max_drop is None:
+        return int8
+    least = file_accuracy(context, fp32, context.data.validation)
+    if state.grid is not None:
+        least = max(least, state.grid.original)  # what tuning lost is lost, too
+    return _within_drop(context, calibrated, int8, scales, least, settings.max_drop)
+
+
+def _with_learned_scales(
+    context: Context, state: State, calibrated: Calibrated
+) -> tuple[Int8File, Scales | None]:
+    """The file with the scales of stage `qat`, where it agrees with the network on its grid and is
+    no worse than with calibrated ones; the scales that it has (None: calibrated).
+    """
+    plain = quantizer.quantized(calibrated)
+    if state.grid is None:
+        return Int8File(plain), None
+    scales = dict(state.grid.scales)
+    learned = quantizer.quantized(calibrated, scales=scales)
+    agreed = _agreement(context, state, learned, scales)
+    better = agreed.top1_agreement >= AGREEMENT
+    if better and _score(context, learned) >= _score(context, plain):
+        return Int8File(learned, replace(agreed, used=True)), scales
+    return Int8File(plain, agreed), None
+
+
+def _within_drop(
+    context: Context,
+    calibrated: Calibrated,
+    int8: Int8File,
+    scales: Scales | None,
+    reference: float,
+    max_drop: float,
+) -> Int8File:
+    """Leave the most sensitive layers in float until the file loses at most `max_drop` of the
+    `reference` accuracy.
+    """
+    least = reference - max_drop
+    proto, exclude = int8.proto, list[str]()
+    for row in int8.sensitivity or ():
+        if _score(context, proto) >= least - 1e-9:
+            break
+        exclude.append(row.layer)
+        kept = None
+        if scales is not None:
+            kept = {name: pair for name, pair in scales.items() if name not in exclude}
+        proto = quantizer.quantized(calibrated, exclude=exclude, scales=kept)
+    short = least - _score(context, proto)
+    unmet = None
+    if short > 1e-9:
+        unmet = f"int8 loses {short + max_drop:.2%} on validation, more than {max_drop:.2%}"
+    return replace(int8, proto=proto, left_in_float=tuple(exclude), unmet=unmet)
+
+
+def sensitivity(context: Context, calibrated: Calibrated, fp32: Path) -> list[SensitivityRow]:
+    """A row for each layer quantized alone, over validation images; the worst first."""
+    split, task = context.data.validation, context.data.task
+    chosen = torch.linspace(0, len(split) - 1, min(len(split), TABLE_IMAGES)).long()
+    inputs = [context.data.normalised(split.pixels[part]).numpy() for part in chosen.split(32)]
+    labels = split.labels[chosen]
+    reference = runtime.load(fp32, threads=context.threads).run_all(inputs)
+    best = task.score(torch.from_numpy(reference), labels)
+    rows, names = [], list(calibrated.layers())
+    for number, name in enumerate(names, start=1):
+        context.reporter.step(number, len(names), "sensitivity")
+        outputs = _outputs(context, quantizer.quantized(calibrated, only=[name]), inputs)
+        error = float(np.square(outputs - reference).mean() / max(1e-12, float(reference.var())))
+        drop = best - task.score(torch.from_numpy(outputs), labels)
+        rows.append(SensitivityRow(name, drop, error))
+    return sorted(rows, key=lambda row: (-row.drop, -row.output_error))
+
+
+def _outputs(context: Context, proto: onnx.ModelProto, inputs: list[Array]) -> Array:
+    path = context.folder / "trial.onnx"
+    try:
+        onnx_export.save(proto, path)
+        return runtime.load(path, threads=context.threads).run_all(inputs)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _score(context: Context, proto: onnx.ModelProto) -> float:
+    """Score of an ONNX model on validation."""
+    outputs = _outputs(context, proto, list(arrays(context, context.data.validation)))
+    return context.data.task.score(torch.from_numpy(outputs), context.data.validation.labels)
+
+
+def _agreement(
+    context: Context, state: State, proto: onnx.ModelProto, scales: dict[str, tuple[float, int]]
+) -> GridAgreement:
+    """How the int8 file agrees with the network on its grid, over validation images."""
+    aware = QuantAware(state.need_model().cpu(), reduce_range=not has_int8_dot()).eval()
+    aware.fix(scales)
+    inputs = list(arrays(context, context.data.validation, TABLE_IMAGES))
+    with torch.no_grad():
+        expected = np.concatenate([aware(torch.from_numpy(batch)).numpy() for batch in inputs])
+    outputs = _outputs(context, proto, inputs)
+    agreed = float((expected.argmax(1) == outputs.argmax(1)).mean())
+    return GridAgreement(float(np.abs(expected - outputs).max()), agreed, len(outputs))

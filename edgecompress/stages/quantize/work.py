@@ -1,0 +1,240 @@
+"""The smaller number formats side by side, and which of them ships."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from edgecompress import checkpoint, files
+from edgecompress.export import onnx as onnx_export
+from edgecompress.export import quantize as quantizer
+from edgecompress.measure import latency, runtime
+from edgecompress.run.context import Context
+from edgecompress.run.stage import Stage, StageResult
+from edgecompress.run.state import (
+    FormatRow,
+    Int8Attempt,
+    Network,
+    Shipped,
+    SizePlan,
+    StageRow,
+    State,
+)
+from edgecompress.stages.common import FORMAT_OF, count, file_accuracy, finished, make_format
+from edgecompress.stages.plan import PlanStage
+from edgecompress.stages.quantize import QuantizeStage
+from edgecompress.stages.quantize.int8 import Int8File, make_int8
+
+MUCH_SLOWER = 1.1
+"""A format whose p50 is larger than this factor of fp32's is noted."""
+CLEARLY_FASTER = 0.9
+"""The fastest format wins over the smallest when its p50 is at most this factor of it."""
+PLANNED_AGAIN = ("plan", "prune", "distill", "export", "quantize")
+"""Stages that run again where int8 loses too much and fp16 is planned."""
+
+
+def quantize(context: Context, settings: QuantizeStage, state: State) -> StageResult:
+    """Make every format that may ship, measure bytes, validation accuracy and latency of each, and
+    place `model.onnx`.
+    """
+    rows, int8 = measure_formats(context, settings, state, formats(settings, state.plan))
+    chosen, reason = choose(rows, state.plan, settings)
+    shipped = Shipped(tuple(rows), chosen, reason)
+    state = replace(state, shipped=shipped)
+    if int8 is not None and (section := int8.section()):
+        state = state.with_section("int8", section)
+    missed = _missed(settings, chosen, int8)
+    fp32 = next(row for row in rows if row.format == "fp32")
+    if chosen.format != "fp32" and chosen.p50_ms > MUCH_SLOWER * fp32.p50_ms:
+        context.reporter.note(
+            f"{chosen.format} is slower than fp32 here: p50 {chosen.p50_ms:.3f} against "
+            f"{fp32.p50_ms:.3f} ms"
+        )
+    earlier = state.int8_attempt
+    if earlier is not None and earlier.shipped.chosen.accuracy >= chosen.accuracy:
+        return _back_to(context, state, earlier)
+    lost = fp32.accuracy - chosen.accuracy
+    if _loses_too_much(settings, state, chosen, lost):
+        return _planned_again(context, settings, state, missed, lost)
+    return StageResult(_ship(context, state, chosen, reason), missed=missed)
+
+
+def _missed(settings: QuantizeStage, chosen: FormatRow, int8: Int8File | None) -> tuple[str, ...]:
+    missed = []
+    if settings.strict and chosen.float_layers:
+        missed.append(f"layers left in float: {', '.join(chosen.float_layers)}")
+    if chosen.format == "int8-qdq" and int8 is not None and int8.unmet is not None:
+        missed.append(int8.unmet)
+    return tuple(missed)
+
+
+def formats(settings: QuantizeStage, plan: SizePlan | None) -> list[str]:
+    """Formats to make: fp32 always, as the yardstick; then those of the plan, or those that
+    `quantize` allows.
+    """
+    if plan is not None:
+        return list(dict.fromkeys(["fp32", *plan.formats]))
+    if settings.quantize == "auto":
+        return ["fp32", "fp16", "int8-qdq"]
+    return list(dict.fromkeys(["fp32", FORMAT_OF[settings.quantize]]))
+
+
+def measure_formats(
+    context: Context, settings: QuantizeStage, state: State, forms: list[str]
+) -> tuple[list[FormatRow], Int8File | None]:
+    """A row for each format, and the int8 file where it is one of them."""
+    fp32 = context.run.root / "model-fp32.onnx"
+    rows, int8 = list[FormatRow](), None
+    for form in forms:
+        context.reporter.step(len(rows), len(forms), f"make {form}")
+        path = fp32 if form == "fp32" else context.folder / f"{form}.onnx"
+        if form == "int8-qdq":
+            int8 = make_int8(context, settings, state, fp32)
+            onnx_export.save(int8.proto, path)
+        elif form != "fp32":
+            onnx_export.save(make_format(context, fp32, form), path)
+        rows.append(_format_row(context, form, path, int8))
+        if rows[-1].float_bytes is not None:
+            context.reporter.note(not_shrunk(rows[-1], fp32.stat().st_size))
+    loaded = [runtime.load(context.run.root / row.file, threads=context.threads) for row in rows]
+    times = latency.measure(loaded, samples=100, limit_s=2.0)
+    timed = zip(rows, times, strict=True)
+    return [replace(row, p50_ms=taken.summary()["p50"]) for row, taken in timed], int8
+
+
+def _format_row(context: Context, form: str, path: Path, int8: Int8File | None) -> FormatRow:
+    """The row of a file, its latency not yet measured."""
+    size = path.stat().st_size
+    row = FormatRow(
+        form,
+        str(path.relative_to(context.run.root)),
+        size,
+        file_accuracy(context, path, context.data.validation),
+        p50_ms=0.0,
+    )
+    if form != "int8-qdq" or int8 is None:
+        return row
+    row = replace(row, float_layers=tuple(quantizer.float_layers(path)))
+    fp32 = (context.run.root / "model-fp32.onnx").stat().st_size
+    if size <= quantizer.SHRUNK * fp32:
+        return row
+    return replace(row, float_bytes=quantizer.float_tensors(int8.proto))
+
+
+def not_shrunk(row: FormatRow, before: int) -> str:
+    """Why an int8 file is not much smaller than its fp32 of `before` bytes: the tensors that stayed
+    in float.
+    """
+    largest = list((row.float_bytes or {}).items())[:5]
+    stayed = ", ".join(f"{name} ({size} bytes)" for name, size in largest)
+    stayed = stayed or "no large tensor: the graph itself is the rest"
+    return f"int8 takes {row.bytes / before:.0%} of the fp32 file; in float stayed {stayed}"
+
+
+def choose(
+    rows: list[FormatRow], plan: SizePlan | None, settings: QuantizeStage
+) -> tuple[FormatRow, str]:
+    """The row that ships, and the reason.
+
+    Among the formats that may ship: those within the byte target; of these, those whose validation
+    accuracy is within `max_drop` (or else `max_int8_loss`) of the best; of these, the fastest file
+    when it is clearly so (10 %), else the smallest.
+    """
+    allowed = _allowed(rows, plan, settings)
+    limit = None if plan is None else plan.bytes
+    fitting = [r for r in allowed if limit is None or r.bytes <= limit] or allowed
+    best = max(r.accuracy for r in fitting)
+    loss = settings.max_int8_loss if settings.max_drop is None else settings.max_drop
+    good = [r for r in fitting if r.accuracy >= best - loss] or fitting
+    fastest = min(good, key=lambda r: r.p50_ms)
+    smallest = min(good, key=lambda r: r.bytes)
+    chosen = smallest if fastest.p50_ms > CLEARLY_FASTER * smallest.p50_ms else fastest
+    if len(allowed) == 1:
+        why = f"{chosen.format} was planned"
+    elif len(good) == 1:
+        why = f"{chosen.format} alone fits and keeps its accuracy"
+    else:
+        kind = "fastest" if chosen is fastest else "smallest"
+        why = f"{chosen.format} is the {kind} within {loss:.1%} of the best"
+    measured = (
+        f"{chosen.bytes} bytes, accuracy {chosen.accuracy:.4f} on validation, p50 "
+        f"{chosen.p50_ms:.3f} ms"
+    )
+    return chosen, f"{why} ({measured})"
+
+
+def _allowed(
+    rows: list[FormatRow], plan: SizePlan | None, settings: QuantizeStage
+) -> list[FormatRow]:
+    """The formats that may ship."""
+    if plan is not None:
+        return [row for row in rows if row.format in plan.formats]
+    if settings.quantize != "auto":
+        return [row for row in rows if row.format == FORMAT_OF[settings.quantize]]
+    return rows
+
+
+def _loses_too_much(settings: QuantizeStage, state: State, chosen: FormatRow, lost: float) -> bool:
+    """Int8 was planned by `auto`, and loses more accuracy than allowed, for the first time."""
+    automatic = settings.quantize == "auto" and state.plan is not None and state.plan.prune
+    first = state.int8_attempt is None
+    too_much = lost > settings.max_int8_loss
+    return automatic and first and chosen.format == "int8-qdq" and too_much
+
+
+def _planned_again(
+    context: Context, settings: QuantizeStage, state: State, missed: tuple[str, ...], lost: float
+) -> StageResult:
+    """Plan for fp16 from the unpruned network again; int8's result is kept."""
+    context.reporter.note(
+        f"int8 loses {lost:.2%} on validation, more than {settings.max_int8_loss:.1%}: "
+        "planning again for fp16"
+    )
+    folder, root = context.folder, context.run.root
+    checkpoint.save(folder / "int8-model.safetensors", state.need_model(), state.source)
+    shutil.copyfile(root / "model-fp32.onnx", folder / "int8-fp32.onnx")
+    teacher = state.need_teacher()
+    if state.plan is not None and state.shipped is not None:
+        kept = str(folder.relative_to(root))
+        attempt = Int8Attempt(state.plan, state.shipped, missed, kept)
+        state = replace(state, int8_attempt=attempt)
+    model = Network(copy.deepcopy(teacher.module), teacher.source, teacher.preprocess)
+    stages = tuple(
+        _for_fp16(stage) for stage in context.recipe.stages if stage.stage in PLANNED_AGAIN
+    )
+    return StageResult(replace(state, model=model, prune_plan=None), follow=stages)
+
+
+def _for_fp16(stage: Stage) -> Stage:
+    return stage.model_copy(update={"quantize": "fp16"}) if isinstance(stage, PlanStage) else stage
+
+
+def _back_to(context: Context, state: State, earlier: Int8Attempt) -> StageResult:
+    """fp16 was no better: ship the int8 file that was made before."""
+    root = context.run.root
+    folder = root / earlier.folder
+    source = state.source
+    module, _ = checkpoint.load(folder / "int8-model.safetensors", allow_code=source.name)
+    files.write_bytes(root / "model-fp32.onnx", (folder / "int8-fp32.onnx").read_bytes())
+    notes = checkpoint.notes_for(context.data)
+    checkpoint.save(root / "model.safetensors", module, source, notes)
+    fp16 = state.shipped.chosen.accuracy if state.shipped is not None else 0.0
+    first = earlier.shipped
+    reason = f"fp16 was planned too and is no better ({fp16:.4f}): {first.reason}"
+    shipped = replace(first, reason=reason)
+    state = replace(state, plan=earlier.plan, shipped=shipped)
+    state = _ship(context, state.with_model(module), first.chosen, reason)
+    return StageResult(state, missed=earlier.missed)
+
+
+def _ship(context: Context, state: State, chosen: FormatRow, reason: str) -> State:
+    """Place `model.onnx`, and add its row."""
+    root = context.run.root
+    proto = finished(context, root / chosen.file, chosen.accuracy)
+    size = onnx_export.save(proto, root / "model.onnx")
+    context.reporter.note(reason)
+    name = f"quantize {chosen.format}"
+    parameters = count(state.need_model())
+    return state.with_row(StageRow(name, chosen.accuracy, parameters, bytes=size, note=reason))

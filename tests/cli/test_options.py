@@ -1,0 +1,73 @@
+"""Options are made from the fields of settings: their origin, their groups, their verbs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import typer
+
+from edgecompress.cli.app import app, run_command
+
+TRAINING = {"--normalize", "--resize", "--precision", "--optimizer", "--lr-schedule"}
+GIVEN = {
+    "train lenet5": "--epochs 3 --optimizer sgd --learning-rate 0.1 --batch-size 8 --patience 2 "
+    "--lr-schedule cosine --precision fp32 --train-last 1 --seed 4 --threads 1 --image-size 28",
+    "compress lenet5": "--target 40KB --target-macs 1M --target-latency 5ms --max-drop 1% "
+    "--quantize int8 --epochs 3 --distill-epochs 2 --steps 2 --criterion l1 --floor 0.1 "
+    "--round-to 4 --optimizer sgd --learning-rate 0.1 --batch-size 8 --normalize imagenet",
+    "compare mlp": "--budget 12 --repeats 4 --lambda-scale 2 --batch-size 8 --precision fp32",
+}
+
+
+def dry_run(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    code = run_command([*line.split(), "--dry-run"])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+@pytest.mark.parametrize("command", GIVEN)
+def test_what_was_typed_is_marked_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option has its place in the recipe, with its origin; nothing else is marked."""
+    plain = {"compress lenet5": " --target 40KB"}.get(command, "")
+    printed = dry_run(f"{command} {GIVEN[command]}", capsys)
+    marked = re.findall(r"(\w+): .*# command line", printed)
+    named = {flag[2:].replace("-", "_") for flag in re.findall(r"--[\w-]+", GIVEN[command])}
+    renamed = {"target": "bytes", "target_macs": "macs", "target_latency": "latency"}
+    fields = {renamed.get(name, name).removeprefix("distill_") for name in named}
+    assert fields | {"model"} == set(marked)
+    untouched = re.findall(r"(\w+): .*# command line", dry_run(f"{command}{plain}", capsys))
+    assert set(untouched) == {"model"} | ({"bytes"} if plain else set())
+
+
+def test_the_environment_is_an_origin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECOMPRESS_WEIGHT_DECAY", "0.25")
+    printed = dry_run("train lenet5", capsys)
+    assert "weight_decay: 0.25  # environment" in printed
+
+
+def test_a_wrong_value_is_reported_by_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["compress", "lenet5", "--target", "40"]) == 2
+    assert "--target: " in capsys.readouterr().err
+    assert run_command(["train", "lenet5", "--optimizer", "adamx"]) == 2
+    error = capsys.readouterr().err
+    assert "--optimizer" in error
+    assert "adamw" in error
+
+
+@pytest.mark.parametrize("name", ["train", "distill", "compress", "prune", "merge", "compare"])
+def test_every_verb_that_trains_takes_the_options_of_training(name: str) -> None:
+    command = typer.main.get_command(app).commands[name]
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    assert flags >= TRAINING
+
+
+@pytest.mark.parametrize("name", ["train", "compress"])
+def test_help_shows_groups(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([name, "--help"]) == 0
+    headings = re.findall(r"^(\w[\w ]*):$", capsys.readouterr().out, re.MULTILINE)
+    assert headings[0] == "Arguments"
+    assert {"Training", "Data", "Run"} <= {*headings}

@@ -1,0 +1,89 @@
+"""Kill a run after each of its stages, resume it, and compare it with the run that was not killed.
+
+    python tests/run/resume_cases.py RECIPE.yaml
+
+A run is a child that kills itself (SIGKILL) when the stage after the chosen one begins: the chosen
+one's stage.json then stands. Prints {"stages": [...], "different": [...]} as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecompress.pipeline import execute
+from edgecompress.recipe import Recipe, read
+from edgecompress.run.context import Silent
+
+COMPARED = ("model.safetensors", "model-fp32.onnx", "model.onnx")
+MEASURED = ("wall_s", "note", "bytes")
+"""What two runs of the same recipe may differ in: times, and texts that hold them."""
+
+
+class KilledAt(Silent):
+    """A reporter that kills its own process when stage `number` begins."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def stage(self, number: int, total: int, name: str) -> None:
+        if number == self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(work: Any) -> int:
+    """The wait status of a child that does `work`."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def outcome(root: Path) -> dict[str, Any]:
+    """What must be equal of two runs."""
+    files = {name: (root / name).read_bytes() for name in COMPARED if (root / name).exists()}
+    result = json.loads((root / "result.json").read_text())
+    rows = [{k: v for k, v in r.items() if k not in MEASURED} for r in result["stages"]]
+    sections = {k: result.get(k) for k in ("distill", "gradual", "merge", "qat", "compare")}
+    if sections["distill"]:  # a table of logits that an earlier run left in the cache is read
+        sections["distill"].pop("tables_computed", None)
+        sections["distill"].pop("tables_read", None)
+    return {**files, "rows": rows, "widths": result["widths"], **sections}
+
+
+def main(recipe: Recipe, folder: Path) -> dict[str, list[str]]:
+    reference = folder / "reference"
+    if in_child(lambda: execute(recipe, reference)) != 0:
+        raise SystemExit("the run that was not killed failed")
+    expected = outcome(reference)
+    stages = sorted(path.name for path in reference.glob("[0-9][0-9]-*") if path.is_dir())
+    different = []
+    for number, name in enumerate(stages[:-1], start=1):
+        root = folder / f"killed-{number}"
+        killed = in_child(lambda at=number + 1, to=root: execute(recipe, to, reporter=KilledAt(at)))
+        if killed != signal.SIGKILL or not (root / name / "stage.json").is_file():
+            different.append(f"{name}: was not killed behind it")
+            continue
+        if in_child(lambda to=root: execute(recipe, to, resume=True)) != 0:
+            different.append(f"{name}: resuming failed")
+            continue
+        found = outcome(root)
+        different += [f"{name}: {key}" for key in expected if found.get(key) != expected[key]]
+    return {"stages": stages, "different": different}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    path = Path(sys.argv[1])
+    sys.stdout.write(json.dumps(main(read(path), path.parent)) + "\n")
