@@ -115,11 +115,11 @@ def _option(parameter: Any, annotation: Any) -> tuple[str, str, str, str]:
 
 
 def _meaning(parameter: Any) -> str:
-    text = escaped(_plain(parameter.help))
+    parts = [escaped(_plain(parameter.help))]
     if parameter.envvar:
         names = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar
-        text += f" ({', '.join(code(name) for name in names)})"
-    return text.strip()
+        parts.append("environment " + ", ".join(code(name) for name in names))
+    return "; ".join(part for part in parts if part)
 
 
 def _default(parameter: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import enum
 import inspect
+import re
 import sys
 import textwrap
 import types
@@ -24,10 +25,10 @@ from edgecompress.recipe import Recipe
 HEADER = """\
 # Recipe
 
-A recipe is a YAML file: which network, which data, and a list of stages. An unknown key is an
-error, and so is a value out of bounds; `edgecompress recipe validate FILE` reports all of them,
-each with its line. `null` as a default means that the value follows from the network and the data,
-or that the setting is off.
+A recipe is a YAML file: which network, which data, and a list of `stages`, each with its name under
+`stage`. An unknown key is an error, and so is a value out of bounds; `edgecompress recipe validate
+FILE` reports all of them, each with its line. `null` as a default means that the value follows from
+the network and the data, or that the setting is off.
 
 ```yaml
 model: vgg16
@@ -171,7 +172,8 @@ def _description(model: Model) -> str:
 
 
 def _prose(text: str) -> str:
-    return escaped(inspect.cleandoc(text)) if text else ""
+    """A docstring as a table cell or paragraph, in the words of YAML."""
+    return re.sub(r"\bNone\b", "`null`", escaped(inspect.cleandoc(text))) if text else ""
 
 
 def _attribute_docstrings(model: Model) -> dict[str, str]:

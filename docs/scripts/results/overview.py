@@ -36,7 +36,8 @@ def demo() -> str:
     processor = f"{hardware['cpu']}{' with VNNI' if hardware['int8_dot'] else ''}"
     caption = (
         f"`vgg16` on digits (demo), {result['format']}; {processor}, {hardware['cores']} cores, "
-        f"no GPU: {result['make_demo_s']:.0f} s after the installation."
+        f"no GPU: {result['make_demo_s']:.0f} s after the installation "
+        "(`benchmarks/results/demo-vnni.json`)."
     )
     return f"{table(['', 'before', 'after', 'change'], rows)}\n\n{caption}"
 
