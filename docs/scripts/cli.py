@@ -27,9 +27,9 @@ variable takes its value from there when the command line leaves it out.
 TYPES = {str: "text", int: "integer", float: "number", bool: "flag"}
 
 
-def page() -> str:
+def page(application: typer.Typer = app) -> str:
     """The text of the page."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(application)
     parts = [HEADER]
     epilog = _plain(root.epilog)
     if epilog:

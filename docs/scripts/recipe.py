@@ -55,11 +55,11 @@ UNITS = {
 Model = type[BaseModel]
 
 
-def page() -> str:
+def page(recipe: Model = Recipe) -> str:
     """The text of the page."""
-    stages = _models_in(Recipe.model_fields["stages"].annotation)
+    stages = _models_in(recipe.model_fields["stages"].annotation)
     bases, nested = _shared(stages), _nested(stages)
-    parts = [HEADER, "## Keys of a recipe", _table(Recipe, [], frozenset({"stages"}))]
+    parts = [HEADER, "## Keys of a recipe", _table(recipe, [], frozenset({"stages"}))]
     parts += [_stage(model, bases) for model in stages]
     for model in bases:
         parts += [f"## {_title(model)}", *_body(model, bases)]
@@ -101,7 +101,7 @@ def _table(model: Model, parents: list[Model], left_out: frozenset[str]) -> str:
         rows.append(
             (
                 code(field.alias or name),
-                _type(hints[name], model),
+                _type(hints[name], model) + _field_bounds(field, hints[name]),
                 _default(field),
                 _prose(description),
             )
@@ -256,9 +256,22 @@ def _unit(hint: Any, model: Model) -> str:
     for kind in model.__mro__:
         module = vars(sys.modules[kind.__module__])
         for name, (word, _) in UNITS.items():
-            if module.get(name) == hint:
+            alias = module.get(name)
+            if get_origin(alias) is Annotated and _extends(hint, alias):
                 return f"[{word}](#values-with-units)"
     return ""
+
+
+def _extends(hint: Any, alias: Any) -> bool:
+    """Is `hint` the annotated type `alias`, perhaps with more metadata after it?"""
+    metadata = alias.__metadata__
+    same_type = hint.__origin__ == alias.__origin__
+    return same_type and hint.__metadata__[: len(metadata)] == metadata
+
+
+def _field_bounds(field: FieldInfo, hint: Any) -> str:
+    """Bounds that stand in the field's default value, `= Field(3, ge=1)`."""
+    return "" if get_origin(hint) is Annotated else _bounds(tuple(field.metadata))
 
 
 def _bounds(metadata: tuple[Any, ...]) -> str:

@@ -120,10 +120,11 @@ def check_script(words: list[str]) -> None:
     """`python benchmarks/NAME.py --options`: the script exists and has the options."""
     script = ROOT / words[0]
     assert script.exists(), f"{words[0]} does not exist"
-    source = script.read_text(encoding="utf-8")
+    shared = script.with_name("common.py")
+    sources = [path.read_text("utf-8") for path in (script, shared) if path.exists()]
     for word in words[1:]:
         if word.startswith("--"):
-            assert f'"{word}"' in source, f"{words[0]} has no option {word}"
+            assert f'"{word}"' in "".join(sources), f"{words[0]} has no option {word}"
 
 
 def check(command: str) -> None:
