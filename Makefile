@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 
-.PHONY: help install demo test test-avx2 test-slow lint format bench clean
+.PHONY: help install demo test test-avx2 test-slow lint format docs bench clean
 
 help:
 	@echo "make demo       install, compress vgg16 to 4 MB on the embedded digits, say where the report is"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-avx2  the tests of training as a processor without AVX-512 computes"
 	@echo "make test-slow  full-width networks and whole runs"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       generate the reference and the tables, build the site into site/"
 	@echo "make bench      benchmarks/compress.py (long)"
 
 # torch first and alone: with it in place, nothing else pulls another build of it; torchvision without its dependencies
@@ -67,8 +68,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/compress.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .hypothesis .mypy_cache .ruff_cache

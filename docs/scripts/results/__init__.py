@@ -1,0 +1,34 @@
+"""Tables of figures by the name that stands in their marker, each written from result files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from docs.scripts.results import compression, latency, merging, online, overview
+
+BUILDERS: dict[str, Callable[[], str]] = {
+    "demo": overview.demo,
+    "proven": overview.proven,
+    "compress": compression.compress,
+    "compress-runs": compression.compress_runs,
+    "compress-others": compression.others,
+    "rounding": compression.rounding,
+    "prune": compression.prune,
+    "prune-epochs": compression.prune_epochs,
+    "reach": compression.reach,
+    "reach-frozen": compression.reach_frozen,
+    "distill": compression.distill,
+    "distill-input": compression.distill_input,
+    "merge-sine": merging.sine,
+    "merge-resnet20": merging.resnet20,
+    "merge-modes": merging.modes,
+    "merge-cost": merging.cost,
+    "latency-check": latency.check,
+    "int8-speed": latency.int8_speed,
+    "int8-accuracy": latency.int8_accuracy,
+    "int8-traps": latency.traps,
+    "emulate-links": online.links,
+    "emulate-lessons": online.lessons,
+    "emulate-mutual": online.mutual,
+}
+"""Every name that a marker may have."""

@@ -1,0 +1,119 @@
+"""The two tables of the README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from docs.scripts.markdown import table
+from docs.scripts.results.files import percent, read
+from edgecompress.units import format_count, format_size
+
+
+def demo() -> str:
+    """What `make demo` ends with."""
+    result = read("demo-vnni")
+    before, after = result["teacher"], result["student"]
+    points = 100 * (after["accuracy"] - before["accuracy"])
+    old_ms, new_ms = before["latency_ms"]["p50"], after["latency_ms"]["p50"]
+    rows = [
+        _smaller("file", before["bytes"], after["bytes"], format_size),
+        _smaller("parameters", before["params"], after["params"], format_count),
+        _smaller("MACs per image", before["macs"], after["macs"], format_count),
+        (
+            "test accuracy",
+            percent(before["accuracy"], 2),
+            percent(after["accuracy"], 2),
+            f"{points:+.2f} points",
+        ),
+        (
+            f"p50 latency, {after['threads']} threads",
+            f"{old_ms:.1f} ms",
+            f"{new_ms:.2f} ms",
+            f"{old_ms / new_ms:.1f}x faster",
+        ),
+    ]
+    hardware = result["hardware"]
+    processor = f"{hardware['cpu']}{' with VNNI' if hardware['int8_dot'] else ''}"
+    caption = (
+        f"`vgg16` on digits (demo), {result['format']}; {processor}, {hardware['cores']} cores, "
+        f"no GPU: {result['make_demo_s']:.0f} s after the installation "
+        "(`benchmarks/results/demo-vnni.json`)."
+    )
+    return f"{table(['', 'before', 'after', 'change'], rows)}\n\n{caption}"
+
+
+def _smaller(
+    name: str, old: float, new: float, shown: Callable[[float], str]
+) -> tuple[str, str, str, str]:
+    return name, shown(old), shown(new), f"{old / new:.3g}x less"
+
+
+def proven() -> str:
+    """Five results, each with the file that holds it."""
+    rows = [_compress(), _reach(), _check(), _merge(), _soft()]
+    return table(["", "result", "conditions", "result file"], rows)
+
+
+def _compress() -> tuple[str, str, str, str]:
+    summary = read("compress")["summary"]["4MB"]
+    low, high = summary["points_lost_interval95"]
+    largest = max(row["teacher_bytes"] for row in read("compress")["rows"])
+    return (
+        "`compress vgg16 --target 4MB`",
+        f"{largest / 1e6:.1f} MB to at most 4 MB; {summary['points_lost_mean']:.2f} points of "
+        f"accuracy lost (95 % interval {low:.2f} to {high:.2f})",
+        f"digits (demo), {len(summary['seeds'])} seeds",
+        "`compress.json`",
+    )
+
+
+def _reach() -> tuple[str, str, str, str]:
+    rows = read("reach")["rows"]
+    holding = sum(row["holds"] for row in rows)
+    return (
+        "removing channels",
+        f"{holding} of {len(rows)} networks compute the same as with the channels at zero, "
+        "within 1e-5",
+        "torchvision's classification CNNs, 60 % of all channels kept",
+        "`reach.json`",
+    )
+
+
+def _check() -> tuple[str, str, str, str]:
+    injected = read("latency")["injected"]["1.05x"]
+    same = [read("latency")[key]["summary"] for key in ("same", "same_again")]
+    equal = sum(case["comparisons"] for part in same for case in part.values())
+    alarms = sum(case["regression"] for part in same for case in part.values())
+    return (
+        "`bench --against`",
+        f"{injected['caught']} of {injected['comparisons']} slow-downs of 1.05x detected; "
+        f"{alarms} false alarms in {equal} comparisons of a file with itself",
+        "tolerance 3 %, and 5 % for the false alarms; one thread",
+        "`latency.json`",
+    )
+
+
+def _merge() -> tuple[str, str, str, str]:
+    summary = read("merge")["sine"]["summary"]
+    against = read("merge")["sine"]["student_against"]["bo3"]
+    return (
+        "`merge`",
+        f"median test loss {summary['student']['median']:.3f}, best of three networks "
+        f"{summary['bo3']['median']:.3f} (p = {against['p']:.0e})",
+        "sine problem, 900 epochs per strategy, 50 results each",
+        "`merge.json`",
+    )
+
+
+def _soft() -> tuple[str, str, str, str]:
+    lessons = read("emulate")["lessons"]
+    soft = [row["bytes_per_sample"] for row in lessons["rows"] if row["how"] == "soft"]
+    dense = next(row["bytes_per_sample"] for row in lessons["rows"] if row["how"] == "fp32")
+    means = lessons["means"]
+    return (
+        "distillation over a link, `--codec soft`",
+        f"{max(soft):.2f} bytes per sample instead of {dense:.0f}; {percent(means['soft'], 2)} "
+        f"accuracy, with fp32 logits {percent(means['fp32'], 2)}",
+        f"LeNet-5 on digits (demo), {len(soft)} seeds; one image is 0.28 points",
+        "`emulate.json`",
+    )
