@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import latency, products, profile, regression, runtime, worker
 from edgecompress.measure.regression import Interval, blocks_needed, interval, verdict
+from edgecompress.measure.requests import TimingRequest
 from tests.cli.test_cli import one_line, run
 
 FAST = ["--processes", "5", "--blocks", "5", "--threads", "1"]
@@ -432,7 +433,7 @@ def test_runs_after_a_change_of_model_are_not_counted_on_one_thread_either(
         "seed": 0,
         "swap": 0,
     }
-    assert len(worker.work(asked)["blocks_ms"]) == 4
+    assert len(worker.work(TimingRequest(**asked))["blocks_ms"]) == 4
     assert all(one != two for one, two in itertools.pairwise(settled)), "each change once"
     assert len(settled) == 3 * 4, "A BB A, B AA B, ..."
 
