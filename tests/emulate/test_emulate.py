@@ -24,10 +24,8 @@ from tests.emulate.running import MARKS, ROOT, SMALL, TWO_HOST, emulate, left_be
 pytestmark = MARKS
 
 
-def test_the_two_hosts_for_real(tmp_path: Path) -> None:
-    """The README's own command, through sudo, whose secure path finds it where `make install` links
-    it.
-    """
+def test_two_hosts(tmp_path: Path) -> None:
+    """The command of the README, through sudo, in whose secure path `make install` links it."""
     command = shutil.which(
         "edgecompress", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     )
@@ -102,7 +100,7 @@ def test_the_two_hosts_for_real(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "result.json").is_file()
 
 
-def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:
+def test_the_lesson_survives_a_killed_student_and_a_cut_link(tmp_path: Path) -> None:
     faults = ["--fault", "kill-student@5s", "--fault", "link-down@12s:2s"]
     options = [
         "--teacher",
@@ -128,7 +126,7 @@ def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:
     )
 
 
-def test_both_learn_are_pruned_and_survive_a_killed_teacher(tmp_path: Path) -> None:
+def test_pruning_in_mutual_learning_survives_a_killed_teacher(tmp_path: Path) -> None:
     options = [
         "--teacher",
         "lenet5",
@@ -170,7 +168,7 @@ def test_both_learn_are_pruned_and_survive_a_killed_teacher(tmp_path: Path) -> N
     assert f"of {format_count(lesson['students']['student']['params_before'])}" in page
 
 
-def test_maps_travel_over_the_network(tmp_path: Path) -> None:
+def test_feature_maps_are_exchanged(tmp_path: Path) -> None:
     options = [
         "--teacher",
         "lenet5",
@@ -190,7 +188,7 @@ def test_maps_travel_over_the_network(tmp_path: Path) -> None:
     assert lesson["teachers"]["teacher"]["trained"] is False
 
 
-def test_a_pruning_that_missed_its_amount_is_a_result(tmp_path: Path) -> None:
+def test_pruning_that_misses_its_amount_gives_a_result(tmp_path: Path) -> None:
     done = emulate(
         TWO_HOST, *SMALL, "--prune-teacher", "10params", "--step", "50%", "-o", "run", cwd=tmp_path
     )
@@ -210,7 +208,9 @@ def test_a_pruning_that_missed_its_amount_is_a_result(tmp_path: Path) -> None:
         ("--features", "depth"),
     ],
 )
-def test_ways_that_exclude_each_other_are_refused(options: tuple[str, ...], tmp_path: Path) -> None:
+def test_options_that_exclude_each_other_are_refused(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
     done = emulate(TWO_HOST, *options, "-o", "run", cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
@@ -222,7 +222,7 @@ def test_ways_that_exclude_each_other_are_refused(options: tuple[str, ...], tmp_
     reason="mn's bridges need brctl: make system",
 )
 @pytest.mark.parametrize("name", ["two_host", "star", "edge_cloud", "lossy_wifi", "two_teachers"])
-def test_mininets_own_command_takes_the_topologies(name: str) -> None:
+def test_mn_accepts_the_topologies(name: str) -> None:
     """`mn --custom`, in namespaces of its own where it can change no setting of this machine, nor
     end a process of anyone else's.
     """
@@ -264,7 +264,7 @@ def test_mininets_own_command_takes_the_topologies(name: str) -> None:
     assert settings == {key: shell.run("sysctl", "-n", key) for key in settings}
 
 
-def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
+def test_roles_run_as_the_invoking_user(tmp_path: Path) -> None:
     """As under sudo from an ordinary user: the roles have that user's rights, and every file is
     that user's.
     """
@@ -301,7 +301,7 @@ def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_without_root_the_line_to_type_is_said(tmp_path: Path) -> None:
+def test_without_root_the_error_has_the_sudo_command(tmp_path: Path) -> None:
     if not readable_by(65534):
         pytest.skip("another user cannot read this virtual environment: put it outside root's home")
     command = shell.as_user(
@@ -313,7 +313,7 @@ def test_without_root_the_line_to_type_is_said(tmp_path: Path) -> None:
     assert "emulate" in done.stderr
 
 
-def test_a_link_that_is_not_what_was_asked_is_refused(tmp_path: Path) -> None:
+def test_a_link_that_cannot_be_as_requested_is_refused(tmp_path: Path) -> None:
     """No virtual switch in user space carries 9 Gbit/s here: the run does not start."""
     (tmp_path / "fast.py").write_text(TWO_HOST.read_text().replace("bw=20, ", "bw=9000, "))
     done = emulate(tmp_path / "fast.py", *SMALL, "-o", "run", cwd=tmp_path)
@@ -322,7 +322,7 @@ def test_a_link_that_is_not_what_was_asked_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_bad_input_leaves_an_earlier_run_and_no_half_one(tmp_path: Path) -> None:
+def test_bad_input_keeps_an_earlier_run_and_leaves_no_partial_one(tmp_path: Path) -> None:
     earlier = tmp_path / "run"
     (earlier / "mine").mkdir(parents=True)
     for path in (".edgecompress-emulate", "result.json", "mine/result.json"):
@@ -345,7 +345,7 @@ def test_bad_input_leaves_an_earlier_run_and_no_half_one(tmp_path: Path) -> None
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "result.json").write_text("{}")
     done = emulate(TWO_HOST, *SMALL, "--exist-ok", "-o", "mine", cwd=tmp_path)

@@ -22,7 +22,7 @@ pytestmark = MARKS
     ("link", "rtt"),
     [({"bw": 10, "delay": "20ms"}, 40), ({"bw": 1}, 0), ({"bw": 50, "delay": "2ms", "loss": 5}, 4)],
 )
-def test_a_link_is_what_was_asked(link: dict[str, Any], rtt: float) -> None:
+def test_a_link_is_as_requested(link: dict[str, Any], rtt: float) -> None:
     with network(graph(**link), "auto", lambda _: None) as net:
         (row,) = [built.row() for built in net.built]
         measured = row["measured"]

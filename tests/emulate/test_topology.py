@@ -90,7 +90,7 @@ def test_units_and_defaults() -> None:
         ({"hosts": {"a": {"role": "teacher"}, "b c": {"role": "student"}}}, "node 'b c'"),
     ],
 )
-def test_what_is_wrong_is_said(change: dict[str, Any], text: str) -> None:
+def test_mistakes_are_named_in_one_line(change: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError) as caught:
         graph_from({**GOOD, **change})
     assert text in str(caught.value)

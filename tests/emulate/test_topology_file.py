@@ -17,15 +17,15 @@ TOPOLOGIES = sorted((Path(__file__).parents[2] / "topologies").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", TOPOLOGIES, ids=lambda path: path.stem)
-def test_every_topology_of_ours_is_good(path: Path) -> None:
+def test_shipped_topologies_are_valid(path: Path) -> None:
     graph = graph_from(described(path))
     assert graph.name == path.stem
     assert graph.of_role("teacher")
     assert graph.of_role("student")
 
 
-def test_they_are_what_mininet_takes() -> None:
-    """`mn --custom FILE --topo NAME` wants a Topo subclass in `topos`."""
+def test_shipped_topologies_are_mininet_topologies() -> None:
+    """`mn --custom FILE --topo NAME` needs a Topo subclass in `topos`."""
     from mininet.topo import Topo
 
     for path in TOPOLOGIES:
@@ -45,7 +45,7 @@ def test_they_are_what_mininet_takes() -> None:
         ("import atexit; atexit.register(print, '\\n5'); topos = {}", "at its end"),
     ],
 )
-def test_a_file_that_is_none(code: str, text: str, tmp_path: Path) -> None:
+def test_files_that_are_not_topologies(code: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "t.py").write_text(code)
     with pytest.raises(UsageError, match=text):
         read_topology(tmp_path / "t.py", User(0, 0, "root", False), {})

@@ -8,7 +8,7 @@ from edgecompress.emulate.user import invoking_user
 from edgecompress.errors import UsageError
 
 
-def test_who_called_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sudo_uid_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_UID", "abc")
     with pytest.raises(UsageError, match="SUDO_UID"):
         invoking_user()
