@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgecompress.emulate.capture import Capture
 from edgecompress.emulate.faults import FaultRecord
 from edgecompress.emulate.network import Network
-from edgecompress.emulate.schema import DistillSummary, RoleResult, StudentResult, TrafficSummary
+from edgecompress.emulate.schema import (
+    DistillSummary,
+    EmulationResult,
+    RoleResult,
+    StudentResult,
+    TrafficSummary,
+)
 from edgecompress.emulate.settings import Settings
 from edgecompress.emulate.user import User
 from edgecompress.measure import machine
@@ -32,7 +37,7 @@ class Outcome:
     faults: Sequence[FaultRecord]
     wall_s: float
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> EmulationResult:
         """The content of `result.json`."""
         reasons = self.reasons()
         exchange = self.settings.exchange

@@ -144,3 +144,40 @@ class DistillSummary(TypedDict):
     teacher_accuracy: float
     teachers: dict[str, RoleResult]
     students: dict[str, StudentResult]
+
+
+class TrafficResult(TrafficSummary):
+    """The traffic, with the kernel's own counters."""
+
+    kernel_dropped: int
+    counter_bytes: int
+
+
+class UserRow(TypedDict):
+    """The user who ran the roles."""
+
+    uid: int
+    name: str
+    invoked_by_sudo: bool
+
+
+class EmulationResult(TypedDict):
+    """The content of `result.json`; `graph` is the topology as plain values."""
+
+    schema: int
+    command: str
+    valid: bool
+    reasons: list[str]
+    exchange: str
+    codec: str | None
+    topology: str
+    graph: dict[str, object]
+    tls: bool
+    user: UserRow
+    links: list[LinkRow]
+    traffic: TrafficResult
+    distill: DistillSummary
+    faults: list[FaultRow]
+    wall_s: float
+    hardware: dict[str, object]
+    versions: dict[str, str]

@@ -26,7 +26,7 @@ from edgecompress.emulate.faults import FaultRecord, Injector
 from edgecompress.emulate.network import TEMPORARY, Network, Note, check_network, network
 from edgecompress.emulate.outcome import Outcome
 from edgecompress.emulate.roles import Role, make_roles
-from edgecompress.emulate.schema import TrafficSummary
+from edgecompress.emulate.schema import EmulationResult, TrafficSummary
 from edgecompress.emulate.settings import Fault, Settings, parse_fault
 from edgecompress.emulate.topology_file import read_topology
 from edgecompress.emulate.user import (
@@ -82,7 +82,7 @@ def emulate(settings: Settings, note: Note) -> dict[str, Any]:
         raise
     files.write_json(root / "result.json", result)
     give_to(root, user)
-    return result
+    return dict(result)
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ class _Lesson:
     user: User
     note: Note
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> EmulationResult:
         """Run the roles until all have ended; returns the result of the emulation."""
         captures: dict[str, Capture] = {}
         with ExitStack() as stack:

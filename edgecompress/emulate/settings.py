@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgecompress.errors import UsageError
 from edgecompress.units import parse_duration
@@ -45,7 +44,7 @@ class Settings:
     insecure: bool = False
     keep_pcap: bool = False
     timeout_s: float = 1800.0
-    link: Mapping[str, Any] = field(default_factory=dict)
+    link: Mapping[str, object] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     options: tuple[str, ...] = ()
     student_options: tuple[str, ...] = ()

@@ -71,14 +71,12 @@ def _span(counted: Sequence[Reading]) -> tuple[float, float]:
 def _flow_rows(host: str, readings: Mapping[str, Reading]) -> Iterator[FlowRow]:
     """The flows at a host; retransmissions are those of the sender, lost ones included."""
     for flow, count in readings[host].flows.items():
-        sender = next(
-            (
-                other
-                for other in readings.values()
-                if other.address == flow[0] and flow in other.flows
-            ),
-            readings[host],
+        senders = (
+            reading
+            for reading in readings.values()
+            if reading.address == flow[0] and flow in reading.flows
         )
+        sender = next(senders, readings[host])
         yield {
             "at": host,
             "from": f"{flow[0]}:{flow[1]}",
@@ -110,10 +108,10 @@ def _one_way_ms(readings: Mapping[str, Reading], students: Sequence[str]) -> dic
     have captured.
     """
     delays: dict[str, list[float]] = {UP: [], DOWN: []}
-    others = [reading for host, reading in readings.items() if host not in students]
-    for student, other in itertools.product((readings[host] for host in students), others):
+    peers = [reading for host, reading in readings.items() if host not in students]
+    for student, peer in itertools.product((readings[host] for host in students), peers):
         for key, here in student.seen.items():
-            there = other.seen.get(key)
+            there = peer.seen.get(key)
             if there is None:
                 continue
             is_up = key[0][0] == student.address if student.address else there > here

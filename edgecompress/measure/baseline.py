@@ -15,6 +15,7 @@ from edgecompress.measure import machine
 from edgecompress.measure.bootstrap import ratio_of_medians
 from edgecompress.measure.comparison import conditions, judged
 from edgecompress.measure.processes import Measured, Protocol, measure
+from edgecompress.measure.requests import FileRow
 
 SCHEMA = 1
 _HARDWARE_KEYS = ("cpu", "cores", "machine", "instructions")
@@ -27,7 +28,7 @@ class Baseline(TypedDict):
     """
 
     schema: int
-    candidate: dict[str, Any]
+    candidate: FileRow
     blocks_ms: list[list[float]]
     batch: int
     threads: int

@@ -8,6 +8,7 @@ from typing import Any
 from edgecompress.measure import machine
 from edgecompress.measure.bootstrap import Interval, blocks_needed, interval, verdict
 from edgecompress.measure.processes import Measured, Protocol, measure, merged
+from edgecompress.measure.requests import Conditions
 
 
 def compare(
@@ -64,7 +65,7 @@ def judged(
     }
 
 
-def conditions(measured: Measured, protocol: Protocol) -> dict[str, Any]:
+def conditions(measured: Measured, protocol: Protocol) -> Conditions:
     """The conditions of a measurement: batch, threads, provider, input, machine, versions."""
     return {
         "batch": protocol.batch_size,

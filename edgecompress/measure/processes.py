@@ -16,7 +16,13 @@ import numpy as np
 
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError, UsageError
 from edgecompress.measure import runtime
-from edgecompress.measure.requests import Profile, ProfileRequest, TimingRequest, Timings
+from edgecompress.measure.requests import (
+    FileRow,
+    Profile,
+    ProfileRequest,
+    TimingRequest,
+    Timings,
+)
 from edgecompress.measure.runtime import Array
 
 PROCESSES = 5
@@ -58,15 +64,16 @@ class Measured:
         """The blocks of one model `(blocks,)`, by process."""
         return [blocks[:, model] for blocks in self.blocks_ms]
 
-    def percentiles(self, model: int) -> dict[str, float]:
-        """`{"p50_ms", "p90_ms", "p99_ms"}` of single runs of one model."""
-        samples = self.samples_ms[model]
-        return {f"p{q}_ms": round(float(np.percentile(samples, q)), 5) for q in (50, 90, 99)}
-
-    def file_row(self, model: int, path: Path) -> dict[str, Any]:
+    def file_row(self, model: int, path: Path) -> FileRow:
         """The file of a model, its bytes and its percentiles, as in a result."""
-        size = runtime.file_bytes(path)
-        return {"file": str(path), "bytes": size, **self.percentiles(model)}
+        p50, p90, p99 = np.percentile(self.samples_ms[model], (50, 90, 99))
+        return {
+            "file": str(path),
+            "bytes": runtime.file_bytes(path),
+            "p50_ms": round(float(p50), 5),
+            "p90_ms": round(float(p90), 5),
+            "p99_ms": round(float(p99), 5),
+        }
 
 
 def measure(models: Sequence[Path], protocol: Protocol, processes: int, first: int = 0) -> Measured:

@@ -1,4 +1,4 @@
-"""What the measuring child processes read from stdin and print, as JSON."""
+"""Parts of results, and what the measuring child processes read from stdin and print, as JSON."""
 
 from __future__ import annotations
 
@@ -42,6 +42,28 @@ class ProfileRequest:
     provider: str
     batches: tuple[int, ...]
     seed: int
+
+
+class FileRow(TypedDict):
+    """A file, its bytes, and the percentiles of its single runs."""
+
+    file: str
+    bytes: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+class Conditions(TypedDict):
+    """The conditions of a measurement."""
+
+    batch: int
+    threads: int
+    provider: str
+    input: str
+    reference_ms: float
+    hardware: dict[str, object]
+    versions: dict[str, str]
 
 
 class Failure(TypedDict):

@@ -72,7 +72,8 @@ class Runtime:
     def run(self, batch: Array) -> Array:
         """Outputs `(N, K)` for a `batch` `(N, C, H, W)` float32, or uint8 `(N, height, width, C)`.
 
-        Raises `UsageError` for any other shape, and for outputs that are not finite numbers.
+        Raises `UsageError` for any other shape, for a first output that is not numeric, and for NaN
+        or infinities in any further output.
         """
         self._check_input(batch)
         try:

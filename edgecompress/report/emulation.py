@@ -83,11 +83,12 @@ def topology(result: Mapping[str, Any]) -> str:
 
 def _draw_link(
     axis: Axes,
-    one: tuple[float, float],
-    other: tuple[float, float],
+    start: tuple[float, float],
+    end: tuple[float, float],
     configured: Mapping[str, float | None],
 ) -> None:
-    (x0, y0), (x1, y1) = one, other
+    x0, y0 = start
+    x1, y1 = end
     axis.plot([x0, x1], [y0, y1], color=GREY, linewidth=1.5, zorder=1)
     units = {"bw_mbps": "Mbit/s", "delay_ms": "ms", "loss_pct": "% lost"}
     parts = [f"{configured[key]:g} {unit}" for key, unit in units.items() if configured[key]]
