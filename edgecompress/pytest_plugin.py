@@ -22,22 +22,26 @@ def check_latency(
     threads: int | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Measure `model` and `against`, both .onnx files; fails the test when `model` is slower than
-    allowed, with `strict` also when that stays open. Returns the result of
+    """Measure the .onnx files `model` and `against`, and return the result of
     `measure.regression.compare`; `more` are fields of its `Protocol`.
+
+    Fails the test when `model` is slower than allowed, with `strict` also when the result is
+    inconclusive.
     """
     from edgecompress.measure.regression import Protocol, compare
     from edgecompress.report.ci import sentence
 
-    result = compare(Path(model), Path(against), max_regression, Protocol(threads=threads, **more))
-    if result["verdict"] == "regression" or (strict and result["verdict"] == "inconclusive"):
+    protocol = Protocol(threads=threads, **more)
+    result = compare(Path(model), Path(against), max_regression, protocol)
+    failures = ("regression", "inconclusive") if strict else ("regression",)
+    if result["verdict"] in failures:
         pytest.fail(sentence(result), pytrace=False)
     return result
 
 
 @pytest.fixture
 def latency() -> Callable[..., dict[str, Any]]:
-    """`latency(model, against=..., max_regression=0.05)`: fails when the model is slower than
-    allowed.
+    """`latency(model, against=..., max_regression=0.05)`: fails the test when the model is slower
+    than allowed.
     """
     return check_latency

@@ -12,9 +12,8 @@ class EdgeCloud(Topo):
         """Two hosts, two switches."""
         self.addHost("teacher", role="teacher", model="resnet20")
         self.addHost("student", role="student", model="lenet5", cpu=0.5)
-        self.addSwitch(
-            "cloud", dpid="1"
-        )  # mn takes names other than s1, s2, ... with a number only
+        # mn needs a dpid for names other than s1, s2, ...
+        self.addSwitch("cloud", dpid="1")
         self.addSwitch("gateway", dpid="2")
         self.addLink("teacher", "cloud", bw=1000)
         self.addLink("cloud", "gateway", bw=50, delay="30ms")

@@ -5,7 +5,7 @@ from mininet.topo import Topo
 
 class LossyWifi(Topo):
     """teacher - access point - student: 20 Mbit/s, 4 ms with 2 ms of jitter, 2 % of the frames lost
-    each way.
+    in each direction.
     """
 
     def build(self) -> None:

@@ -6,7 +6,7 @@ from mininet.topo import Topo
 
 
 class TwoHost(Topo):
-    """teacher - s1 - student, 20 Mbit/s and 5 ms each way on the student's side."""
+    """teacher - s1 - student, 20 Mbit/s and 5 ms in each direction on the link of the student."""
 
     def build(self) -> None:
         """Two hosts and a switch."""

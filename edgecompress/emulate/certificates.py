@@ -1,5 +1,5 @@
-"""Certificates of one emulation, made by a process of its own, so that this one never holds both
-Scapy's relatives and grpc.
+"""Certificates of one emulation, created in a process of its own: the root process never imports
+grpc.
 """
 
 from __future__ import annotations
@@ -16,35 +16,33 @@ import json, sys
 from pathlib import Path
 from edgecompress.errors import EdgecompressError
 from edgecompress.online.secure import make_certificates
-asked = json.load(sys.stdin)
+request = json.load(sys.stdin)
 try:
-    addresses = {name: [address] for name, address in asked["hosts"].items()}
-    make_certificates(Path(asked["folder"]), addresses)
+    addresses = {name: [address] for name, address in request["hosts"].items()}
+    make_certificates(Path(request["folder"]), addresses)
 except EdgecompressError as error:
     sys.exit(str(error))
 """
 
 
 def make(folder: Path, hosts: dict[str, str]) -> dict[str, list[str]]:
-    """The options that give each host, by name and address, its certificate, its key and the run's
-    authority.
+    """Create certificates in `folder` for `hosts` (name: address).
+
+    Returns the command-line options that give each host its certificate, its key, and the run's
+    certificate authority. Raises `EnvironmentMissingError` when they cannot be created.
     """
-    asked = json.dumps({"folder": str(folder), "hosts": hosts})
+    request = json.dumps({"folder": str(folder), "hosts": hosts})
     done = subprocess.run(
-        [sys.executable, "-c", _MAKE], input=asked, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _MAKE], input=request, capture_output=True, text=True, check=False
     )
     if done.returncode:
+        lines = done.stderr.strip().splitlines()
         raise EnvironmentMissingError(
-            (done.stderr.strip().splitlines() or ["the run's certificates could not be made"])[-1]
+            lines[-1] if lines else "the run's certificates could not be created"
         )
-    return {
-        name: [
-            "--tls-ca",
-            str(folder / "ca.pem"),
-            "--tls-cert",
-            str(folder / f"{name}.pem"),
-            "--tls-key",
-            str(folder / f"{name}.key"),
-        ]
-        for name in hosts
-    }
+    return {name: _options(folder, name) for name in hosts}
+
+
+def _options(folder: Path, name: str) -> list[str]:
+    files = {"ca": "ca.pem", "cert": f"{name}.pem", "key": f"{name}.key"}
+    return [word for key, file in files.items() for word in (f"--tls-{key}", str(folder / file))]

@@ -1,10 +1,10 @@
-"""A graph as namespaces: the one module that uses Mininet, which is frozen upstream.
+"""A graph as network namespaces: the one module that uses Mininet, which is frozen upstream.
 
 Only its nodes are used: a shell in a network namespace of its own, through `mnexec`. `Mininet()`
 itself is never built, since it rewrites the host's sysctls; nor is `mn -c` called, which kills by
 name. Switches are Linux bridges inside namespaces of their own, so that no firewall of the host
 sees their frames. Everything ends with this process: shells lose their terminal, other children are
-killed with their parent, and with a namespace's last process its interfaces go.
+killed with their parent, and the interfaces of a namespace are deleted with its last process.
 """
 
 from __future__ import annotations
@@ -16,34 +16,44 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+from edgecompress.emulate import backends, cgroups, shell
 from edgecompress.emulate import links as linking
-from edgecompress.emulate import shell
 from edgecompress.emulate.links import Built
-from edgecompress.emulate.topology import Graph, Host, Link
+from edgecompress.emulate.topology import Graph, Link
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError
 
-NETWORK = "10.123.0"
+SUBNET = "10.123.0"
 """Addresses of the hosts, inside the namespaces only."""
 MEASUREMENTS = 4
 """How often a link is measured before it is refused: other work on the machine disturbs a
-measurement, a wrong link stays wrong.
+measurement, but a wrong link stays wrong.
 """
 Note = Callable[[str], None]
-_CGROUPS = Path("/sys/fs/cgroup")
-LEFT = "edgecompress-"
-"""How temporary folders of a run begin; kind and process number follow."""
+"""Reports progress to the user, one line at a time."""
+TEMPORARY = "edgecompress-"
+"""How the temporary folders of a run begin; kind and process number follow."""
+TEMPORARY_KINDS = ("net", "pcap", "tls")
+
+
+class Node(Protocol):
+    """A Mininet node: a shell in a network namespace of its own."""
+
+    pid: int
+
+    def terminate(self) -> None:
+        """End the shell."""
 
 
 @dataclass
 class Network:
-    """Hosts and switches that stand, by name: their processes, addresses and interfaces."""
+    """Hosts and switches that run: their processes, links, addresses and control groups."""
 
     graph: Graph
-    nodes: dict[str, Any] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
     built: list[Built] = field(default_factory=list)
     addresses: dict[str, str] = field(default_factory=dict)
     groups: dict[str, Path] = field(default_factory=dict)
@@ -58,232 +68,196 @@ class Network:
         return built, built.end(host)[0]
 
     def command(self, host: str, *command: str) -> tuple[str, ...]:
-        """`command` in the namespace of `host`, within its share of the processor."""
-        entered = shell.inside(self.pid(host), *command)
+        """`command` in the namespace of `host`, within the host's share of the processor."""
+        inside = shell.inside(self.pid(host), *command)
         if host not in self.groups:
-            return entered
-        return (
-            "sh",
-            "-c",
-            f'echo $$ > {self.groups[host]}/cgroup.procs && exec "$@"',
-            "sh",
-            *entered,
-        )
+            return inside
+        join = f'echo $$ > {self.groups[host]}/cgroup.procs && exec "$@"'
+        return ("sh", "-c", join, "sh", *inside)
 
 
 def prefix(run: int) -> str:
-    """Begin of the names of a run's interfaces: at most 7 characters, so that 15 are enough with a
-    number.
+    """The prefix of the interface names of a run: at most 7 characters, so that a number fits into
+    the 15 of a name.
     """
     return f"ec{run % 36**4:x}"
 
 
 @contextmanager
 def network(graph: Graph, backend: str, note: Note) -> Iterator[Network]:
-    """The network of `graph`, every link measured and found right; it is gone afterwards.
+    """The running network of `graph`, every link measured and verified; it is removed afterwards.
 
-    Raises `EnvironmentMissingError` when a link is not what was asked, or cannot be made here.
+    Raises `EnvironmentMissingError` when a link is not as requested, or cannot be built here.
     """
+    new_node = _node_factory()
+    remove_stale()
+    net = Network(graph)
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}net-{os.getpid()}-") as folder:
+        try:
+            for name in (*(host.name for host in graph.hosts), *graph.switches):
+                net.nodes[name] = new_node(f"{prefix(os.getpid())}-{name}")
+                disable_ipv6 = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1"
+                shell.run_inside(net.pid(name), disable_ipv6, check=False)
+                shell.run_inside(net.pid(name), "ip link set lo up")
+            builder = _Builder(net, Path(folder), note)
+            for built in builder.links(backend):
+                net.built.append(built)
+            _bridge(net)
+            _address_hosts(net)
+            yield net
+        finally:
+            _take_down(net)
+
+
+def _node_factory() -> Callable[[str], Node]:
+    """What creates a Mininet node of a name. Raises `EnvironmentMissingError` without Mininet."""
     try:
         from mininet.log import setLogLevel
-        from mininet.node import Node
+        from mininet.node import Node as MininetNode
     except ImportError as error:
         raise EnvironmentMissingError(
             "package 'mininet' is not installed: run pip install 'edgecompress[emulate]'"
         ) from error
     setLogLevel("error")
     logging.getLogger("mininet").setLevel(logging.ERROR)
-    forget_the_dead()
-    net = Network(graph)
-    begin = prefix(os.getpid())
-    with tempfile.TemporaryDirectory(prefix=f"{LEFT}net-{os.getpid()}-") as name:
-        folder = Path(name)
-        try:
-            for node in (*(host.name for host in graph.hosts), *graph.switches):
-                net.nodes[node] = Node(f"{begin}-{node}", inNamespace=True)
-                shell.run(
-                    *shell.inside(net.pid(node)),
-                    "sysctl",
-                    "-qw",
-                    "net.ipv6.conf.all.disable_ipv6=1",
-                    check=False,
-                )
-                shell.run(*shell.inside(net.pid(node)), "ip", "link", "set", "lo", "up")
-            netem = (
-                linking.kernel_has_netem() if any(link.filtered for link in graph.links) else False
-            )
-            numbers = itertools.count()
-            for third, link in enumerate(graph.links, start=1):
-                kind = linking.backend_for(link, backend, netem)
-                net.built.append(
-                    _right(
-                        link,
-                        kind,
-                        begin,
-                        numbers,
-                        (net.pid(link.a), net.pid(link.b)),
-                        folder,
-                        third,
-                        note,
-                    )
-                )
-            _join(net)
-            yield net
-        finally:
-            for built in net.built:
-                for child in built.children:
-                    child.kill()
-                    child.wait(5)
-            for node in net.nodes.values():
-                node.terminate()
-            for group in net.groups.values():
-                _remove(group)
+
+    def new_node(name: str) -> Node:
+        node: Node = MininetNode(name, inNamespace=True)
+        return node
+
+    return new_node
 
 
-def _right(
-    link: Link,
-    kind: str,
-    begin: str,
-    numbers: Iterator[int],
-    pids: tuple[int, int],
-    folder: Path,
-    third: int,
-    note: Note,
-) -> Built:
-    """Build and measure one link, its back end's own overhead taken off the delay; up to
-    `MEASUREMENTS` times, then it is refused.
-    """
-    correction, built = 0.0, None
-    for _ in range(MEASUREMENTS):
-        if built is None:
-            names = (f"{begin}x{next(numbers)}", f"{begin}x{next(numbers)}")
-            built = linking.build(link, kind, names, pids, folder, correction)
-        linking.measure(built, third)
-        fault = linking.wrong(built)
-        if fault is None:
-            break
-        excess = (built.measured["rtt_ms"] or 0) - 2 * (link.delay_ms or 0)
-        # wirefilter delays by whole milliseconds
-        taken_off = min(
-            link.delay_ms or 0.0, round(excess / 2) if kind == "wirefilter" else excess / 2
-        )
-        if built.measured["rtt_ms"] is not None and taken_off > 0 and not correction:
-            correction = taken_off
-            _take_down(built)
-            built = None
-    if built is None or fault is not None:
-        if built is not None:
-            _take_down(built)
+def _take_down(net: Network) -> None:
+    for built in net.built:
+        built.end_children()
+    for node in net.nodes.values():
+        node.terminate()
+    for group in net.groups.values():
+        cgroups.remove(group)
+
+
+class _Builder:
+    """Builds and verifies the links of a network."""
+
+    def __init__(self, net: Network, folder: Path, note: Note) -> None:
+        self.net = net
+        self.folder = folder
+        self.note = note
+        self._numbers = itertools.count()
+
+    def links(self, backend: str) -> Iterator[Built]:
+        """Each link of the graph, verified."""
+        graph = self.net.graph
+        netem = any(link.filtered for link in graph.links) and backends.kernel_has_netem()
+        for third, link in enumerate(graph.links, start=1):
+            yield self._verified(link, backends.backend_for(link, backend, netem), third)
+
+    def _verified(self, link: Link, backend: str, third: int) -> Built:
+        """Build and measure one link, up to `MEASUREMENTS` times; then it is refused.
+
+        The delay of the back end itself, once measured, is subtracted from that of the link.
+        """
+        correction_ms = 0.0
+        built = self._build(link, backend, correction_ms)
+        for attempt in range(1, MEASUREMENTS + 1):
+            built = replace(built, measured=linking.measure(built, third))
+            difference = linking.wrong(built)
+            if difference is None:
+                self._report(built)
+                return built
+            overhead_ms = _overhead_ms(built)
+            if overhead_ms > 0 and not correction_ms and attempt < MEASUREMENTS:
+                correction_ms = overhead_ms
+                built.take_down()
+                built = self._build(link, backend, correction_ms)
+        built.take_down()
         raise EnvironmentMissingError(
-            f"{fault}: the emulation does not start; try again on an idle machine, or ask for less"
+            f"{difference}: the emulation does not start; try again on an idle machine, or "
+            "request less"
         )
-    known = {
-        key: value
-        for key, value in built.measured.items()
-        if value is not None and not key.startswith(("loss_low", "loss_high"))
-    }
-    note(
-        f"link {link.a} - {link.b} ({kind}): "
-        + ", ".join(f"{key} {value:.4g}" for key, value in known.items())
-    )
-    return built
+
+    def _build(self, link: Link, backend: str, correction_ms: float) -> Built:
+        begin = prefix(os.getpid())
+        names = (f"{begin}x{next(self._numbers)}", f"{begin}x{next(self._numbers)}")
+        pids = (self.net.pid(link.a), self.net.pid(link.b))
+        return backends.build(link, backend, names, pids, self.folder, correction_ms)
+
+    def _report(self, built: Built) -> None:
+        measured = built.measured
+        if measured is None:
+            return
+        values = {
+            "rtt_ms": measured["rtt_ms"],
+            "bw_mbps": measured["bw_mbps"],
+            "loss_pct": measured["loss_pct"],
+        }
+        known = [f"{key} {value:.4g}" for key, value in values.items() if value is not None]
+        where = f"link {built.link.a} - {built.link.b} ({built.backend})"
+        self.note(f"{where}: {', '.join(known)}")
 
 
-def _take_down(built: Built) -> None:
-    for child in built.children:
-        child.kill()
-        child.wait(5)
-    for name, pid in zip(built.interfaces, built.pids, strict=True):
-        shell.run(*shell.inside(pid), "ip", "link", "del", name, check=False)
-
-
-def _join(net: Network) -> None:
-    """Bridge the ends at switches, give hosts their addresses and each other's, and their share of
-    the processor.
+def _overhead_ms(built: Built) -> float:
+    """Milliseconds by which each direction of a measured link is slower than requested, at most
+    its requested delay; 0 without a round trip.
     """
+    if built.measured is None or built.measured["rtt_ms"] is None:
+        return 0.0
+    delay_ms = built.link.delay_ms or 0.0
+    excess_ms = (built.measured["rtt_ms"] - 2 * delay_ms) / 2
+    # wirefilter delays by whole milliseconds
+    return min(delay_ms, round(excess_ms) if built.backend == "wirefilter" else excess_ms)
+
+
+def _bridge(net: Network) -> None:
+    """Join the links at each switch by a bridge."""
     for switch in net.graph.switches:
-        here = shell.inside(net.pid(switch))
-        shell.run(
-            *here,
-            "ip",
-            "link",
-            "add",
-            "br0",
-            "type",
-            "bridge",
-            "stp_state",
-            "0",
-            "forward_delay",
-            "0",
-        )
+        pid = net.pid(switch)
+        shell.run_inside(pid, "ip link add br0 type bridge stp_state 0 forward_delay 0")
         for built in net.built:
             if switch in (built.link.a, built.link.b):
-                shell.run(*here, "ip", "link", "set", built.end(switch)[0], "master", "br0")
-        shell.run(*here, "ip", "link", "set", "br0", "up")
+                shell.run_inside(pid, f"ip link set {built.end(switch)[0]} master br0")
+        shell.run_inside(pid, "ip link set br0 up")
+
+
+def _address_hosts(net: Network) -> None:
+    """Give each host its address, those of all others, and its share of the processor."""
     hardware = {}
     for number, host in enumerate(net.graph.hosts, start=1):
-        name, pid = net.access(host.name)[1], net.pid(host.name)
-        net.addresses[host.name] = f"{NETWORK}.{number}"
-        shell.run(*shell.inside(pid), "ip", "addr", "add", f"{NETWORK}.{number}/24", "dev", name)
-        said = shell.run(*shell.inside(pid), "ip", "-o", "link", "show", "dev", name)
-        hardware[host.name] = said.split("link/ether ")[1].split()[0]
+        address = f"{SUBNET}.{number}"
+        net.addresses[host.name] = address
+        interface = net.access(host.name)[1]
+        shell.run_inside(net.pid(host.name), f"ip addr add {address}/24 dev {interface}")
+        hardware[host.name] = hardware_address(net, host.name)
         if host.cpu is not None:
-            net.groups[host.name] = _group(host)
-    for host, other in itertools.permutations(net.graph.hosts, 2):
-        name, pid = net.access(host.name)[1], net.pid(host.name)
-        shell.run(
-            *shell.inside(pid),
-            "ip",
-            "neigh",
-            "replace",
-            net.addresses[other.name],
-            "lladdr",
-            hardware[other.name],
-            "dev",
-            name,
-        )
+            net.groups[host.name] = cgroups.create(host.name, host.cpu)
+    for host, neighbour in itertools.permutations(net.graph.hosts, 2):
+        set_neighbour(net, host.name, neighbour.name, hardware[neighbour.name])
 
 
-def _group(host: Host) -> Path:
-    """A control group that gives `host` its share of one core, named after this process."""
-    name, period = f"edgecompress-{os.getpid()}-{host.name}", 100_000
-    first, second = _CGROUPS / "cpu", _CGROUPS / "cgroup.controllers"
-    quota = int(period * (host.cpu or 1))
-    try:
-        if first.is_dir():
-            group = first / name
-            group.mkdir()
-            (group / "cpu.cfs_period_us").write_text(str(period))
-            (group / "cpu.cfs_quota_us").write_text(str(quota))
-        elif second.is_file() and "cpu" in second.read_text().split():
-            group = _CGROUPS / name
-            group.mkdir()
-            (group / "cpu.max").write_text(f"{quota} {period}")
-        else:
-            raise EnvironmentMissingError(
-                f"host '{host.name}' asks for cpu {host.cpu:g}, and there is no cpu cgroup "
-                "here: leave cpu out"
-            )
-    except OSError as error:
-        raise EnvironmentMissingError(
-            f"host '{host.name}' asks for cpu {host.cpu:g}, and cgroups refuse it: {error.strerror}"
-        ) from error
-    return group
+def hardware_address(net: Network, host: str) -> str:
+    """The hardware address of a host's interface."""
+    interface = net.access(host)[1]
+    output = shell.run_inside(net.pid(host), f"ip -o link show dev {interface}")
+    return output.split("link/ether ")[1].split()[0]
 
 
-def forget_the_dead() -> None:
-    """Remove control groups and temporary folders (captures, keys) of runs whose process is gone;
-    nothing of anyone else's.
+def set_neighbour(net: Network, host: str, neighbour: str, hardware: str) -> None:
+    """Enter the hardware address of `neighbour` at `host`, so that no ARP request is needed."""
+    address = net.addresses[neighbour]
+    interface = net.access(host)[1]
+    shell.run_inside(net.pid(host), f"ip neigh replace {address} lladdr {hardware} dev {interface}")
+
+
+def remove_stale() -> None:
+    """Remove control groups and temporary folders (captures, keys) of our own runs whose process
+    has ended.
     """
-    for root in (_CGROUPS / "cpu", _CGROUPS):
-        for group in root.glob("edgecompress-*-*"):
-            parts = group.name.split("-")
-            if group.is_dir() and parts[1].isdigit() and not shell.alive(int(parts[1])):
-                _remove(group)
-    for folder in Path(tempfile.gettempdir()).glob(f"{LEFT}*-*-*"):
-        kind, pid, *_ = folder.name.removeprefix(LEFT).split("-")
+    cgroups.remove_stale()
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*-*-*"):
+        kind, pid, *_ = folder.name.removeprefix(TEMPORARY).split("-")
         ours = (
-            kind in ("net", "pcap", "tls")
+            kind in TEMPORARY_KINDS
             and folder.is_dir()
             and not folder.is_symlink()
             and folder.stat().st_uid == os.geteuid()
@@ -292,31 +266,17 @@ def forget_the_dead() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove(group: Path) -> None:
-    try:
-        group.rmdir()
-    except OSError:
-        return
-
-
 def check_network(net: Network) -> None:
-    """Raises `EdgecompressError` when a student cannot reach its teacher."""
+    """Raises `EdgecompressError` when a student cannot reach the first teacher."""
     teacher = net.graph.of_role("teacher")[0]
     for student in net.graph.of_role("student"):
-        said = shell.run(
-            *shell.inside(net.pid(student.name)),
-            "ping",
-            "-c",
-            "5",
-            "-i",
-            "0.2",
-            "-W",
-            "5",
-            net.addresses[teacher.name],
+        output = shell.run_inside(
+            net.pid(student.name),
+            f"ping -c 5 -i 0.2 -W 5 {net.addresses[teacher.name]}",
             check=False,
         )
-        if " 0 received" in said or "received" not in said:
+        if " 0 received" in output or "received" not in output:
             raise EdgecompressError(
-                f"student '{student.name}' does not reach teacher '{teacher.name}': every "
-                "ping was lost"
+                f"student '{student.name}' does not reach teacher '{teacher.name}': all pings "
+                "were lost"
             )

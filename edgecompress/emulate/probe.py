@@ -1,9 +1,9 @@
-"""Paced UDP, one way: `probe.py receive PORT SECONDS` and `probe.py send HOST PORT PACKETS
+"""Paced UDP in one direction: `probe.py receive PORT SECONDS` and `probe.py send HOST PORT PACKETS
 INTERVAL_US SIZE`. Standard library only.
 
-Every datagram begins with its number. The receiver prints `{"received", "first", "last",
-"steady_bytes", "steady_s", "duplicates"}`: the steady part leaves out the first third, in which a
-token bucket gives more than its rate.
+Every datagram begins with its number. The receiver prints `{"received", "duplicates",
+"steady_bytes", "steady_packets", "steady_s"}`: the steady part leaves out the first third, in which
+a token bucket passes more than its rate.
 """
 
 import json
@@ -12,9 +12,12 @@ import struct
 import sys
 import time
 
+LAST = 0xFFFFFFFF
+"""The number of the datagrams that end a measurement."""
+
 
 def receive(port: int, seconds: float) -> None:
-    """Count datagrams until none has come for half a second after the first, or `seconds` are
+    """Count datagrams until the last one, or until none has arrived for 1.5 s, or `seconds` are
     over.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -23,7 +26,9 @@ def receive(port: int, seconds: float) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     deadline = time.monotonic() + seconds
-    times, sizes, numbers = [], [], set()
+    times: list[float] = []
+    sizes: list[int] = []
+    numbers: set[int] = set()
     listener.settimeout(seconds)
     while time.monotonic() < deadline:
         try:
@@ -35,19 +40,22 @@ def receive(port: int, seconds: float) -> None:
         number = struct.unpack("!I", data[:4])[0]
         numbers.add(number)
         listener.settimeout(max(0.05, min(1.5, deadline - time.monotonic())))
-        if number == 0xFFFFFFFF:
+        if number == LAST:
             break
-    numbers.discard(0xFFFFFFFF)
+    numbers.discard(LAST)
+    sys.stdout.write(json.dumps(_summary(times, sizes, numbers)) + "\n")
+
+
+def _summary(times: list[float], sizes: list[int], numbers: set[int]) -> dict[str, float]:
     start = len(times) // 3
     steady = times[start:-1]
-    answer = {
+    return {
         "received": len(numbers),
-        "duplicates": len(times) - len(set(numbers)) - 1,
+        "duplicates": len(times) - len(numbers) - 1,
         "steady_bytes": sum(sizes[start + 1 : -1]),
         "steady_packets": max(0, len(steady) - 1),
         "steady_s": steady[-1] - steady[0] if len(steady) > 1 else 0.0,
     }
-    sys.stdout.write(json.dumps(answer) + "\n")
 
 
 def send(host: str, port: int, packets: int, interval_us: float, size: int) -> None:
@@ -55,7 +63,8 @@ def send(host: str, port: int, packets: int, interval_us: float, size: int) -> N
     receiver.
     """
     sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    filler, begin = b"\0" * (size - 4), time.monotonic()
+    filler = b"\0" * (size - 4)
+    begin = time.monotonic()
     for number in range(packets):
         due = begin + number * interval_us / 1e6
         while (left := due - time.monotonic()) > 0:
@@ -67,7 +76,7 @@ def send(host: str, port: int, packets: int, interval_us: float, size: int) -> N
             continue
     time.sleep(0.3)
     for _ in range(20):
-        sender.sendto(struct.pack("!I", 0xFFFFFFFF) + b"\0" * 28, (host, port))
+        sender.sendto(struct.pack("!I", LAST) + b"\0" * 28, (host, port))
         time.sleep(0.02)
 
 

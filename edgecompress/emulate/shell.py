@@ -1,5 +1,5 @@
-"""Commands as root: one line when they fail, and children that do not outlive this process, however
-it ends.
+"""Commands run as root: a failure is one line, and no child outlives this process, however that
+ends.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO
 
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError
 
@@ -23,28 +24,28 @@ PACKAGES = {
     "tcpdump": "tcpdump",
     "setpriv": "util-linux",
 }
-"""Programs that an emulation needs, and Debian's packages that bring them."""
+"""Programs that an emulation needs, and the Debian packages that provide them."""
 _PR_SET_PDEATHSIG = 1
 
 
 def needed(more: Mapping[str, str] | None = None) -> None:
-    """Raises `EnvironmentMissingError` with the line that installs what is absent."""
-    wanted = {**PACKAGES, **(more or {})}
-    absent = [name for name in wanted if shutil.which(name) is None]
-    if absent:
-        packages = " ".join(dict.fromkeys(wanted[name] for name in absent))
+    """Raises `EnvironmentMissingError` with the command that installs the missing programs."""
+    required = {**PACKAGES, **(more or {})}
+    missing = [name for name in required if shutil.which(name) is None]
+    if missing:
+        packages = " ".join(dict.fromkeys(required[name] for name in missing))
         raise EnvironmentMissingError(
-            f"{', '.join(absent)} not found: run apt-get install -y --no-install-recommends "
+            f"{', '.join(missing)} not found: run apt-get install -y --no-install-recommends "
             f"{packages}"
         )
 
 
 def run(*command: str, check: bool = True, timeout: float = 30) -> str:
-    """The output of a command. Raises `EdgecompressError` in one line when it fails."""
+    """The standard output of a command. Raises a one-line `EdgecompressError` when it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     if check and done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())[:300]
-        raise EdgecompressError(f"'{' '.join(command)}' failed: {said}")
+        message = " ".join((done.stderr or done.stdout).split())[:300]
+        raise EdgecompressError(f"'{' '.join(command)}' failed: {message}")
     return done.stdout
 
 
@@ -53,11 +54,16 @@ def inside(pid: int, *command: str) -> tuple[str, ...]:
     return ("mnexec", "-a", str(pid), *command)
 
 
+def run_inside(pid: int, line: str, *, check: bool = True, timeout: float = 30) -> str:
+    """The standard output of `line`, split at spaces, run in the network namespace of `pid`."""
+    return run(*inside(pid, *line.split()), check=check, timeout=timeout)
+
+
 def as_user(uid: int, gid: int, *command: str) -> tuple[str, ...]:
-    """`command` with the rights of a user, who then owns what it writes."""
+    """`command` with the rights of a user, who owns what it writes."""
     if not uid:
         return command
-    # the change of user would clear what `_die_with_parent` has set
+    # the change of user would clear the signal that `_die_with_parent` has set
     return (
         "setpriv",
         f"--reuid={uid}",
@@ -73,16 +79,32 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-    """A child that is killed when this process ends, in whatever way."""
-    options.setdefault("stdin", subprocess.DEVNULL)
-    return subprocess.Popen(command, text=True, preexec_fn=_die_with_parent, **options)
+def start(
+    command: Sequence[str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | IO[str] | None = None,
+    stderr: int | IO[str] | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """Start a child that is killed when this process ends, however it ends."""
+    return subprocess.Popen(
+        command,
+        text=True,
+        preexec_fn=_die_with_parent,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        env=env,
+    )
 
 
 def stop(
     child: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM, grace: float = 5.0
 ) -> None:
-    """End a child that we started; kill it when it does not."""
+    """End a child of ours; kill it when it has not ended after `grace` seconds."""
     if child.poll() is not None:
         return
     child.send_signal(how)
@@ -94,7 +116,7 @@ def stop(
 
 
 def alive(pid: int) -> bool:
-    """Is there a process `pid`?"""
+    """True if there is a process `pid`."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,3 +1,3 @@
-"""From a torch model to the file that ships: ONNX, its quantized forms, and the proof that they
+"""From a torch model to the file that ships: ONNX, its quantized formats, and the check that they
 agree.
 """

@@ -30,13 +30,13 @@ from edgecompress.errors import EdgecompressError, UsageError
 OPSET = 18
 INPUT, OUTPUT = "input", "logits"
 LIMIT = 2**31 - 2**20
-"""Bytes that one ONNX file (a protobuf) can hold."""
+"""Bytes that one ONNX file (a protobuf) can hold, with a margin."""
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the file's metadata says of its input: image shape (C, H, W), how pixels become it,
-    class names, and where they come from.
+    """The metadata of a file: image shape (C, H, W), preprocessing, class names, and the data that
+    they come from.
     """
 
     image_shape: tuple[int, int, int]
@@ -44,10 +44,10 @@ class InputSpec:
     classes: tuple[str, ...]
     data: str
     task: dict[str, Any] = field(default_factory=dict)
-    """What the outputs mean, where they are no logits of one classification."""
+    """The meaning of the outputs, where they are not the logits of one classification."""
 
     def metadata(self) -> dict[str, str]:
-        """As ONNX metadata: strings under keys that begin with `edgecompress.`."""
+        """As ONNX metadata: JSON under keys that begin with `edgecompress.`."""
         values: dict[str, Any] = {
             "image_shape": list(self.image_shape),
             **self.preprocess.as_dict(),
@@ -63,7 +63,7 @@ class InputSpec:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's prints and warnings, kept off the user's streams; errors still raise."""
+    """Keep the exporter's prints and warnings off the user's streams; errors still raise."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -80,11 +80,11 @@ def _quiet() -> Iterator[None]:
 def to_onnx(
     model: nn.Module, example: Tensor, metadata: dict[str, str] | None = None
 ) -> onnx.ModelProto:
-    """`model` in eval mode as an ONNX model with a dynamic batch; `example` (N, C, H, W) gives the
-    other sizes.
+    """`model` in evaluation mode as an ONNX model with a dynamic batch; the other sizes are those
+    of `example` `(N, C, H, W)`.
 
-    Input "input" float32 (batch, C, H, W), output "logits" (batch, K). Raises `UsageError` above 2
-    GB and `EdgecompressError` when the exporter refuses an operation.
+    Input "input" float32 `(batch, C, H, W)`, output "logits" `(batch, K)`. Raises `UsageError`
+    above 2 GB and `EdgecompressError` when the exporter refuses an operation.
     """
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size > LIMIT:
@@ -93,10 +93,22 @@ def to_onnx(
         )
     folded = fold_batchnorm(model).cpu()
     batch = torch.zeros(2, *example.shape[1:])
+    proto = _exported(folded, batch, type(model).__name__)
+    strip(proto)
+    proto.producer_name = "edgecompress"
+    proto.producer_version = ""
+    set_metadata(proto, metadata or {})
+    return proto
+
+
+def _exported(model: nn.Module, batch: Tensor, name: str) -> onnx.ModelProto:
+    """What `torch.onnx.export` makes of `model`, called `name` in errors, on `batch`
+    `(N, C, H, W)`.
+    """
     try:
         with _quiet():
             program = torch.onnx.export(
-                folded,
+                model,
                 (batch,),
                 dynamo=True,
                 opset_version=OPSET,
@@ -109,28 +121,28 @@ def to_onnx(
     except Exception as error:  # the exporter raises many kinds; each names the operation
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise EdgecompressError(
-            f"torch.onnx cannot export {type(model).__name__}: {lines[0] if lines else error!r}"
+            f"torch.onnx cannot export {name}: {lines[0] if lines else error!r}"
         ) from error
     if program is None:
-        raise EdgecompressError(f"torch.onnx gave no program for {type(model).__name__}")
-    proto = program.model_proto
-    strip(proto)
-    proto.producer_name = "edgecompress"
-    proto.producer_version = ""
-    set_metadata(proto, metadata or {})
-    return proto
+        raise EdgecompressError(f"torch.onnx gave no program for {name}")
+    return program.model_proto
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of the ONNX operations that `proto` uses."""
+    versions = (entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    return int(next(versions))
 
 
 def strip(proto: onnx.ModelProto) -> None:
-    """Remove in place what only the exporting machine needs: documentation, stack traces, value
-    shapes inside the graph.
+    """Remove in place what only the exporting machine needs: documentation, stack traces, metadata,
+    shapes of values inside the graph.
     """
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""
-    for holder in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
-        if hasattr(holder, "metadata_props"):
-            del holder.metadata_props[:]
+        if hasattr(part, "metadata_props"):
+            del part.metadata_props[:]
     del graph.value_info[:]
 
 
@@ -142,8 +154,10 @@ def set_metadata(proto: onnx.ModelProto, metadata: dict[str, str]) -> None:
 
 
 def save(proto: onnx.ModelProto, path: Path) -> int:
-    """Check `proto` (onnx.checker, with shape inference) and write it to `path`, whole or not at
-    all. Returns its bytes.
+    """Check `proto` (onnx.checker, with shape inference) and write it to `path` atomically. Returns
+    its bytes.
+
+    Raises `EdgecompressError` for a model that is not valid.
     """
     with files.whole(path) as temporary:
         onnx.save_model(proto, str(temporary), save_as_external_data=False)
@@ -157,5 +171,5 @@ def save(proto: onnx.ModelProto, path: Path) -> int:
 
 
 def tensor_bytes(proto: onnx.ModelProto) -> int:
-    """Bytes of all initializers: what is left of the file is the graph itself."""
+    """Bytes of all initializers; the rest of a file is the graph itself."""
     return sum(len(t.raw_data) for t in proto.graph.initializer)

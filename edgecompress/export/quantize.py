@@ -1,7 +1,7 @@
-"""Smaller number formats of an fp32 ONNX file: static int8 (QDQ, per channel) and fp16.
+"""Smaller number formats of an fp32 ONNX file: static int8 (QDQ, per-channel weights) and fp16.
 
-Calibration is streamed, a batch at a time. Weights are 7-bit (`reduce_range`) where the CPU has no
-int8 dot product: there two products are added in 16 bits and saturate.
+Calibration is streamed, one batch at a time. Weights are 7-bit (`reduce_range`) where the CPU has
+no int8 dot product: there two products are added in 16 bits and saturate.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edgecompress.measure.runtime import Array, fused_graph
 FORMATS = ("fp32", "fp16", "int8-qdq")
 COMPUTE = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 FLOAT_KERNELS = (*COMPUTE, "FusedConv", "FusedGemm", "FusedMatMul")
-"""The same in ONNX Runtime's own graph, where its int8 kernels have names of their own
+"""Float kernels in the graph that ONNX Runtime runs; its int8 kernels have other names
 (QLinearConv, QGemm, ...).
 """
 MOVES = (
@@ -49,9 +49,9 @@ MOVES = (
     "MaxPool",
     "Identity",
 )
-"""Operations through which ONNX Runtime moves quantization."""
+"""Operations across which ONNX Runtime moves quantization."""
 SHRUNK = 0.35
-"""Share of the fp32 file that an int8 file should take at most."""
+"""Share of the bytes of the fp32 file that an int8 file should take at most."""
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
@@ -83,7 +83,7 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """An fp32 model made ready for quantization (shapes inferred, operations fused), and the range
+    """An fp32 model prepared for quantization (shapes inferred, operations fused), and the ranges
     of its tensors on calibration data.
     """
 
@@ -93,13 +93,16 @@ class Calibrated:
 
     def layers(self) -> dict[str, list[str]]:
         """Convolutions and matrix products: {name of the layer in the network: names of its nodes,
-        one for each time that it is called}.
+        one for each call of the layer}.
         """
-        found: dict[str, list[str]] = {}
-        for node in self.prepared.graph.node:
-            if node.op_type in COMPUTE:
-                found.setdefault(layer_of(node), []).append(node.name)
-        return found
+        nodes: dict[str, list[str]] = {}
+        for node in self.compute_nodes():
+            nodes.setdefault(layer_of(node), []).append(node.name)
+        return nodes
+
+    def compute_nodes(self) -> list[onnx.NodeProto]:
+        """The nodes of convolutions and matrix products."""
+        return [node for node in self.prepared.graph.node if node.op_type in COMPUTE]
 
 
 def layer_of(node: onnx.NodeProto) -> str:
@@ -111,15 +114,16 @@ def layer_of(node: onnx.NodeProto) -> str:
 
 
 def calibrate(fp32: Path, batches: Iterable[Array], method: str = "minmax") -> Calibrated:
-    """Prepare the model at `fp32` and collect its tensors' ranges from `batches` of (N, C, H, W)
-    float32.
+    """Prepare the model at `fp32` and collect the ranges of its tensors on `batches`
+    `(N, C, H, W)` float32.
 
     One batch is in memory at a time. `minmax` takes the extremes, `percentile` 99.999 % of all
     values, `entropy` the range with the least loss of information. Raises `EdgecompressError` where
     ONNX Runtime cannot run or read the model, `UsageError` without a batch.
     """
     original = onnx.load(str(fp32))
-    name, seen = original.graph.input[0].name, 0
+    name = original.graph.input[0].name
+    count = 0
     with tempfile.TemporaryDirectory(dir=fp32.parent, prefix=".calibrate-") as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         try:
@@ -133,8 +137,8 @@ def calibrate(fp32: Path, batches: Iterable[Array], method: str = "minmax") -> C
             )
             for batch in batches:
                 calibrator.collect_data(_Reader([batch], name))
-                seen += 1
-            if not seen:
+                count += 1
+            if not count:
                 raise UsageError("no calibration image: give at least one")
             return Calibrated(onnx.load(str(prepared)), calibrator.compute_data(), original)
         except EdgecompressError:
@@ -157,82 +161,97 @@ def quantized(
     only: Collection[str] | None = None,
     scales: Mapping[str, tuple[float, int]] | None = None,
 ) -> onnx.ModelProto:
-    """The int8 QDQ form: activations uint8 per tensor, weights int8 per output channel, biases
-    int32. Metadata is kept.
+    """The int8 QDQ format: activations uint8 per tensor, weights int8 per output channel, biases
+    int32. Metadata are kept.
 
-    `reduce_range` None asks the CPU. `exclude` names layers that stay in float, `only` the only
-    ones that do not. `scales` gives the scale and zero point of what a layer reads, {layer: (scale,
-    zero point)}, instead of those from the calibrated range.
+    `reduce_range` None depends on the CPU. `exclude` names layers that stay in float, `only` the
+    only ones that do not. `scales` overrides the calibrated scale and zero point of the input of a
+    layer: {layer: (scale, zero point)}. Raises `UsageError` for a layer that is not in the file.
     """
-    reduce = not has_int8_dot() if reduce_range is None else reduce_range
     nodes = calibrated.layers()
-    wrong = [name for name in (*exclude, *(only or ()), *(scales or {})) if name not in nodes]
-    if wrong:
-        raise UsageError(f"no layer '{wrong[0]}' in the file: there are {', '.join(nodes)}")
-    reads = [
-        (layer_of(node), node.input[0])
-        for node in calibrated.prepared.graph.node
-        if node.op_type in COMPUTE
-    ]
-    left_out = [node for name in exclude for node in nodes[name]]
-    chosen = {
-        node for name in (nodes if only is None else only) for node in nodes[name]
-    }.difference(left_out)
-    overrides = {
-        read: [
-            {
+    unknown = [name for name in (*exclude, *(only or ()), *(scales or {})) if name not in nodes]
+    if unknown:
+        raise UsageError(f"no layer '{unknown[0]}' in the file: there are {', '.join(nodes)}")
+    in_float = [node for name in exclude for node in nodes[name]]
+    in_int8 = {node for name in (nodes if only is None else only) for node in nodes[name]}
+    model = _insert_qdq(
+        calibrated,
+        reduce_range=not has_int8_dot() if reduce_range is None else reduce_range,
+        only=[] if only is None else [node for name in only for node in nodes[name]],
+        exclude=in_float,
+        overrides=_overrides(calibrated, scales or {}),
+    )
+    model.topological_sort()
+    _shield_float(model, in_int8.difference(in_float))
+    model.topological_sort()
+    proto: onnx.ModelProto = model.model
+    _finish(proto, calibrated.original)
+    return proto
+
+
+def _overrides(
+    calibrated: Calibrated, scales: Mapping[str, tuple[float, int]]
+) -> dict[str, list[dict[str, Any]]]:
+    """ONNX Runtime's overrides of quantization parameters, by the tensor that a layer reads."""
+    overrides = {}
+    for node in calibrated.compute_nodes():
+        layer = layer_of(node)
+        if layer in scales:
+            scale, zero_point = scales[layer]
+            parameters = {
                 "quant_type": QuantType.QUInt8,
                 "scale": np.asarray(scale, np.float32),
-                "zero_point": np.asarray(zero, np.uint8),
+                "zero_point": np.asarray(zero_point, np.uint8),
             }
-        ]
-        for layer, read in reads
-        for scale, zero in [(scales or {}).get(layer, (None, None))]
-        if scale is not None
-    }
-    proto = copy.deepcopy(calibrated.prepared)
+            overrides[node.input[0]] = [parameters]
+    return overrides
+
+
+def _insert_qdq(
+    calibrated: Calibrated,
+    *,
+    reduce_range: bool,
+    only: list[str],
+    exclude: list[str],
+    overrides: dict[str, list[dict[str, Any]]],
+) -> Any:
+    """The calibrated model with QuantizeLinear and DequantizeLinear inserted, an
+    `onnxruntime.quantization.onnx_model.ONNXModel`; `only` (empty for all) and `exclude` are names
+    of nodes.
+    """
     with _quiet():
         try:
             quantizer = QDQQuantizer(
-                proto,
-                True,
-                reduce,
-                QuantType.QInt8,
-                QuantType.QUInt8,
-                copy.deepcopy(calibrated.ranges),
-                [] if only is None else [node for name in only for node in nodes[name]],
-                left_out,
-                list(_quantizable()),
-                {"TensorQuantOverrides": overrides},
+                copy.deepcopy(calibrated.prepared),
+                per_channel=True,
+                reduce_range=reduce_range,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=copy.deepcopy(calibrated.ranges),
+                nodes_to_quantize=only,
+                nodes_to_exclude=exclude,
+                op_types_to_quantize=list(_quantizable()),
+                extra_options={"TensorQuantOverrides": overrides},
             )
             quantizer.quantize_model()
         except Exception as error:  # onnxruntime raises what its parts raise
             raise EdgecompressError(
                 f"int8 quantization failed: {str(error).splitlines()[0]}"
             ) from error
-    quantizer.model.topological_sort()
-    _shield_float(quantizer.model, chosen)
-    quantizer.model.topological_sort()
-    proto = quantizer.model.model
-    _finish(proto, calibrated.original)
-    return proto
+    return quantizer.model
 
 
 def _shield_float(model: Any, chosen: Collection[str]) -> None:
-    """Keep in float at run time what an `onnxruntime.quantization.onnx_model.ONNXModel` leaves in
-    float: nodes other than the `chosen`.
+    """Change an `onnxruntime.quantization.onnx_model.ONNXModel` in place so that the nodes it
+    leaves in float, those other than the `chosen`, run in float too.
 
-    From version 1.21 on ONNX Runtime quantizes at load the float weight of a layer that reads
-    dequantized values, with one scale for all of it, and the product of two dequantized tensors is
-    one of int8. A `Max` of one input, which changes no value, stands between them.
+    From version 1.21 on ONNX Runtime quantizes at load time the float weight of a layer that reads
+    dequantized values, with one scale for the complete tensor, and computes the product of two
+    dequantized tensors in int8. A `Max` of one input between them prevents it and changes no value.
     """
     graph = model.model.graph
-    dequantized, shields = set[str](), dict[str, str]()
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear" or (
-            node.op_type in MOVES and node.input[0] in dequantized
-        ):
-            dequantized |= {*node.output}
+    dequantized = _dequantized(graph)
+    shields: dict[str, str] = {}
     for node in graph.node:
         if node.op_type in COMPUTE and node.name not in chosen and node.input[0] in dequantized:
             node.input[0] = shields.setdefault(node.input[0], f"{node.input[0]}_kept")
@@ -244,6 +263,16 @@ def _shield_float(model: Any, chosen: Collection[str]) -> None:
     )
 
 
+def _dequantized(graph: onnx.GraphProto) -> set[str]:
+    """Tensors of a sorted graph that were dequantized, and at most moved since."""
+    tensors = set[str]()
+    for node in graph.node:
+        is_moved = node.op_type in MOVES and node.input[0] in tensors
+        if node.op_type == "DequantizeLinear" or is_moved:
+            tensors |= {*node.output}
+    return tensors
+
+
 def to_int8(
     fp32: Path,
     batches: Callable[[], Iterable[Array]],
@@ -251,14 +280,14 @@ def to_int8(
     reduce_range: bool | None = None,
     method: str = "minmax",
 ) -> onnx.ModelProto:
-    """The int8 QDQ form of the model at `fp32`, calibrated on `batches()`:
-    `quantized(calibrate(...))`.
+    """The int8 QDQ format of the model at `fp32`, calibrated on `batches()` of `(N, C, H, W)`
+    float32: `quantized(calibrate(...))`.
     """
     return quantized(calibrate(fp32, batches(), method), reduce_range=reduce_range)
 
 
 def to_fp16(fp32: Path) -> onnx.ModelProto:
-    """The fp16 form of the model at `fp32`: weights and arithmetic in half precision, input and
+    """The fp16 format of the model at `fp32`: weights and arithmetic in half precision; input and
     output stay float32.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -273,11 +302,11 @@ def to_fp16(fp32: Path) -> onnx.ModelProto:
 
 
 def _finish(proto: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Strip `proto` in place, and copy version, producer and metadata from the `original`."""
     onnx_export.strip(proto)
     used = {node.domain for node in proto.graph.node}
-    domains = [
-        entry for entry in proto.opset_import if entry.domain in used
-    ]  # an unused one of a later version keeps old runtimes out
+    # an unused domain of a later version keeps old runtimes from loading the file
+    domains = [entry for entry in proto.opset_import if entry.domain in used]
     del proto.opset_import[:]
     proto.opset_import.extend(domains)
     proto.ir_version = original.ir_version
@@ -290,38 +319,42 @@ def float_layers(path: Path) -> list[str]:
     """Layers (convolutions, matrix products) of the model at `path` that ONNX Runtime computes in
     float on the CPU.
 
-    Those are the layers left in float by the file, and those that look quantized but for which
-    there is no int8 kernel.
+    These are the layers that the file leaves in float, and those that look quantized but have no
+    int8 kernel.
     """
-    graph, names = onnx.load(str(path)).graph, dict[str, str]()
-    stored = {
-        node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
-    }
-    for node in graph.node:
-        if node.op_type in COMPUTE:
-            weight = stored.get(node.input[1], node.input[1]).removesuffix("_quantized")
-            layer = (
-                weight.removesuffix(".weight")
-                if weight.endswith(".weight")
-                else node.name or node.output[0]
-            )
-            names.update(dict.fromkeys((node.input[1], node.name, node.output[0]), layer))
-    found = []
+    layers = _layers_by_name(onnx.load(str(path)).graph)
+    in_float = []
     for node in fused_graph(path).graph.node:
         if node.op_type in FLOAT_KERNELS:
-            known = [
-                names[name] for name in (node.name, node.output[0], node.input[1]) if name in names
-            ]
-            found.append(known[0] if known else node.name or node.output[0])
-    return list(dict.fromkeys(found))
+            names = (node.name, node.output[0], node.input[1])
+            known = [layers[name] for name in names if name in layers]
+            in_float.append(known[0] if known else node.name or node.output[0])
+    return list(dict.fromkeys(in_float))
+
+
+def _layers_by_name(graph: onnx.GraphProto) -> dict[str, str]:
+    """The layer that each node computes, by the names that survive fusion: those of its weight, of
+    the node and of its output.
+    """
+    dequantized = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
+    }
+    layers: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type in COMPUTE:
+            weight = dequantized.get(node.input[1], node.input[1]).removesuffix("_quantized")
+            is_named = weight.endswith(".weight")
+            layer = weight.removesuffix(".weight") if is_named else node.name or node.output[0]
+            layers.update(dict.fromkeys((node.input[1], node.name, node.output[0]), layer))
+    return layers
 
 
 def float_tensors(proto: onnx.ModelProto) -> dict[str, int]:
     """Bytes of the float initializers of at least 256 values, by name, the largest first: what
     keeps an int8 file from shrinking.
     """
-    kept = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-    large = [t for t in proto.graph.initializer if t.data_type in kept and np.prod(t.dims) >= 256]
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    large = [t for t in proto.graph.initializer if t.data_type in kinds and np.prod(t.dims) >= 256]
     sizes = {tensor.name: len(tensor.raw_data) or 4 * len(tensor.float_data) for tensor in large}
     scales = {
         name
@@ -329,12 +362,11 @@ def float_tensors(proto: onnx.ModelProto) -> dict[str, int]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear")
         for name in node.input[1:2]
     }
-    return dict(
-        sorted(((n, s) for n, s in sizes.items() if n not in scales), key=lambda pair: -pair[1])
-    )
+    weights = [(name, size) for name, size in sizes.items() if name not in scales]
+    return dict(sorted(weights, key=lambda pair: -pair[1]))
 
 
 def batches_of(values: Array, size: int = 32) -> Iterator[Array]:
-    """`values` (N, ...) in parts of at most `size` rows, float32."""
+    """`values` `(N, ...)` in batches of at most `size` rows, float32."""
     for start in range(0, len(values), size):
         yield np.ascontiguousarray(values[start : start + size], dtype=np.float32)

@@ -1,1 +1,1 @@
-"""What a network costs, measured: bytes, parameters, MACs, latency."""
+"""The cost of a network, measured: bytes, parameters, MACs, latency."""

@@ -1,14 +1,14 @@
 """Parameters and multiply-accumulates (MACs) of a network, in total and for each layer.
 
 MACs are per sample and count convolutions and Linear layers: every weight once for each position
-that it is applied at.
+where it is applied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
@@ -30,6 +30,17 @@ class LayerCost:
     macs: int
 
 
+class LayerRow(TypedDict):
+    """One layer as results record it: pairs of before and after."""
+
+    layer: str
+    kind: str
+    inputs: list[int]
+    outputs: list[int]
+    params: list[int]
+    macs: list[int]
+
+
 @dataclass(frozen=True)
 class Cost:
     """Totals of a network; `params` counts every parameter, `macs` is per sample."""
@@ -40,8 +51,8 @@ class Cost:
 
 
 def positions(layer: nn.Module, output_shape: tuple[int, ...]) -> int:
-    """How many times one sample applies each weight of a mixing layer: output positions of a
-    convolution, tokens of a Linear.
+    """How often one sample applies each weight of a mixing layer: output positions of a
+    convolution, tokens of a Linear. `output_shape` is `(N, C, H, W)` or `(N, ..., C)`.
     """
     spatial = output_shape[2:] if layers.is_conv(layer) else output_shape[1:-1]
     count = 1
@@ -51,26 +62,29 @@ def positions(layer: nn.Module, output_shape: tuple[int, ...]) -> int:
 
 
 def cost(model: nn.Module, example: Tensor, graph: ChannelGraph | None = None) -> Cost:
-    """Cost of `model` for one sample like `example` (N, C, H, W). `graph` saves a trace when it is
-    at hand.
+    """Cost of `model` for one sample like `example` `(N, C, H, W)`; `graph`, if given, saves a
+    trace.
     """
     graph = graph if graph is not None else trace(model, example)
     rows = []
     for name, layer in model.named_modules():
         if not layers.is_mixing(layer) or name not in graph.output_shapes:
             continue
-        weight = layer.get_parameter("weight").numel()
-        rows.append(
-            LayerCost(
-                name,
-                type(layer).__name__,
-                layers.axis_size(layer, "in"),
-                layers.axis_size(layer, "out"),
-                sum(p.numel() for p in layer.parameters(recurse=False)),
-                weight * positions(layer, graph.output_shapes[name]),
-            )
+        weights = layer.get_parameter("weight").numel()
+        row = LayerCost(
+            name=name,
+            kind=type(layer).__name__,
+            inputs=layers.axis_size(layer, "in"),
+            outputs=layers.axis_size(layer, "out"),
+            params=_param_count(layer, recurse=False),
+            macs=weights * positions(layer, graph.output_shapes[name]),
         )
-    return Cost(sum(p.numel() for p in model.parameters()), sum(r.macs for r in rows), tuple(rows))
+        rows.append(row)
+    return Cost(_param_count(model), sum(row.macs for row in rows), tuple(rows))
+
+
+def _param_count(module: nn.Module, recurse: bool = True) -> int:
+    return sum(parameter.numel() for parameter in module.parameters(recurse))
 
 
 def mac_price(model: nn.Module, graph: ChannelGraph) -> Price:
@@ -86,52 +100,53 @@ def param_price(model: nn.Module, graph: ChannelGraph) -> Price:
     """Every parameter of `model` as a price over widths, exact: weights, biases, normalisation, and
     those that no width changes.
     """
-    weights, outputs, channels = {}, {}, {}
+    weights: dict[str, float] = {}
+    outputs: dict[str, float] = {}
+    channels: dict[str, float] = {}
     for name, layer in model.named_modules():
         if layers.is_mixing(layer) and name in graph.output_shapes:
             weights[name] = 1.0
             outputs[name] = float(getattr(layer, "bias", None) is not None)
         elif "through" in layers.axes(layer):
-            channels[name] = float(
-                sum(p.numel() for p in layer.parameters(recurse=False))
-                / layers.axis_size(layer, "through")
-            )
-    price = Price(weights, outputs, 0.0, channels)
-    counted = pricer(model, graph, price).cost(full_widths(graph))
-    return Price(weights, outputs, sum(p.numel() for p in model.parameters()) - counted, channels)
+            size = layers.axis_size(layer, "through")
+            channels[name] = float(_param_count(layer, recurse=False) / size)
+    counted = pricer(model, graph, Price(weights, outputs, 0.0, channels)).cost(full_widths(graph))
+    return Price(weights, outputs, _param_count(model) - counted, channels)
 
 
-def layer_table(before: Sequence[Mapping[str, Any]], after: Cost) -> list[dict[str, Any]]:
-    """For each layer its widths, parameters and MACs `before` (rows of `LayerCost`) and `after`, as
-    pairs.
+def layer_table(before: Sequence[Mapping[str, Any]], after: Cost) -> list[LayerRow]:
+    """Widths, parameters and MACs of each layer, `before` (`LayerCost` as mappings) and `after`;
+    layers that are gone are left out.
     """
     now = {row.name: row for row in after.layers}
-    numbers = ("inputs", "outputs", "params", "macs")
-    kept = [(row, now[row["name"]]) for row in before if row["name"] in now]
-    return [
-        {
-            "layer": old["name"],
-            "kind": old["kind"],
-            **{k: [old[k], getattr(new, k)] for k in numbers},
-        }
-        for old, new in kept
-    ]
+    return [_layer_row(row, now[row["name"]]) for row in before if row["name"] in now]
+
+
+def _layer_row(old: Mapping[str, Any], new: LayerCost) -> LayerRow:
+    return {
+        "layer": old["name"],
+        "kind": old["kind"],
+        "inputs": [old["inputs"], new.inputs],
+        "outputs": [old["outputs"], new.outputs],
+        "params": [old["params"], new.params],
+        "macs": [old["macs"], new.macs],
+    }
 
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 1.0}
 """Bytes of one weight in the file."""
 BYTES_PER_BIAS = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 12.0}
-"""Bytes of one bias in the file; as int8-qdq an int32 with its scale and zero point."""
+"""Bytes of one bias in the file; in int8-qdq an int32 with its scale and zero point."""
 BYTES_PER_SCALE = {"fp32": 0.0, "fp16": 0.0, "int8-qdq": 5.0}
-"""Bytes that an output channel's weights take beside themselves: their scale and zero point."""
+"""Bytes of the scale and the zero point of one output channel's weights."""
 
 
 def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -> Price:
     """Bytes of the ONNX file of `model` in format `form` as a price over widths; `fixed` are the
     bytes of the graph itself.
 
-    Each BatchNorm is folded into the layer before it where that can be, which gives the layer a
-    bias; one that stays (before its convolution, as in DenseNet) keeps four numbers a channel.
+    Each BatchNorm is folded into the layer before it where possible, which gives the layer a bias;
+    one that stays (before its convolution, as in DenseNet) keeps four numbers per channel.
     """
     folded = fold_batchnorm(meta_copy(model))
     outputs = {}

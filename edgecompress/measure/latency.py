@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -13,18 +14,28 @@ from edgecompress.measure.runtime import Array, Runtime
 
 TURN = 10
 """Runs of a model that are timed in a row."""
-UNCOUNTED, SPIN_MS = 2, 50.0
-"""Runs of a model that are not counted after another has run: so many, and where they use several
-threads for so many milliseconds.
+UNCOUNTED = 2
+"""Runs of a model that are not counted after another one has run."""
+SPIN_MS = 50.0
+"""Milliseconds for which runs are not counted after another model has run on several threads.
 
-Threads of ONNX Runtime spin for about 40 ms after a run, and take a core from whoever runs next:
+Threads of ONNX Runtime spin for about 40 ms after a run, and take a core from whatever runs next:
 measured, one third of the speed of VGG16.
 """
+LEAST_SAMPLES = 20
+
+
+class Percentiles(TypedDict):
+    """Percentiles of a duration, in milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Samples (ms) of single runs, and what was run."""
+    """Milliseconds of single runs, and their conditions."""
 
     samples_ms: tuple[float, ...]
     batch: int
@@ -35,33 +46,44 @@ class Latency:
         """The q-th percentile (0..100) in milliseconds."""
         return float(np.percentile(self.samples_ms, q))
 
-    def summary(self) -> dict[str, float]:
-        """`{"p50", "p90", "p99"}` in milliseconds."""
-        return {f"p{q}": round(self.percentile(q), 4) for q in (50, 90, 99)}
+    def summary(self) -> Percentiles:
+        """The percentiles 50, 90 and 99 in milliseconds."""
+        return {
+            "p50": round(self.percentile(50), 4),
+            "p90": round(self.percentile(90), 4),
+            "p99": round(self.percentile(99), 4),
+        }
 
 
-def _timed(runtime: Runtime, batch: Array) -> float:
+def timed(runtime: Runtime, batch: Array) -> float:
+    """Milliseconds of one run on `batch` `(N, C, H, W)`."""
     start = time.perf_counter_ns()
     runtime.run(batch)
     return (time.perf_counter_ns() - start) / 1e6
 
 
 def warm_up(runtime: Runtime, batch: Array, limit_s: float = 3.0) -> int:
-    """Run until the medians of two blocks of 5 runs differ by less than 5 %, or for `limit_s`
-    seconds. Returns the runs.
+    """Run on `batch` `(N, C, H, W)` until the medians of two blocks of 5 runs differ by less than
+    5 %, or for `limit_s` seconds. Returns the number of runs.
     """
-    start, runs, last = time.perf_counter(), 0, 0.0
+    start = time.perf_counter()
+    runs = 0
+    previous = 0.0
     while True:
-        median = float(np.median([_timed(runtime, batch) for _ in range(5)]))
+        median = float(np.median([timed(runtime, batch) for _ in range(5)]))
         runs += 5
-        if abs(median - last) <= 0.05 * last or time.perf_counter() - start > limit_s:
+        is_stable = abs(median - previous) <= 0.05 * previous
+        if is_stable or time.perf_counter() - start > limit_s:
             return runs
-        last = median
+        previous = median
 
 
 def settle(runtime: Runtime, batch: Array) -> None:
-    """Run uncounted until what ran before is not in the way any more."""
-    start, runs = time.perf_counter(), 0
+    """Run on `batch` `(N, C, H, W)`, uncounted, until the model that ran before no longer
+    disturbs.
+    """
+    start = time.perf_counter()
+    runs = 0
     while runs < UNCOUNTED or (
         runtime.threads > 1 and 1e3 * (time.perf_counter() - start) < SPIN_MS
     ):
@@ -77,26 +99,28 @@ def measure(
     limit_s: float = 5.0,
     seed: int = 0,
 ) -> list[Latency]:
-    """Latency of each model, taken in turns of `TURN` runs, so that a drift of the machine meets
-    them alike.
+    """Latency of each model, measured in turns of `TURN` runs, so that a drift of the machine
+    affects all alike.
 
     The first runs of a turn are left out (`settle`): another model has emptied the caches, and its
-    threads still spin. At least 20 samples each; then up to `samples`, or until `limit_s` seconds a
-    model are over. Inputs are standard normal.
+    threads still spin. At least 20 samples each; then up to `samples`, or until `limit_s` seconds
+    per model are over. Inputs are standard normal.
     """
     generator = np.random.default_rng(seed)
-    inputs = [r.random_batch(batch_size, generator) for r in runtimes]
-    warm = [warm_up(r, x) for r, x in zip(runtimes, inputs, strict=True)]
+    inputs = [runtime.random_batch(batch_size, generator) for runtime in runtimes]
+    pairs = list(zip(runtimes, inputs, strict=True))
+    warmup_runs = [warm_up(runtime, batch) for runtime, batch in pairs]
     taken: list[list[float]] = [[] for _ in runtimes]
     start = time.perf_counter()
     while len(taken[0]) < samples:
-        if len(taken[0]) >= 20 and time.perf_counter() - start > limit_s * len(runtimes):
+        is_late = time.perf_counter() - start > limit_s * len(runtimes)
+        if is_late and len(taken[0]) >= LEAST_SAMPLES:
             break
-        for place, (runtime, batch) in enumerate(zip(runtimes, inputs, strict=True)):
+        for (runtime, batch), times in zip(pairs, taken, strict=True):
             if len(runtimes) > 1:
                 settle(runtime, batch)
-            taken[place] += [_timed(runtime, batch) for _ in range(TURN)]
+            times += [timed(runtime, batch) for _ in range(TURN)]
     return [
-        Latency(tuple(ms), batch_size, runtime.threads, runs)
-        for ms, runtime, runs in zip(taken, runtimes, warm, strict=True)
+        Latency(tuple(times), batch_size, runtime.threads, runs)
+        for times, runtime, runs in zip(taken, runtimes, warmup_runs, strict=True)
     ]

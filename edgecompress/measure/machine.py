@@ -1,4 +1,5 @@
-"""What machine this is: processor, instruction sets, cores that we may use, memory, versions.
+"""This machine: processor, instruction sets, cores that we may use, memory, versions.
+
 Imports no torch.
 """
 
@@ -13,6 +14,10 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+_RECORDED = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+"""Instruction-set flags that a result records."""
+_PACKAGES = ("edgecompress", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy")
+
 
 def _cpuinfo() -> dict[str, str]:
     fields: dict[str, str] = {}
@@ -25,14 +30,14 @@ def _cpuinfo() -> dict[str, str]:
 
 @lru_cache
 def cpu_name() -> str:
-    """The processor's name as the kernel gives it."""
+    """The name of the processor in /proc/cpuinfo, or as the platform reports it."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 @lru_cache
 def cpu_features() -> frozenset[str]:
     """Instruction-set flags as the kernel names them (`avx2`, `avx512_vnni`, ...); empty where the
-    kernel does not say.
+    kernel does not report them.
     """
     fields = _cpuinfo()
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
@@ -44,8 +49,8 @@ def has_int8_dot(features: frozenset[str] | None = None) -> bool:
 
     `features` are instruction-set flags as the kernel names them; None: this processor's.
     """
-    found = cpu_features() if features is None else features
-    return bool(found & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+    flags = cpu_features() if features is None else features
+    return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 def instruction_set(features: frozenset[str]) -> str:
@@ -57,18 +62,13 @@ def instruction_set(features: frozenset[str]) -> str:
     if "avx2" in features:
         return "AVX2 with VNNI" if "avx_vnni" in features else "AVX2 without VNNI"
     if features & {"asimd", "neon"}:
-        return (
-            "NEON with int8 dot products"
-            if features & {"asimddp", "i8mm"}
-            else "NEON without int8 dot products"
-        )
+        relation = "with" if features & {"asimddp", "i8mm"} else "without"
+        return f"NEON {relation} int8 dot products"
     return "no vector instructions that are known here"
 
 
 def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
-    """What a processor with `features` changes in how networks are trained and quantized, a
-    sentence each.
-    """
+    """Effects of a processor with `features` on training and quantization, one sentence each."""
     effects = []
     if "avx2" in features and "avx512f" not in features:
         effects.append(
@@ -81,14 +81,15 @@ def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
 
 
 def cores() -> int:
-    """Cores this process may use: the smaller of its affinity and its cgroup's quota, at least
+    """Cores this process may use: the smaller of its affinity and the quota of its cgroup, at least
     1.
     """
-    allowed = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
     quota = _cgroup_quota()
-    return max(1, min(allowed, int(quota))) if quota is not None else allowed
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def _cgroup_quota() -> float | None:
@@ -97,7 +98,7 @@ def _cgroup_quota() -> float | None:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else max(1.0, int(quota) / int(period))
     except (OSError, ValueError):
-        pass
+        pass  # not version 2
     try:
         quota_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
         period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
@@ -109,56 +110,49 @@ def _cgroup_quota() -> float | None:
 def own_peak_rss_bytes() -> int:
     """Largest resident memory of this process since its program began, in bytes.
 
-    On Linux `getrusage` counts what the process was before it became this program, too: a child of
-    a large parent.
+    On Linux `getrusage` also counts the process before it became this program: a copy of its
+    parent, which may be large.
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return 1024 * int(found.group(1))
-    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(
-        resource.RUSAGE_SELF
-    ).ru_maxrss
+        match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if match:
+            return 1024 * int(match.group(1))
+    return _rusage_bytes(resource.RUSAGE_SELF)
 
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process and of its ended children so far, in bytes."""
+    return max(own_peak_rss_bytes(), _rusage_bytes(resource.RUSAGE_CHILDREN))
+
+
+def _rusage_bytes(who: int) -> int:
     unit = 1 if sys.platform == "darwin" else 1024
-    return max(own_peak_rss_bytes(), unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return unit * resource.getrusage(who).ru_maxrss
 
 
 def hardware() -> dict[str, object]:
-    """What a result needs to say of its machine."""
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+    """The machine, as results record it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": cpu_name(),
         "machine": platform.machine(),
         "cores": cores(),
         "memory_bytes": memory,
-        "instructions": [name for name in wanted if name in cpu_features()],
+        "instructions": [name for name in _RECORDED if name in cpu_features()],
         "int8_dot": has_int8_dot(),
         "system": f"{platform.system()} {platform.release()}",
     }
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of what it stands on; packages that are not installed
+    """Versions of Python, of this package and of its dependencies; packages that are not installed
     are absent.
     """
-    found = {"python": platform.python_version()}
-    for name in (
-        "edgecompress",
-        "torch",
-        "torchvision",
-        "onnx",
-        "onnxscript",
-        "onnxruntime",
-        "numpy",
-    ):
+    installed = {"python": platform.python_version()}
+    for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,9 +1,9 @@
-"""One ONNX file in a process of its own: cold start, memory, latency by batch, and how far it is
-from what the machine can do.
+"""One ONNX file in a process of its own: cold start, memory, latency by batch, and how close it is
+to what the machine can do.
 
-`python -m edgecompress.measure.profile` reads one JSON object from stdin (`model`, `threads`,
-`provider`, `batches`, `seed`), prints one. The ceiling is the rate of large matrix products in the
-same runtime on the same threads, in float32 and in int8.
+`python -m edgecompress.measure.profile` reads a `ProfileRequest` as JSON from stdin and prints a
+`Profile`. The ceiling is the rate of large matrix products in the same runtime on the same threads,
+in float32 and in int8.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
 from edgecompress.errors import EdgecompressError
 from edgecompress.measure import latency, machine, products, runtime
-from edgecompress.measure.runtime import Array
+from edgecompress.measure.requests import BatchRow, Failure, Profile, ProfileRequest
+from edgecompress.measure.runtime import Runtime
 
 SIDE = 768
 """Rows and columns of the matrix products that measure the ceiling."""
@@ -36,6 +36,9 @@ WEIGHTS = {
     "MatMulInteger": 1,
 }
 """Operations that multiply and accumulate, and which of their inputs is the weight."""
+CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
+PASSED = ("DequantizeLinear", "QuantizeLinear", "Cast", "Transpose")
+"""Operations between a stored weight and the operation that reads it."""
 INT8 = ("DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger")
 
 
@@ -54,111 +57,129 @@ def macs(path: Path) -> int | None:
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.value_info, *graph.output, *graph.input)
     }
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    made = {output: node for node in graph.node for output in node.output}
-
-    def constant(name: str) -> list[int] | None:
-        while name in made and made[name].op_type in (
-            "DequantizeLinear",
-            "QuantizeLinear",
-            "Cast",
-            "Transpose",
-        ):
-            name = made[name].input[0]
-        return weights.get(name)
-
+    weights = _Weights(graph)
     total = 0
     for node in graph.node:
-        if node.op_type not in WEIGHTS:
-            continue
-        weight, output = constant(node.input[WEIGHTS[node.op_type]]), shapes.get(node.output[0])
-        source = shapes.get(node.input[0])
+        weight = weights.read_by(node)
         if weight is None:
             continue
-        if (
-            not output
-            or not source
-            or 0 in output
-            or (node.op_type == "ConvTranspose" and 0 in source)
-        ):
+        count = _node_macs(node, weight, shapes.get(node.input[0]), shapes.get(node.output[0]))
+        if count is None:
             return None
-        if node.op_type in ("Conv", "QLinearConv", "ConvInteger"):
-            total += int(np.prod(output)) * int(np.prod(weight[1:]))
-        elif node.op_type == "ConvTranspose":
-            total += int(np.prod(source)) * int(np.prod(weight[1:]))
-        else:
-            total += int(np.prod(weight)) * int(np.prod(output[:-1]))
+        total += count
     return total
 
 
+class _Weights:
+    """The shapes of the constant weights of a graph."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+        self._producers = {output: node for node in graph.node for output in node.output}
+
+    def read_by(self, node: onnx.NodeProto) -> list[int] | None:
+        """The shape of the constant weight that `node` multiplies with, if it does."""
+        if node.op_type not in WEIGHTS:
+            return None
+        name = node.input[WEIGHTS[node.op_type]]
+        while name in self._producers and self._producers[name].op_type in PASSED:
+            name = self._producers[name].input[0]
+        return self._shapes.get(name)
+
+
+def _node_macs(
+    node: onnx.NodeProto, weight: list[int], source: list[int] | None, output: list[int] | None
+) -> int | None:
+    """Multiply-accumulates of one operation; None where the shape of its input or output is
+    unknown.
+    """
+    if not output or not source or 0 in output:
+        return None
+    if node.op_type == "ConvTranspose":
+        return None if 0 in source else int(np.prod(source)) * int(np.prod(weight[1:]))
+    if node.op_type in CONVOLUTIONS:
+        return int(np.prod(output)) * int(np.prod(weight[1:]))
+    return int(np.prod(weight)) * int(np.prod(output[:-1]))
+
+
 def ceiling(threads: int) -> dict[str, float]:
-    """Giga multiply-accumulates a second of matrix products (SIDE, SIDE) in ONNX Runtime:
+    """Giga multiply-accumulates per second of matrix products (SIDE, SIDE) in ONNX Runtime:
     `float32`, and `int8` (uint8 by int8).
     """
     generator = np.random.default_rng(0)
-    inputs: dict[str, list[Array]] = {
-        "float32": [generator.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2)],
-        "int8": [
-            generator.integers(0, 255, (SIDE, SIDE), dtype=np.uint8),
-            generator.integers(-127, 127, (SIDE, SIDE), dtype=np.int8),
-        ],
+    floats = [generator.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2)]
+    unsigned = generator.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
+    signed = generator.integers(-127, 127, (SIDE, SIDE), dtype=np.int8)
+    times = {
+        "float32": products.seconds(floats[0], floats[1], threads, REPEATS),
+        "int8": products.seconds(unsigned, signed, threads, REPEATS),
     }
-    return {
-        kind: SIDE**3 / min(products.seconds(left, right, threads, REPEATS)) / 1e9
-        for kind, (left, right) in inputs.items()
-    }
+    return {kind: SIDE**3 / min(taken) / 1e9 for kind, taken in times.items()}
 
 
-def work(asked: dict[str, Any]) -> dict[str, Any]:
+def work(request: ProfileRequest) -> Profile:
     """Load the model, run it for the first time, then by batch size."""
-    path, empty = Path(asked["model"]), machine.own_peak_rss_bytes()
+    path = Path(request.model)
+    empty = machine.own_peak_rss_bytes()
     start = time.perf_counter()
-    loaded = runtime.load(path, threads=asked["threads"], provider=asked["provider"])
-    loading = time.perf_counter() - start
-    generator = np.random.default_rng(asked["seed"])
-    start = time.perf_counter()
-    loaded.run(loaded.random_batch(loaded.batch or 1, generator))
-    first = time.perf_counter() - start
-    rows = []
-    for size in asked["batches"]:
-        (taken,) = latency.measure(
-            [loaded], batch_size=size, samples=100, limit_s=1.0, seed=asked["seed"]
-        )
-        rows.append(
-            {"batch": size, **{f"{key}_ms": value for key, value in taken.summary().items()}}
-        )
-        rows[-1]["samples_per_s"] = round(1e3 * size / taken.percentile(50), 2)
+    loaded = runtime.load(path, threads=request.threads, provider=request.provider)
+    load_s = time.perf_counter() - start
+    first_s = _first_run_s(loaded, request.seed)
+    rows = [_batch_row(loaded, size, request.seed) for size in request.batches]
     peak = machine.own_peak_rss_bytes()
-    on_cpu = (
-        asked["provider"] == "CPUExecutionProvider"
-    )  # the ceiling of another device is not measured
-    count, peaks = macs(path), ceiling(loaded.threads) if on_cpu else None
-    kind = (
-        "int8"
-        if any(node.op_type in INT8 for node in onnx.load(str(path)).graph.node)
-        else "float32"
-    )
+
+    count = macs(path)
     rate = None if count is None else count * rows[0]["samples_per_s"] / 1e9
+    # the ceiling of another device is not measured
+    is_cpu = request.provider == "CPUExecutionProvider"
+    ceilings = ceiling(loaded.threads) if is_cpu else None
+    kind = _arithmetic(path)
     return {
-        "load_ms": round(loading * 1e3, 3),
-        "first_run_ms": round(first * 1e3, 3),
-        "cold_start_ms": round((loading + first) * 1e3, 3),
+        "load_ms": round(load_s * 1e3, 3),
+        "first_run_ms": round(first_s * 1e3, 3),
+        "cold_start_ms": round((load_s + first_s) * 1e3, 3),
         "peak_rss_bytes": peak,
         "rss_before_load_bytes": empty,
         "batches": rows,
         "macs": count,
         "gmacs_per_s": rate,
-        "ceiling_gmacs_per_s": peaks,
+        "ceiling_gmacs_per_s": ceilings,
         "ceiling_kind": kind,
-        "share_of_ceiling": None if rate is None or peaks is None else rate / peaks[kind],
+        "share_of_ceiling": None if rate is None or ceilings is None else rate / ceilings[kind],
         "threads": loaded.threads,
     }
 
 
+def _first_run_s(loaded: Runtime, seed: int) -> float:
+    generator = np.random.default_rng(seed)
+    start = time.perf_counter()
+    loaded.run(loaded.random_batch(loaded.batch or 1, generator))
+    return time.perf_counter() - start
+
+
+def _batch_row(loaded: Runtime, size: int, seed: int) -> BatchRow:
+    (taken,) = latency.measure([loaded], batch_size=size, samples=100, limit_s=1.0, seed=seed)
+    percentiles = taken.summary()
+    return {
+        "batch": size,
+        "p50_ms": percentiles["p50"],
+        "p90_ms": percentiles["p90"],
+        "p99_ms": percentiles["p99"],
+        "samples_per_s": round(1e3 * size / taken.percentile(50), 2),
+    }
+
+
+def _arithmetic(path: Path) -> str:
+    """`int8` if any operation of the file computes in int8, else `float32`."""
+    nodes = onnx.load(str(path)).graph.node
+    return "int8" if any(node.op_type in INT8 for node in nodes) else "float32"
+
+
 def main() -> None:
     """One object in, one out; an error of ours becomes `{"error", "exit_code"}`."""
+    answer: Profile | Failure
     try:
-        answer = work(json.loads(sys.stdin.read()))
+        answer = work(ProfileRequest(**json.loads(sys.stdin.read())))
     except EdgecompressError as error:
         answer = {"error": str(error), "exit_code": error.exit_code}
     sys.stdout.write(json.dumps(answer))

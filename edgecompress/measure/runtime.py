@@ -1,10 +1,10 @@
-"""An ONNX file as ONNX Runtime runs it: sessions, metadata, outputs. numpy only."""
+"""An ONNX file in ONNX Runtime: sessions, metadata, outputs. numpy only."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure.machine import cores
 
 Array = NDArray[Any]
+CPU = "CPUExecutionProvider"
+METADATA_PREFIX = "edgecompress."
+_INPUT_TYPES = ("tensor(float)", "tensor(uint8)")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Runtime:
     """A loaded model with one input: its session, the input's name and shape (without batch; 0
     where it is free), and our metadata.
 
-    `batch` is the only batch that it takes, None for any.
+    `batch` is the only batch size that it accepts, None for any.
     """
 
     path: Path
@@ -38,49 +41,41 @@ class Runtime:
 
     @property
     def reads_pixels(self) -> bool:
-        """Does it read decoded images, uint8 (N, height, width, C)?"""
+        """True if it reads decoded images, uint8 `(N, height, width, C)`."""
         return self.input_type == "tensor(uint8)"
 
     def random_batch(self, size: int, generator: np.random.Generator) -> Array:
-        """Inputs for timing, (size, ...): standard normal, or random pixels of the size that the
+        """Inputs for timing, `(size, ...)`: standard normal, or random pixels of the size that the
         network reads.
+
+        Raises `UsageError` where the input shape is free and the metadata have none.
         """
         if self.reads_pixels:
             channels, height, width = self.metadata.get("image_shape") or (0, 0, 0)
             pixels = self.input_shape if 0 not in self.input_shape else (height, width, channels)
             if 0 in pixels:
-                raise UsageError(
-                    f"'{self.path.name}' reads images of any size {self.input_shape}: export "
-                    "it with a fixed one to time it"
-                )
+                raise UsageError(self._any_size("images"))
             return generator.integers(0, 256, (size, *pixels), dtype=np.uint8)
         shape = self.input_shape
         if 0 in shape:
             shape = tuple(self.metadata.get("image_shape") or ())
             if len(shape) != len(self.input_shape):
-                raise UsageError(
-                    f"'{self.path.name}' reads inputs of any size {self.input_shape}: export "
-                    "it with a fixed one to time it"
-                )
+                raise UsageError(self._any_size("inputs"))
         return generator.standard_normal((size, *shape), dtype=np.float32)
 
-    def run(self, batch: Array) -> Array:
-        """Outputs (N, K) for a `batch` (N, C, H, W) float32, or uint8 (N, height, width, C). Raises
-        `UsageError` for another shape.
-        """
-        fits = len(batch.shape) == len(self.input_shape) + 1 and all(
-            w in (0, s) for s, w in zip(batch.shape[1:], self.input_shape, strict=True)
+    def _any_size(self, what: str) -> str:
+        return (
+            f"'{self.path.name}' reads {what} of any size {self.input_shape}: export it with a "
+            "fixed one to time it"
         )
-        if not fits and not self.reads_pixels:
-            raise UsageError(
-                f"input of shape {batch.shape[1:]} for '{self.path.name}': it reads "
-                f"{self.input_shape}"
-            )
-        if self.batch is not None and len(batch) != self.batch:
-            raise UsageError(
-                f"a batch of {len(batch)} for '{self.path.name}', which takes {self.batch} "
-                "only: export it with a free batch"
-            )
+
+    def run(self, batch: Array) -> Array:
+        """Outputs `(N, K)` for a `batch` `(N, C, H, W)` float32, or uint8 `(N, height, width, C)`.
+
+        Raises `UsageError` for any other shape, for a first output that is not numeric, and for NaN
+        or infinities in any further output.
+        """
+        self._check_input(batch)
         try:
             outputs = self.session.run(None, {self.input_name: batch})
         except Exception as error:  # onnxruntime raises its own undocumented classes
@@ -94,44 +89,82 @@ class Runtime:
                 f"'{self.path.name}' gives no numbers as its first output: export the part "
                 "that does"
             )
-        for other in outputs[1:]:
-            if (
-                isinstance(other, np.ndarray)
-                and other.dtype.kind == "f"
-                and not np.isfinite(other).all()
-            ):
-                raise UsageError(
-                    f"'{self.path.name}' gives NaN or infinite values in another output: "
-                    "export it again"
-                )
+        if not all(_is_finite(extra) for extra in outputs[1:]):
+            raise UsageError(
+                f"'{self.path.name}' gives NaN or infinite values in another output: "
+                "export it again"
+            )
         return output
 
+    def _check_input(self, batch: Array) -> None:
+        fits = len(batch.shape) == len(self.input_shape) + 1 and all(
+            expected in (0, size)
+            for size, expected in zip(batch.shape[1:], self.input_shape, strict=True)
+        )
+        if not fits and not self.reads_pixels:
+            raise UsageError(
+                f"input of shape {batch.shape[1:]} for '{self.path.name}': it reads "
+                f"{self.input_shape}"
+            )
+        if self.batch is not None and len(batch) != self.batch:
+            raise UsageError(
+                f"a batch of {len(batch)} for '{self.path.name}', which takes {self.batch} "
+                "only: export it with a free batch"
+            )
+
     def run_all(self, batches: Iterable[Array]) -> Array:
-        """Outputs of all batches, one below the other."""
+        """Outputs `(N, K)` of all batches `(n, C, H, W)`, concatenated."""
         return np.concatenate([self.run(batch) for batch in batches])
 
 
-def load(
-    path: Path, *, threads: int | None = None, provider: str = "CPUExecutionProvider"
-) -> Runtime:
+def _is_finite(output: object) -> bool:
+    """True for everything but float arrays with NaN or infinities."""
+    if not isinstance(output, np.ndarray) or output.dtype.kind != "f":
+        return True
+    return bool(np.isfinite(output).all())
+
+
+def load(path: Path, *, threads: int | None = None, provider: str = CPU) -> Runtime:
     """The model at `path`, ready to run on `threads` threads (default: the cores that we may use).
 
-    Raises `UsageError` for a file that is no ONNX model or has several inputs,
-    `EnvironmentMissingError` for an absent provider.
+    Raises `UsageError` for a file that is not an ONNX model or has several inputs,
+    `EnvironmentMissingError` for a missing provider.
     """
     if not path.is_file():
         raise UsageError(f"model '{path}' does not exist: give an .onnx file")
-    if provider not in ort.get_available_providers():
+    threads = threads or cores()
+    session = _session(path, threads, provider)
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise UsageError(f"'{path}' has {len(inputs)} inputs: models with one input are supported")
+    if inputs[0].type not in _INPUT_TYPES:
+        raise UsageError(
+            f"'{path}' reads {inputs[0].type}: float32 tensors, or uint8 images, are supported"
+        )
+    batch, *rest = inputs[0].shape or [None]
+    return Runtime(
+        path=path,
+        session=session,
+        input_name=inputs[0].name,
+        input_shape=tuple(size if isinstance(size, int) else 0 for size in rest),
+        metadata=_metadata(session.get_modelmeta().custom_metadata_map),
+        threads=threads,
+        input_type=inputs[0].type,
+        batch=batch if isinstance(batch, int) else None,
+    )
+
+
+def _session(path: Path, threads: int, provider: str) -> ort.InferenceSession:
+    available = ort.get_available_providers()
+    if provider not in available:
         raise EnvironmentMissingError(
-            f"provider '{provider}' is not in this ONNX Runtime "
-            f"({', '.join(ort.get_available_providers())}): "
+            f"provider '{provider}' is not in this ONNX Runtime ({', '.join(available)}): "
             "run pip install onnxruntime-gpu, or choose one of these"
         )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or cores()
+    options = _quiet_options()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if provider != "CPUExecutionProvider":
+    if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])
@@ -139,102 +172,94 @@ def load(
         if "fallback to CPU" in str(error):
             raise EnvironmentMissingError(
                 f"provider '{provider}' does not run all of '{path.name}', the rest would "
-                "fall back to the CPU: choose another, or leave "
-                "--provider out"
+                "fall back to the CPU: choose another, or leave --provider out"
             ) from error
-        raise UsageError(
-            f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}"
-        ) from error
-    if provider not in session.get_providers():
+        raise _not_loaded(path, error) from error
+    running = session.get_providers()
+    if provider not in running:
         raise EnvironmentMissingError(
             f"provider '{provider}' could not start here, ONNX Runtime would run on "
-            f"{session.get_providers()[0]}: look at its libraries, "
-            "e.g. those of CUDA, or choose another"
+            f"{running[0]}: check its libraries, e.g. those of CUDA, or choose another"
         )
-    inputs = session.get_inputs()
-    if len(inputs) != 1:
-        raise UsageError(f"'{path}' has {len(inputs)} inputs: models with one input are supported")
-    custom = session.get_modelmeta().custom_metadata_map
-    metadata = {
-        k.removeprefix("edgecompress."): _json(v)
-        for k, v in custom.items()
-        if k.startswith("edgecompress.")
-    }
-    if inputs[0].type not in ("tensor(float)", "tensor(uint8)"):
-        raise UsageError(
-            f"'{path}' reads {inputs[0].type}: float32 tensors, or uint8 images, are supported"
-        )
-    batch, *rest = inputs[0].shape or [None]
-    shape = tuple(size if isinstance(size, int) else 0 for size in rest)
-    only = batch if isinstance(batch, int) else None
-    return Runtime(
-        path,
-        session,
-        inputs[0].name,
-        shape,
-        metadata,
-        options.intra_op_num_threads,
-        inputs[0].type,
-        only,
-    )
+    return session
 
 
-def fused_graph(path: Path) -> Any:
-    """The model at `path` as ONNX Runtime runs it on the CPU (an `onnx.ModelProto`): after all
-    fusions, before it chooses memory layouts.
-
-    What a file asks for and what runs differ: an operation between QuantizeLinear and
-    DequantizeLinear for which there is no int8 kernel runs in float. Raises `UsageError` for a file
-    that cannot be loaded.
-    """
-    import onnx
-
+def _quiet_options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "fused.onnx")
-        try:
-            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises its own undocumented classes
-            raise UsageError(
-                f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}"
-            ) from error
-        return onnx.load(options.optimized_model_filepath)
+    return options
 
 
-def file_bytes(path: Path) -> int:
-    """Size of an ONNX file with its external data, bytes on disk."""
-    import onnx
+def _not_loaded(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}")
 
-    proto = onnx.load(str(path), load_external_data=False)
-    outside = {
-        entry.value
-        for tensor in proto.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
+
+def _metadata(custom: Mapping[str, str]) -> dict[str, Any]:
+    """Our entries of a file's metadata, parsed."""
+    return {
+        key.removeprefix(METADATA_PREFIX): _parsed(value)
+        for key, value in custom.items()
+        if key.startswith(METADATA_PREFIX)
     }
-    return path.stat().st_size + sum((path.parent / str(name)).stat().st_size for name in outside)
 
 
-def _json(text: str) -> Any:
+def _parsed(text: str) -> Any:
+    """`text` as JSON, or as it is."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
 
 
+def fused_graph(path: Path) -> Any:
+    """The model at `path` as ONNX Runtime runs it on the CPU (an `onnx.ModelProto`): after all
+    fusions, before it chooses memory layouts.
+
+    A file and what runs may differ: an operation between QuantizeLinear and DequantizeLinear for
+    which there is no int8 kernel runs in float. Raises `UsageError` for a file that cannot be
+    loaded.
+    """
+    import onnx
+
+    options = _quiet_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "fused.onnx")
+        try:
+            ort.InferenceSession(str(path), options, providers=[CPU])
+        except Exception as error:  # onnxruntime raises its own undocumented classes
+            raise _not_loaded(path, error) from error
+        return onnx.load(options.optimized_model_filepath)
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes on disk of an ONNX file, external data included."""
+    import onnx
+
+    proto = onnx.load(str(path), load_external_data=False)
+    external = {
+        entry.value
+        for tensor in proto.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return path.stat().st_size + sum((path.parent / str(name)).stat().st_size for name in external)
+
+
 def accuracy(logits: Array, labels: Array) -> float:
-    """Share of rows whose largest logit is at the label, 0..1."""
+    """Share 0..1 of rows of `logits` `(N, K)` whose largest entry is at the label `(N,)`.
+
+    Raises `UsageError` for logits that are not finite.
+    """
     check_finite(logits)
     return float((logits.argmax(1) == labels).mean())
 
 
 def check_finite(outputs: Array) -> Array:
-    """`outputs`, which must be numbers. Raises `UsageError`."""
+    """`outputs` `(N, ...)`, if finite. Raises `UsageError` if not."""
     if not np.isfinite(outputs).all():
         raise UsageError(
-            "the model gives NaN or infinite outputs: what it says means nothing; export it again"
+            "the model gives NaN or infinite outputs, which mean nothing: export it again"
         )
     return outputs

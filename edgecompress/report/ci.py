@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,16 +16,16 @@ from edgecompress.units import format_size
 
 def checks(result: Mapping[str, Any], strict: bool) -> list[tuple[str, str, str]]:
     """(name, `pass`, `fail` or `skip`, one line) for every gate of a result: latency, and where
-    asked, bytes and accuracy.
+    requested, bytes and accuracy.
     """
     rows = []
     if "ratio" in result:
-        status = {
+        statuses = {
             "pass": "pass",
             "regression": "fail",
             "inconclusive": "fail" if strict else "skip",
-        }[result["verdict"]]
-        rows.append(("latency", status, sentence(result)))
+        }
+        rows.append(("latency", statuses[result["verdict"]], sentence(result)))
     for gate in result.get("gates", []):
         rows.append((gate["name"], "pass" if gate["passed"] else "fail", gate["text"]))
     return rows
@@ -49,7 +49,7 @@ def sentence(result: Mapping[str, Any]) -> str:
 
 
 def junit(result: Mapping[str, Any], strict: bool) -> bytes:
-    """JUnit XML: a test case a gate; an inconclusive latency is skipped, under `strict` a
+    """JUnit XML with one test case per gate; an inconclusive latency is skipped, under `strict` a
     failure.
     """
     rows = checks(result, strict)
@@ -63,12 +63,8 @@ def junit(result: Mapping[str, Any], strict: bool) -> bytes:
         skipped=str(counts["skip"]),
     )
     for name, status, text in rows:
-        case = ElementTree.SubElement(
-            suite,
-            "testcase",
-            classname="edgecompress.bench",
-            name=f"{name} of {result['candidate']['file']}",
-        )
+        title = f"{name} of {result['candidate']['file']}"
+        case = ElementTree.SubElement(suite, "testcase", classname="edgecompress.bench", name=title)
         if status == "fail":
             ElementTree.SubElement(case, "failure", message=text)
         elif status == "skip":
@@ -80,7 +76,7 @@ def junit(result: Mapping[str, Any], strict: bool) -> bytes:
 
 
 def markdown(result: Mapping[str, Any], strict: bool) -> str:
-    """A section for a job's summary: the gates, then both files side by side."""
+    """A section for the summary of a job: the gates, then both files."""
     marks = {"pass": "pass", "fail": "**fail**", "skip": "inconclusive"}
     lines = ["## edgecompress bench", "", "| check | result | |", "|---|---|---|"]
     lines += [
@@ -90,17 +86,15 @@ def markdown(result: Mapping[str, Any], strict: bool) -> str:
     for side in ("candidate", "baseline"):
         if side in result:
             row = result[side]
+            name = Path(row["file"]).name.replace("|", "&#124;")
             numbers = " | ".join(f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms"))
-            lines.append(
-                f"| {side} | {Path(row['file']).name.replace('|', '&#124;')} | "
-                f"{format_size(row['bytes'])} | {numbers} |"
-            )
+            lines.append(f"| {side} | {name} | {format_size(row['bytes'])} | {numbers} |")
     machine = result["hardware"]
     lines += ["", f"{machine['cpu']}, {result['threads']} thread(s), batch {result['batch']}.", ""]
     return "\n".join(lines)
 
 
-def smaller_is_better(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def smaller_is_better(result: Mapping[str, Any]) -> list[dict[str, object]]:
     """The entries of github-action-benchmark's tool `customSmallerIsBetter`."""
     row = result["candidate"]
     name = Path(row["file"]).name
@@ -111,9 +105,9 @@ def smaller_is_better(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def bencher(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Bencher Metric Format: {benchmark: {measure: {value, ...}}}; latency in nanoseconds, as its
-    measure has it.
+def bencher(result: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Bencher Metric Format: {benchmark: {measure: {value, ...}}}; latency in nanoseconds, the unit
+    of that measure.
     """
     row = result["candidate"]
     p50, p90 = row["p50_ms"] * 1e6, row["p90_ms"] * 1e6
@@ -132,18 +126,22 @@ def write(
     appended: Sequence[Path] = (),
 ) -> None:
     """Write the formats that have a path in `targets` (junit, summary, github_action_benchmark,
-    bencher); append Markdown to `appended`.
+    bencher); append Markdown to the files in `appended`.
     """
-    made = {
+    contents: dict[str, Callable[[], bytes]] = {
         "junit": lambda: junit(result, strict),
         "summary": lambda: markdown(result, strict).encode(),
-        "github_action_benchmark": lambda: json.dumps(smaller_is_better(result), indent=2).encode(),
-        "bencher": lambda: json.dumps(bencher(result), indent=2).encode(),
+        "github_action_benchmark": lambda: _json(smaller_is_better(result)),
+        "bencher": lambda: _json(bencher(result)),
     }
     for name, path in targets.items():
         if path is not None:
-            files.write_bytes(path, made[name]())
+            files.write_bytes(path, contents[name]())
     for path in appended:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             stream.write(markdown(result, strict))
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=2).encode()

@@ -1,147 +1,156 @@
-"""`report.html` of an emulation: one file, no scripts, nothing fetched; everything in it comes from
-`result.json`.
-"""
+"""`report.html` of an emulation; everything in it comes from `result.json`."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.axes import Axes
 
-from edgecompress import files
-from edgecompress.report.plots import BLUE, GREEN, GREY, ORANGE, _svg
-from edgecompress.units import format_count, format_duration, format_size
+from edgecompress.report.pages import write_page
+from edgecompress.report.plots import BLUE, GREEN, GREY, ORANGE, svg
+
+BIN_S = 0.5
+"""Width of a bin of the timeline, in seconds."""
 
 
 def write_report(root: Path, result: Mapping[str, Any]) -> None:
     """Write `report.html` into the run directory `root`."""
-    environment = Environment(
-        loader=PackageLoader("edgecompress.report"), autoescape=select_autoescape(["html", "j2"])
-    )
-    environment.filters.update(size=format_size, count=format_count, duration=format_duration)
-    text = environment.get_template("emulate.html.j2").render(
+    write_page(
+        root / "report.html",
+        "emulate.html.j2",
         result=result,
-        number=lambda value: "–" if value is None else f"{value:.4g}",
+        number=_number,
         topology_svg=topology(result),
         traffic_svg=traffic(result),
         lesson_svg=lesson(result),
     )
-    files.write_bytes(root / "report.html", text.encode())
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _places(graph: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Where to draw each node: by its distance from the first teacher, spread within that
     distance.
     """
-    neighbours: dict[str, list[str]] = {}
-    for link in graph["links"]:
-        neighbours.setdefault(link["a"], []).append(link["b"])
-        neighbours.setdefault(link["b"], []).append(link["a"])
     first = next(host["name"] for host in graph["hosts"] if host["role"] == "teacher")
-    levels, waiting = {first: 0}, [first]
-    while waiting:
-        node = waiting.pop(0)
-        for other in neighbours[node]:
-            if other not in levels:
-                levels[other] = levels[node] + 1
-                waiting.append(other)
+    levels = _levels(graph, first)
     places = {}
     for level in set(levels.values()):
-        row = [name for name, at in levels.items() if at == level]
+        row = [name for name, own in levels.items() if own == level]
         places.update({name: (float(level), (len(row) - 1) / 2 - n) for n, name in enumerate(row)})
     return places
 
 
+def _levels(graph: Mapping[str, Any], first: str) -> dict[str, int]:
+    """The number of links from `first` to each node."""
+    neighbours: dict[str, list[str]] = {}
+    for link in graph["links"]:
+        neighbours.setdefault(link["a"], []).append(link["b"])
+        neighbours.setdefault(link["b"], []).append(link["a"])
+    levels = {first: 0}
+    pending = deque([first])
+    while pending:
+        node = pending.popleft()
+        for neighbour in neighbours[node]:
+            if neighbour not in levels:
+                levels[neighbour] = levels[node] + 1
+                pending.append(neighbour)
+    return levels
+
+
 def topology(result: Mapping[str, Any]) -> str:
-    """Hosts and switches with what was asked of each link."""
-    graph, places = result["graph"], _places(result["graph"])
+    """Hosts and switches, with the requested properties of each link."""
+    graph = result["graph"]
+    places = _places(graph)
     tall = 1 + max(abs(y) for _, y in places.values())
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.9 * tall))
     for link in result["links"]:
-        (x0, y0), (x1, y1) = places[link["a"]], places[link["b"]]
-        axis.plot([x0, x1], [y0, y1], color=GREY, linewidth=1.5, zorder=1)
-        asked = link["configured"]
-        parts = [
-            f"{asked['bw_mbps']:g} Mbit/s" if asked["bw_mbps"] else "",
-            f"{asked['delay_ms']:g} ms" if asked["delay_ms"] else "",
-            f"{asked['loss_pct']:g} % lost" if asked["loss_pct"] else "",
-        ]
-        axis.annotate(
-            ", ".join(part for part in parts if part),
-            ((x0 + x1) / 2, (y0 + y1) / 2 + 0.08),
-            ha="center",
-            fontsize=8,
-        )
+        _draw_link(axis, places[link["a"]], places[link["b"]], link["configured"])
     roles = {host["name"]: host["role"] for host in graph["hosts"]}
-    for name, (x, y) in places.items():
-        colour = {"teacher": ORANGE, "student": BLUE}.get(roles.get(name, ""), GREY)
-        axis.scatter(
-            [x],
-            [y],
-            s=900 if name in roles else 400,
-            color=colour,
-            marker="o" if name in roles else "s",
-            zorder=2,
-        )
-        axis.annotate(name, (x, y - 0.3), ha="center", va="top", fontsize=9)
+    for name, place in places.items():
+        _draw_node(axis, place, name, roles.get(name))
     axis.set_xlim(-0.5, max(x for x, _ in places.values()) + 0.5)
     axis.set_ylim(-tall, tall)
     axis.axis("off")
-    return _svg(figure)
+    return svg(figure)
+
+
+def _draw_link(
+    axis: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    configured: Mapping[str, float | None],
+) -> None:
+    x0, y0 = start
+    x1, y1 = end
+    axis.plot([x0, x1], [y0, y1], color=GREY, linewidth=1.5, zorder=1)
+    units = {"bw_mbps": "Mbit/s", "delay_ms": "ms", "loss_pct": "% lost"}
+    parts = [f"{configured[key]:g} {unit}" for key, unit in units.items() if configured[key]]
+    middle = ((x0 + x1) / 2, (y0 + y1) / 2 + 0.08)
+    axis.annotate(", ".join(parts), middle, ha="center", fontsize=8)
+
+
+def _draw_node(axis: Axes, place: tuple[float, float], name: str, role: str | None) -> None:
+    """A node; `role` is None for a switch."""
+    is_host = role is not None
+    x, y = place
+    axis.scatter(
+        [x],
+        [y],
+        s=900 if is_host else 400,
+        color={"teacher": ORANGE, "student": BLUE}.get(role or "", GREY),
+        marker="o" if is_host else "s",
+        zorder=2,
+    )
+    axis.annotate(name, (x, y - 0.3), ha="center", va="top", fontsize=9)
 
 
 def traffic(result: Mapping[str, Any]) -> str:
-    """Throughput over time, up and down, and the distribution of round trips."""
-    rows, trips = result["traffic"]["timeline"], result["traffic"]["rtt_samples_ms"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8))
+    """Throughput over time in both directions, and the distribution of round trips."""
+    rows = result["traffic"]["timeline"]
+    round_trips = result["traffic"]["rtt_samples_ms"]
+    figure, (throughput, distribution) = plt.subplots(1, 2, figsize=(10, 2.8))
     for way, colour in (("down", BLUE), ("up", ORANGE)):
-        left.plot(
+        throughput.plot(
             [row["time_s"] for row in rows],
-            [8 * row[way] / 0.5 / 1e6 for row in rows],
+            [8 * row[way] / BIN_S / 1e6 for row in rows],
             color=colour,
             label=f"{way} (students' side)",
         )
-    left.set(title="throughput, Mbit/s", xlabel="seconds")
-    left.set_ylim(bottom=0)
-    left.legend(frameon=False)
-    if trips:
-        right.hist(trips, bins=40, color=GREEN)
-    right.set(title="round trips of segments, ms", xlabel="ms")
-    return _svg(figure)
+    throughput.set(title="throughput, Mbit/s", xlabel="seconds")
+    throughput.set_ylim(bottom=0)
+    throughput.legend(frameon=False)
+    if round_trips:
+        distribution.hist(round_trips, bins=40, color=GREEN)
+    distribution.set(title="round trips of segments, ms", xlabel="ms")
+    return svg(figure)
 
 
 def lesson(result: Mapping[str, Any]) -> str:
-    """The students' accuracy on validation against time and against bytes, and what a step is made
-    of.
-    """
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.8))
+    """The students' accuracy on validation over time and over bytes, and the parts of a step."""
     students = result["distill"]["students"]
-    for name, row in students.items():
-        line = row["timeline"]
-        left.plot(
-            [r["time_s"] for r in line],
-            [100 * r["validation_accuracy"] for r in line],
-            "o-",
-            markersize=3,
-            label=name,
-        )
-        middle.plot(
-            [r["wire_bytes"] / 1e6 for r in line],
-            [100 * r["validation_accuracy"] for r in line],
-            "o-",
-            markersize=3,
-        )
-    left.set(title="validation accuracy, %", xlabel="seconds")
-    middle.set(title="validation accuracy, %", xlabel="MB sent and received")
-    left.legend(frameon=False, fontsize=8)
+    figure, (over_time, over_bytes, parts) = plt.subplots(1, 3, figsize=(10, 2.8))
+    for name, student in students.items():
+        rows = student["timeline"]
+        accuracy = [100 * row["validation_accuracy"] for row in rows]
+        times = [row["time_s"] for row in rows]
+        megabytes = [row["wire_bytes"] / 1e6 for row in rows]
+        over_time.plot(times, accuracy, "o-", markersize=3, label=name)
+        over_bytes.plot(megabytes, accuracy, "o-", markersize=3)
+    over_time.set(title="validation accuracy, %", xlabel="seconds")
+    over_bytes.set(title="validation accuracy, %", xlabel="MB sent and received")
+    over_time.legend(frameon=False, fontsize=8)
     names = list(students)
     compute = [students[name]["compute_ms"]["p50"] for name in names]
     wait = [students[name]["wait_ms"]["p50"] for name in names]
-    right.bar(names, compute, color=BLUE, label="compute")
-    right.bar(names, wait, bottom=compute, color=ORANGE, label="wait")
-    right.set(title="a step, ms (p50)")
-    right.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    parts.bar(names, compute, color=BLUE, label="compute")
+    parts.bar(names, wait, bottom=compute, color=ORANGE, label="wait")
+    parts.set(title="time per step, ms (p50)")
+    parts.legend(frameon=False, fontsize=8)
+    return svg(figure)

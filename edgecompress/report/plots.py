@@ -10,6 +10,8 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 matplotlib.rcParams.update(
@@ -21,9 +23,14 @@ matplotlib.rcParams.update(
     }
 )
 BLUE, ORANGE, GREEN, GREY = "#2563eb", "#ea580c", "#16a34a", "#94a3b8"
+LIGHT_GREY = "#e2e8f0"
+
+History = Sequence[Mapping[str, Any]]
+"""The rows of a run's `history.csv`, one per epoch."""
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element; closes it."""
     buffer = io.StringIO()
     figure.tight_layout()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -32,154 +39,152 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def complexity(history: Sequence[Mapping[str, Any]], score: str = "accuracy") -> str:
-    """Training and validation loss, validation accuracy, and seconds an epoch, over all epochs of a
-    run; chosen epochs are marked.
+def complexity(history: History, score: str = "accuracy") -> str:
+    """Training and validation loss, validation score, and seconds per epoch, over all epochs of a
+    run; the chosen epochs and the cuts are marked.
     """
     epochs = range(1, len(history) + 1)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.8))
-    left.plot(epochs, [r["train_loss"] for r in history], color=BLUE, label="training")
-    left.plot(epochs, [r["validation_loss"] for r in history], color=ORANGE, label="validation")
-    left.set(title="loss", xlabel="epoch")
-    left.set_ylim(bottom=0)
-    left.legend(frameon=False)
-    accuracy = [100 * r["validation_accuracy"] for r in history]
-    middle.plot(epochs, accuracy, color=GREEN)
-    middle.plot(
-        [e for e, r in zip(epochs, history, strict=True) if r["chosen"]],
-        [a for a, r in zip(accuracy, history, strict=True) if r["chosen"]],
+    figure, (losses, scores, seconds) = plt.subplots(1, 3, figsize=(10, 2.8))
+    _draw_losses(losses, history)
+    _draw_scores(scores, history, score)
+    seconds.bar(epochs, [row["seconds"] for row in history], color=GREY)
+    seconds.set(title="seconds per epoch", xlabel="epoch")
+    if len({row["params"] for row in history}) > 1:
+        _draw_sizes(seconds.twinx(), history)
+    for axis in (losses, scores, seconds):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _mark_stages(axis, history)
+    return svg(figure)
+
+
+def _draw_losses(axis: Axes, history: History) -> None:
+    epochs = range(1, len(history) + 1)
+    axis.plot(epochs, [row["train_loss"] for row in history], color=BLUE, label="training")
+    axis.plot(epochs, [row["validation_loss"] for row in history], color=ORANGE, label="validation")
+    axis.set(title="loss", xlabel="epoch")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+
+
+def _draw_scores(axis: Axes, history: History, score: str) -> None:
+    numbered = list(enumerate(history, start=1))
+    scores = [100 * row["validation_accuracy"] for row in history]
+    chosen = [epoch for epoch, row in numbered if row["chosen"]]
+    axis.plot(range(1, len(history) + 1), scores, color=GREEN)
+    axis.plot(
+        chosen,
+        [scores[epoch - 1] for epoch in chosen],
         "o",
         color=GREEN,
         markerfacecolor="white",
         label="chosen epoch of a stage",
     )
-    middle.set(title=f"validation {score}, %", xlabel="epoch")
-    middle.legend(frameon=False, loc="lower right")
-    right.bar(epochs, [r["seconds"] for r in history], color=GREY)
-    right.set(title="seconds an epoch", xlabel="epoch")
-    if len({r["params"] for r in history}) > 1:
-        size = right.twinx()
-        size.plot(epochs, [r["params"] / 1e6 for r in history], color=ORANGE)
-        size.set_ylim(bottom=0)
-        size.set_ylabel("million parameters", color=ORANGE)
-    for epoch, row in zip(epochs, history, strict=True):
+    axis.set(title=f"validation {score}, %", xlabel="epoch")
+    axis.legend(frameon=False, loc="lower right")
+    for epoch, row in numbered:
         if row.get("cut"):
-            middle.axvline(epoch, color=ORANGE, linewidth=0.8, linestyle=":", zorder=0)
-    for axis in (left, middle, right):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        stage = None
-        for epoch, row in zip(epochs, history, strict=True):
-            if stage is not None and row["stage"] != stage:
-                axis.axvline(epoch - 0.5, color="#e2e8f0", linewidth=1, zorder=0)
-            stage = row["stage"]
-    return _svg(figure)
+            axis.axvline(epoch, color=ORANGE, linewidth=0.8, linestyle=":", zorder=0)
+
+
+def _draw_sizes(axis: Axes, history: History) -> None:
+    epochs = range(1, len(history) + 1)
+    axis.plot(epochs, [row["params"] / 1e6 for row in history], color=ORANGE)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("million parameters", color=ORANGE)
+
+
+def _mark_stages(axis: Axes, history: History) -> None:
+    """A line wherever a new stage begins."""
+    previous = None
+    for epoch, row in enumerate(history, start=1):
+        if previous is not None and row["stage"] != previous:
+            axis.axvline(epoch - 0.5, color=LIGHT_GREY, linewidth=1, zorder=0)
+        previous = row["stage"]
 
 
 CONTROLS = {
     "gradual": ("unpruned", "pruned while training", "without cuts"),
     "distill": ("control", "distilled", "without the teacher"),
 }
-"""For each stage that trains: the stage that it is compared with, and what the two curves are
-called.
+"""For each stage that trains: the stage that it is compared with, and the names of the two
+curves.
 """
 
 
-def control(history: Sequence[Mapping[str, Any]], score: str = "accuracy") -> str:
-    """A training against its control: validation accuracy and seconds an epoch; nothing where there
-    was no control.
+def control(history: History, score: str = "accuracy") -> str:
+    """A training against its control: validation score and seconds per epoch; empty without a
+    control.
     """
     stages = {row["stage"] for row in history}
-    pair = next(
-        ((stage, *CONTROLS[stage]) for stage in CONTROLS if {stage, CONTROLS[stage][0]} <= stages),
-        None,
-    )
-    if pair is None:
+    trained = next((name for name in CONTROLS if {name, CONTROLS[name][0]} <= stages), None)
+    if trained is None:
         return ""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8))
-    for stage, colour, label in ((pair[1], GREY, pair[3]), (pair[0], BLUE, pair[2])):
-        rows = [r for r in history if r["stage"] == stage]
-        left.plot(
-            [r["epoch"] for r in rows],
-            [100 * r["validation_accuracy"] for r in rows],
-            color=colour,
-            label=label,
-        )
-        right.plot(
-            [r["epoch"] for r in rows], [r["seconds"] for r in rows], color=colour, label=label
-        )
-    left.set(title=f"validation {score}, %", xlabel="epoch")
-    right.set(title="seconds an epoch", xlabel="epoch")
-    right.set_ylim(bottom=0)
-    for axis in (left, right):
+    compared, trained_label, compared_label = CONTROLS[trained]
+    curves = ((compared, GREY, compared_label), (trained, BLUE, trained_label))
+    figure, (scores, seconds) = plt.subplots(1, 2, figsize=(10, 2.8))
+    for stage, colour, label in curves:
+        rows = [row for row in history if row["stage"] == stage]
+        epochs = [row["epoch"] for row in rows]
+        accuracy = [100 * row["validation_accuracy"] for row in rows]
+        scores.plot(epochs, accuracy, color=colour, label=label)
+        seconds.plot(epochs, [row["seconds"] for row in rows], color=colour, label=label)
+    scores.set(title=f"validation {score}, %", xlabel="epoch")
+    seconds.set(title="seconds per epoch", xlabel="epoch")
+    seconds.set_ylim(bottom=0)
+    for axis in (scores, seconds):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend(frameon=False, loc="lower right")
-    return _svg(figure)
+    scores.legend(frameon=False, loc="lower right")
+    return svg(figure)
 
 
 def sparsity_curve(profile: Mapping[str, Any]) -> str:
     """Accuracy against the share of weights at zero; the level up to which it holds is marked."""
-    figure, axis = plt.subplots(figsize=(6, 2.8))
     levels = [0.0, *(100 * level for level in profile["levels"])]
-    axis.plot(
-        levels,
-        [100 * a for a in (profile["unpruned"], *profile["accuracy"])],
-        "o-",
-        color=BLUE,
-        markersize=3,
-    )
-    axis.axhline(
-        100 * (profile["unpruned"] - profile["tolerance"]),
-        color=GREY,
-        linewidth=0.8,
-        linestyle="--",
-    )
-    axis.axvline(
-        100 * profile["holds_to"],
-        color=ORANGE,
-        linewidth=1,
-        label=f"holds up to {profile['holds_to']:.0%}",
-    )
+    accuracy = [100 * value for value in (profile["unpruned"], *profile["accuracy"])]
+    least = 100 * (profile["unpruned"] - profile["tolerance"])
+    holds_to = profile["holds_to"]
+    figure, axis = plt.subplots(figsize=(6, 2.8))
+    axis.plot(levels, accuracy, "o-", color=BLUE, markersize=3)
+    axis.axhline(least, color=GREY, linewidth=0.8, linestyle="--")
+    axis.axvline(100 * holds_to, color=ORANGE, linewidth=1, label=f"holds up to {holds_to:.0%}")
     axis.set(title="validation accuracy, %", xlabel="weights at zero, %")
     axis.set_ylim(0, 100)
     axis.legend(frameon=False, loc="lower left")
-    return _svg(figure)
+    return svg(figure)
 
 
 def sparsity_bars(profile: Mapping[str, Any]) -> str:
-    """A small bar chart a level: the share of each layer's weights at zero, layers from the input
-    on.
+    """One small bar chart per level: the share of each layer's weights at zero, layers in the order
+    from the input.
     """
-    names, count = list(profile["layers"]), len(profile["levels"])
+    levels = profile["levels"]
     columns = 5
-    lines = -(-count // columns)
+    rows = -(-len(levels) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(11, 1.7 * lines + 0.4), sharex=True, sharey=True, squeeze=False
+        rows, columns, figsize=(11, 1.7 * rows + 0.4), sharex=True, sharey=True, squeeze=False
     )
     for place, axis in enumerate(axes.flat):
-        if place >= count:
+        if place < len(levels):
+            shares = {name: values[place] for name, values in profile["layers"].items()}
+            _draw_shares(axis, shares, levels[place])
+        else:
             axis.set_visible(False)
-            continue
-        axis.bar(
-            range(len(names)),
-            [100 * profile["layers"][n][place] for n in names],
-            color=BLUE,
-            width=0.85,
-        )
-        axis.axhline(100 * profile["levels"][place], color=ORANGE, linewidth=0.8)
-        axis.set_title(f"{profile['levels'][place]:.0%}", fontsize=8)
-        axis.set_ylim(0, 100)
-        axis.set_xticks(
-            range(len(names)),
-            names if len(names) <= 20 else [""] * len(names),
-            rotation=90,
-            fontsize=5,
-        )
-    return _svg(figure)
+    return svg(figure)
+
+
+def _draw_shares(axis: Axes, shares: Mapping[str, float], level: float) -> None:
+    places = range(len(shares))
+    labels = list(shares) if len(shares) <= 20 else [""] * len(shares)
+    axis.bar(places, [100 * share for share in shares.values()], color=BLUE, width=0.85)
+    axis.axhline(100 * level, color=ORANGE, linewidth=0.8)
+    axis.set_title(f"{level:.0%}", fontsize=8)
+    axis.set_ylim(0, 100)
+    axis.set_xticks(places, labels, rotation=90, fontsize=5)
 
 
 def boxes(results: Mapping[str, Sequence[float]], title: str, floor: float | None = None) -> str:
-    """A box a strategy over its results (whiskers: 1.5 quartile ranges); a dashed line at `floor`,
-    below which nothing can be.
+    """One box per strategy over its results (whiskers: 1.5 quartile ranges); a dashed line at
+    `floor`, a lower bound.
     """
     figure, axis = plt.subplots(figsize=(7, 3))
     axis.boxplot(
@@ -192,17 +197,17 @@ def boxes(results: Mapping[str, Sequence[float]], title: str, floor: float | Non
     if floor is not None:
         axis.axhline(floor, color=GREY, linewidth=0.8, linestyle="--")
     axis.set_title(title)
-    return _svg(figure)
+    return svg(figure)
 
 
 def widths(kept: Mapping[str, Sequence[int]]) -> str:
-    """Channels kept (blue) of those before the first cut (grey), a bar a group."""
+    """Channels kept (blue) of those before the first cut (grey), one bar per group."""
     names = list(kept)
     figure, axis = plt.subplots(figsize=(10, 1.2 + 0.18 * min(len(names), 70)))
     places = range(len(names))
-    axis.barh(places, [kept[n][0] for n in names], color="#e2e8f0")
-    axis.barh(places, [kept[n][1] for n in names], color=BLUE)
+    axis.barh(places, [kept[name][0] for name in names], color=LIGHT_GREY)
+    axis.barh(places, [kept[name][1] for name in names], color=BLUE)
     axis.set_yticks(list(places), names if len(names) <= 70 else [""] * len(names))
     axis.invert_yaxis()
     axis.set(title="channels of each group: before (grey) and after (blue)")
-    return _svg(figure)
+    return svg(figure)

@@ -1,5 +1,5 @@
-"""The sample project of deploy/ci: every step of its workflow and of the action is run as written,
-in a shell.
+"""The sample project of deploy/ci: every step of its workflow and of the action runs as written, in
+a shell.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ def project(tmp_path: Path) -> Path:
 
 
 def steps_of(project: Path, job: str, **changed: str) -> list[str]:
-    """The shell commands of a job, local actions opened and their inputs put in (`changed` stands
-    above the workflow's).
+    """The shell commands of a job, with the steps of local actions inserted and their inputs filled
+    in (`changed` overrides those of the workflow).
     """
     workflow = yaml.safe_load((project / ".github" / "workflows" / "latency.yml").read_text())
     commands = []
     for step in workflow["jobs"][job]["steps"]:
-        if (
-            step.get("name") == "Install"
-        ):  # before anything of ours runs, as on a fresh runner; what is here stands for it
+        # first, as on a fresh runner; the tests use what is installed here instead
+        if step.get("name") == "Install":
             assert not commands
             assert step["run"].startswith("pip install edgecompress")
         elif "run" in step:
@@ -48,7 +47,7 @@ def steps_of(project: Path, job: str, **changed: str) -> list[str]:
                 name: str(field.get("default", "")) for name, field in action["inputs"].items()
             }
             given = {**defaults, **{k: str(v) for k, v in step.get("with", {}).items()}, **changed}
-            assert set(given) == set(action["inputs"]), "an input that the action does not have"
+            assert set(given) == set(action["inputs"]), "an input that the action lacks"
             commands += [_filled(inner["run"], given) for inner in action["runs"]["steps"]]
     return commands
 
@@ -98,7 +97,7 @@ def test_the_action_fails_on_a_slower_model(project: Path) -> None:
     assert "**fail**" in (project / "summary.md").read_text()
 
 
-def test_plain_pytest_makes_the_same_check(project: Path) -> None:
+def test_plain_pytest_runs_the_same_check(project: Path) -> None:
     build, test = steps_of(project, "pytest")
     assert run(build, project).returncode == 0
     done = run(test, project)

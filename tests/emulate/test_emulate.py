@@ -13,79 +13,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgecompress.cli.emulate import _regressions
-from edgecompress.emulate import links as linking
 from edgecompress.emulate import shell
-from edgecompress.emulate.network import network, prefix
-from edgecompress.emulate.topology import graph_from
 from edgecompress.units import format_count
+from tests.emulate.running import MARKS, ROOT, SMALL, TWO_HOST, emulate, left_behind, readable_by
 
-ROOT = Path(__file__).parents[2]
-TWO_HOST = ROOT / "topologies" / "two_host.py"
-PROGRAMS = ("mnexec", "vde_switch", "wirefilter", "tcpdump", "ip", "tc", "ping", "ethtool")
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root"),
-    pytest.mark.skipif(
-        any(shutil.which(name) is None for name in PROGRAMS),
-        reason=f"needs {', '.join(PROGRAMS)}: make system",
-    ),
-    pytest.mark.xdist_group("emulate"),
-]
-SMALL = ["--teacher", "lenet5", "--student", "mlp", "--epochs", "1"]
+pytestmark = MARKS
 
 
-def emulate(
-    *arguments: object, cwd: Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edgecompress", "emulate", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
-
-
-def left_behind(pid: int) -> list[str]:
-    """Interfaces, processes and control groups of the run of process `pid` that are still there."""
-    begin = prefix(pid)
-    links = [line for line in shell.run("ip", "-o", "link").splitlines() if f" {begin}" in line]
-    processes = [
-        line
-        for line in shell.run("ps", "-eo", "args").splitlines()
-        if f"mininet:{begin}" in line or f"{begin}x" in line
-    ]
-    groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/edgecompress-{pid}-*")]
-    return [*links, *processes, *groups]
-
-
-def readable_by(uid: int) -> bool:
-    """Can another user use this virtual environment?"""
-    command = shell.as_user(uid, uid, sys.executable, "-c", "import edgecompress.errors")
-    return subprocess.run(command, capture_output=True, check=False, cwd="/").returncode == 0
-
-
-def graph(**link: Any) -> Any:
-    values = {
-        "name": "t",
-        "hosts": {"a": {"role": "teacher"}, "b": {"role": "student"}},
-        "switches": {},
-        "links": [["a", "b", link]],
-    }
-    return graph_from(values)
-
-
-def test_the_two_hosts_for_real(tmp_path: Path) -> None:
-    """The README's own command, through sudo, whose secure path finds it where `make install` links
-    it.
-    """
+def test_two_hosts(tmp_path: Path) -> None:
+    """The command of the README, through sudo, in whose secure path `make install` links it."""
     command = shutil.which(
         "edgecompress", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     )
@@ -160,7 +100,7 @@ def test_the_two_hosts_for_real(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "result.json").is_file()
 
 
-def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:
+def test_the_lesson_survives_a_killed_student_and_a_cut_link(tmp_path: Path) -> None:
     faults = ["--fault", "kill-student@5s", "--fault", "link-down@12s:2s"]
     options = [
         "--teacher",
@@ -186,7 +126,7 @@ def test_a_killed_student_and_a_cut_link_are_survived(tmp_path: Path) -> None:
     )
 
 
-def test_both_learn_are_pruned_and_survive_a_killed_teacher(tmp_path: Path) -> None:
+def test_pruning_in_mutual_learning_survives_a_killed_teacher(tmp_path: Path) -> None:
     options = [
         "--teacher",
         "lenet5",
@@ -228,7 +168,7 @@ def test_both_learn_are_pruned_and_survive_a_killed_teacher(tmp_path: Path) -> N
     assert f"of {format_count(lesson['students']['student']['params_before'])}" in page
 
 
-def test_maps_travel_over_the_network(tmp_path: Path) -> None:
+def test_feature_maps_are_exchanged(tmp_path: Path) -> None:
     options = [
         "--teacher",
         "lenet5",
@@ -248,7 +188,7 @@ def test_maps_travel_over_the_network(tmp_path: Path) -> None:
     assert lesson["teachers"]["teacher"]["trained"] is False
 
 
-def test_a_pruning_that_missed_its_amount_is_a_result(tmp_path: Path) -> None:
+def test_pruning_that_misses_its_amount_gives_a_result(tmp_path: Path) -> None:
     done = emulate(
         TWO_HOST, *SMALL, "--prune-teacher", "10params", "--step", "50%", "-o", "run", cwd=tmp_path
     )
@@ -268,7 +208,9 @@ def test_a_pruning_that_missed_its_amount_is_a_result(tmp_path: Path) -> None:
         ("--features", "depth"),
     ],
 )
-def test_ways_that_exclude_each_other_are_refused(options: tuple[str, ...], tmp_path: Path) -> None:
+def test_options_that_exclude_each_other_are_refused(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
     done = emulate(TWO_HOST, *options, "-o", "run", cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
@@ -280,7 +222,7 @@ def test_ways_that_exclude_each_other_are_refused(options: tuple[str, ...], tmp_
     reason="mn's bridges need brctl: make system",
 )
 @pytest.mark.parametrize("name", ["two_host", "star", "edge_cloud", "lossy_wifi", "two_teachers"])
-def test_mininets_own_command_takes_the_topologies(name: str) -> None:
+def test_mn_accepts_the_topologies(name: str) -> None:
     """`mn --custom`, in namespaces of its own where it can change no setting of this machine, nor
     end a process of anyone else's.
     """
@@ -322,7 +264,7 @@ def test_mininets_own_command_takes_the_topologies(name: str) -> None:
     assert settings == {key: shell.run("sysctl", "-n", key) for key in settings}
 
 
-def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
+def test_roles_run_as_the_invoking_user(tmp_path: Path) -> None:
     """As under sudo from an ordinary user: the roles have that user's rights, and every file is
     that user's.
     """
@@ -359,7 +301,7 @@ def test_roles_belong_to_the_user_who_called(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_without_root_the_line_to_type_is_said(tmp_path: Path) -> None:
+def test_without_root_the_error_has_the_sudo_command(tmp_path: Path) -> None:
     if not readable_by(65534):
         pytest.skip("another user cannot read this virtual environment: put it outside root's home")
     command = shell.as_user(
@@ -371,32 +313,16 @@ def test_without_root_the_line_to_type_is_said(tmp_path: Path) -> None:
     assert "emulate" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("link", "rtt"),
-    [({"bw": 10, "delay": "20ms"}, 40), ({"bw": 1}, 0), ({"bw": 50, "delay": "2ms", "loss": 5}, 4)],
-)
-def test_a_link_is_what_was_asked(link: dict[str, Any], rtt: float) -> None:
-    with network(graph(**link), "auto", lambda _: None) as net:
-        (row,) = [built.row() for built in net.built]
-        measured = row["measured"]
-        assert measured["rtt_ms"] == pytest.approx(rtt, abs=max(1.0, 0.1 * rtt))
-        assert measured["bw_mbps"] == pytest.approx(link["bw"], rel=0.1)
-        assert measured["loss_low_pct"] <= link.get("loss", 0) <= measured["loss_high_pct"]
-        assert net.addresses["a"].startswith("10.123.0.")
-        assert "10.123.0." not in shell.run("ip", "addr"), "addresses stay inside the namespaces"
-    assert left_behind(os.getpid()) == []
-
-
-def test_a_link_that_is_not_what_was_asked_is_refused(tmp_path: Path) -> None:
+def test_a_link_that_cannot_be_as_requested_is_refused(tmp_path: Path) -> None:
     """No virtual switch in user space carries 9 Gbit/s here: the run does not start."""
     (tmp_path / "fast.py").write_text(TWO_HOST.read_text().replace("bw=20, ", "bw=9000, "))
     done = emulate(tmp_path / "fast.py", *SMALL, "-o", "run", cwd=tmp_path)
     assert done.returncode == 4, done.stdout
-    assert "asked 9000" in done.stderr
+    assert "requested 9000" in done.stderr
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_bad_input_leaves_an_earlier_run_and_no_half_one(tmp_path: Path) -> None:
+def test_bad_input_keeps_an_earlier_run_and_leaves_no_partial_one(tmp_path: Path) -> None:
     earlier = tmp_path / "run"
     (earlier / "mine").mkdir(parents=True)
     for path in (".edgecompress-emulate", "result.json", "mine/result.json"):
@@ -419,41 +345,13 @@ def test_bad_input_leaves_an_earlier_run_and_no_half_one(tmp_path: Path) -> None
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "result.json").write_text("{}")
     done = emulate(TWO_HOST, *SMALL, "--exist-ok", "-o", "mine", cwd=tmp_path)
     assert done.returncode == 2
     assert "not one of an emulation" in done.stderr
     assert (tmp_path / "mine" / "result.json").read_text() == "{}"
-
-
-def test_the_netem_back_end() -> None:
-    if not linking.kernel_has_netem():
-        pytest.skip("this kernel has no sch_netem: the netem path cannot be tested here")
-    with network(graph(bw=10, delay="10ms", loss=2), "netem", lambda _: None) as net:
-        assert net.built[0].backend == "netem"
-
-
-def test_a_share_of_the_processor() -> None:
-    values = {
-        "name": "t",
-        "hosts": {"a": {"role": "teacher", "cpu": 0.2}, "b": {"role": "student"}},
-        "switches": {},
-        "links": [["a", "b", {"bw": 100}]],
-    }
-    work = (
-        "import time; t = time.process_time(); x = 0\nwhile time.process_time() - t < 0.2: x += 1"
-    )
-    with network(graph_from(values), "auto", lambda _: None) as net:
-        taken = {}
-        for host in ("a", "b"):
-            start = time.monotonic()
-            subprocess.run(net.command(host, sys.executable, "-I", "-S", "-c", work), check=True)
-            taken[host] = time.monotonic() - start
-        assert taken["a"] > 0.8, "0.2 s of work at a fifth of a core take a second"
-        assert taken["b"] < taken["a"]
-    assert left_behind(os.getpid()) == []
 
 
 @pytest.mark.parametrize("uid", [0, 65534])

@@ -1,4 +1,4 @@
-"""What captures say, on captures whose content is known."""
+"""The traffic in captures of known content."""
 
 from __future__ import annotations
 
@@ -80,29 +80,29 @@ def read(folder: Path, captures: dict[str, list[Any]], nano: bool) -> dict[str, 
 @pytest.mark.parametrize("nano", [True, False])
 def test_bytes_round_trips_and_retransmissions(nano: bool, tmp_path: Path) -> None:
     packets = lesson()
-    found = read(tmp_path, {"student": packets}, nano)
-    assert found["packets"] == 9
-    assert found["captured_bytes"] == sum(len(bytes(p)) for p in packets), (
+    traffic = read(tmp_path, {"student": packets}, nano)
+    assert traffic["packets"] == 9
+    assert traffic["captured_bytes"] == sum(len(bytes(p)) for p in packets), (
         "by the original length, though only 128 bytes were kept"
     )
-    assert found["retransmissions"] == 1
-    assert found["payload_bytes"] == 1100, "what was sent twice counts once"
-    assert found["rtt_ms"]["p50"] == pytest.approx(20, abs=0.2)
-    assert max(found["rtt_samples_ms"]) < 400, (
-        "the acknowledgement of what was sent twice tells no round trip (Karn)"
+    assert traffic["retransmissions"] == 1
+    assert traffic["payload_bytes"] == 1100, "retransmitted bytes count once"
+    assert traffic["rtt_ms"]["p50"] == pytest.approx(20, abs=0.2)
+    assert max(traffic["rtt_samples_ms"]) < 400, (
+        "the acknowledgement of a retransmitted segment is no round trip (Karn)"
     )
-    assert [shake["flags"] for shake in found["handshakes"]] == ["S", "SA"]
-    assert sum(row["up"] + row["down"] for row in found["timeline"]) == found["captured_bytes"]
-    down = next(row for row in found["flows"] if row["from"] == "10.123.0.1:50051")
+    assert [shake["flags"] for shake in traffic["handshakes"]] == ["S", "SA"]
+    assert sum(row["up"] + row["down"] for row in traffic["timeline"]) == traffic["captured_bytes"]
+    down = next(row for row in traffic["flows"] if row["from"] == "10.123.0.1:50051")
     assert (down["payload"], down["retransmissions"]) == (1000, 1)
 
 
 def test_one_way_delays_need_both_ends(tmp_path: Path) -> None:
     """The same packets 4 ms earlier at the sender and 4 ms later at the receiver, on one clock."""
-    found = read(tmp_path, {"student": lesson(0.0), "teacher": lesson(0.004)}, True)
-    assert found["one_way_ms"]["up"]["p50"] == pytest.approx(4, abs=0.01)
-    assert found["one_way_ms"]["down"]["p50"] == pytest.approx(4, abs=0.01)
-    assert found["packets"] == 9, "each frame counts once, where a student sees it"
+    traffic = read(tmp_path, {"student": lesson(0.0), "teacher": lesson(0.004)}, True)
+    assert traffic["one_way_ms"]["up"]["p50"] == pytest.approx(4, abs=0.01)
+    assert traffic["one_way_ms"]["down"]["p50"] == pytest.approx(4, abs=0.01)
+    assert traffic["packets"] == 9, "each frame counts once, where a student sees it"
 
 
 def opened(rows: list[Any]) -> list[Any]:
@@ -114,33 +114,35 @@ def opened(rows: list[Any]) -> list[Any]:
     ]
 
 
-def test_a_lost_segment_was_sent_again_where_its_sender_says_so(tmp_path: Path) -> None:
-    """It is no retransmission to its receiver, and its delay is that of the packet that came, not
-    of the one that was lost.
+def test_retransmissions_of_lost_segments_are_seen_at_the_sender(tmp_path: Path) -> None:
+    """The receiver sees no retransmission, and the delay is that of the packet that arrived, not of
+    the lost one.
     """
-    lost, came = (
+    lost, repeated = (
         segment("down", 5000, 1000, 500, "PA", at, ident) for at, ident in ((0.1, 7), (0.4, 9))
     )
     arrived = segment("down", 5000, 1000, 500, "PA", 0.41, 9)
-    found = read(tmp_path, {"student": opened([arrived]), "teacher": opened([lost, came])}, True)
-    assert found["retransmissions"] == 1
-    assert found["one_way_ms"]["down"]["p99"] == pytest.approx(10, abs=0.01)
-    assert found["payload_bytes"] == 500
+    traffic = read(
+        tmp_path, {"student": opened([arrived]), "teacher": opened([lost, repeated])}, True
+    )
+    assert traffic["retransmissions"] == 1
+    assert traffic["one_way_ms"]["down"]["p99"] == pytest.approx(10, abs=0.01)
+    assert traffic["payload_bytes"] == 500
 
 
-def test_segments_that_overtake_each_other_were_sent_once(tmp_path: Path) -> None:
+def test_reordered_segments_are_no_retransmissions(tmp_path: Path) -> None:
     one, two = (
         segment("down", 5000 + 500 * n, 1000, 500, "PA", 0.1 + 0.001 * n, n + 1) for n in (0, 1)
     )
     late = segment("down", 5000, 1000, 500, "PA", 0.2, 1)
-    found = read(tmp_path, {"student": opened([two, late]), "teacher": opened([one, two])}, True)
-    assert found["retransmissions"] == 0
+    traffic = read(tmp_path, {"student": opened([two, late]), "teacher": opened([one, two])}, True)
+    assert traffic["retransmissions"] == 0
 
 
-def test_silence_stands_in_the_timeline(tmp_path: Path) -> None:
-    found = read(tmp_path, {"student": opened([segment("up", 1000, 5000, 100, "PA", 3.2)])}, True)
-    assert [row["time_s"] for row in found["timeline"]] == [0.5 * n for n in range(7)]
-    assert [row["up"] > 0 for row in found["timeline"]] == [
+def test_the_timeline_has_no_gaps(tmp_path: Path) -> None:
+    traffic = read(tmp_path, {"student": opened([segment("up", 1000, 5000, 100, "PA", 3.2)])}, True)
+    assert [row["time_s"] for row in traffic["timeline"]] == [0.5 * n for n in range(7)]
+    assert [row["up"] > 0 for row in traffic["timeline"]] == [
         True,
         False,
         False,

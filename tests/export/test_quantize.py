@@ -1,5 +1,5 @@
-"""Int8 files: calibration in bounded memory, layers in float, scales from outside, and the known
-traps of the runtime's own tools.
+"""Int8 files: calibration in bounded memory, layers in float, given scales, and the known traps of
+ONNX Runtime's own tools.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.quantize import Calibrated
 from edgecompress.measure import runtime
-from tests.export.test_export import EXAMPLE, SHAPE, SPEC, network
+from tests.export.models import EXAMPLE, SHAPE, SPEC, network
 
 VALUES = np.random.default_rng(0).standard_normal((32, *SHAPE)).astype(np.float32)
 
@@ -69,12 +69,12 @@ def test_calibration_holds_one_batch_at_a_time(method: str, fp32: Path) -> None:
 
 
 def test_batches_do_not_change_the_ranges(fp32: Path) -> None:
-    whole, parts = (
+    full, parts = (
         quantizer.calibrate(fp32, quantizer.batches_of(VALUES, size)) for size in (32, 5)
     )
-    for name in whole.ranges.keys():  # noqa: SIM118 (it is no dict)
+    for name in full.ranges.keys():  # noqa: SIM118 (not a dict)
         for one, other in zip(
-            whole.ranges[name].range_value, parts.ranges[name].range_value, strict=True
+            full.ranges[name].range_value, parts.ranges[name].range_value, strict=True
         ):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -82,11 +82,11 @@ def test_batches_do_not_change_the_ranges(fp32: Path) -> None:
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_every_method_of_calibration(method: str, fp32: Path, tmp_path: Path) -> None:
     reference = runtime.load(fp32).run(VALUES)
-    found = outputs(
+    quantized = outputs(
         quantizer.quantized(quantizer.calibrate(fp32, quantizer.batches_of(VALUES), method)),
         tmp_path,
     )
-    assert np.abs(found - reference).max() < 0.1 * np.abs(reference).max()
+    assert np.abs(quantized - reference).max() < 0.1 * np.abs(reference).max()
 
 
 def left_in_float(proto: onnx.ModelProto, folder: Path) -> list[str]:
@@ -94,9 +94,9 @@ def left_in_float(proto: onnx.ModelProto, folder: Path) -> list[str]:
     return quantizer.float_layers(folder / "trial.onnx")
 
 
-def test_layers_left_in_float_are_those_asked_for(calibrated: Calibrated, tmp_path: Path) -> None:
+def test_layers_left_in_float_are_those_requested(calibrated: Calibrated, tmp_path: Path) -> None:
     names = list(calibrated.layers())
-    assert names[:2] == ["conv1", "layers.0.conv1"], "layers are called as in the network"
+    assert names[:2] == ["conv1", "layers.0.conv1"], "layers have the names of the network"
     assert left_in_float(quantizer.quantized(calibrated), tmp_path) == []
     assert left_in_float(quantizer.quantized(calibrated, exclude=[names[3]]), tmp_path) == [
         names[3]
@@ -107,7 +107,7 @@ def test_layers_left_in_float_are_those_asked_for(calibrated: Calibrated, tmp_pa
         quantizer.quantized(calibrated, exclude=["nothing"])
 
 
-def test_what_stayed_in_float_is_named(calibrated: Calibrated) -> None:
+def test_tensors_left_in_float_are_named(calibrated: Calibrated) -> None:
     assert quantizer.float_tensors(quantizer.quantized(calibrated)) == {}
     largest = max(
         calibrated.layers(),
@@ -122,7 +122,7 @@ def test_what_stayed_in_float_is_named(calibrated: Calibrated) -> None:
     assert next(iter(stayed.values())) > 1000
 
 
-def test_scales_from_outside_are_the_files(calibrated: Calibrated) -> None:
+def test_given_scales_are_those_of_the_file(calibrated: Calibrated) -> None:
     name = list(calibrated.layers())[2]
     proto = quantizer.quantized(calibrated, scales={name: (0.03125, 7)})
     values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -144,13 +144,13 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def naive(source: Path, target: Path, **options: object) -> onnx.ModelProto:
-    """ONNX Runtime's tool as its shortest example calls it."""
+    """ONNX Runtime's tool, called as in its shortest example."""
     quantize_static(str(source), str(target), _Reader(), quant_format=QuantFormat.QDQ, **options)
     return onnx.load(str(target))
 
 
 def fused_kinds(path: Path, folder: Path) -> list[str]:
-    """Operations of the graph as ONNX Runtime really runs it."""
+    """The operations that ONNX Runtime really runs."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -163,7 +163,7 @@ def fused_kinds(path: Path, folder: Path) -> list[str]:
 def test_trap_signed_activations_leave_convolutions_in_float(
     fp32: Path, calibrated: Calibrated, tmp_path: Path
 ) -> None:
-    """S8S8, or a graph that was not prepared, may look quantized and run in float: ours runs every
+    """S8S8, or a graph without preparation, may look quantized and run in float; ours runs every
     convolution in int8.
     """
     onnx_export.save(quantizer.quantized(calibrated), tmp_path / "ours.onnx")
@@ -183,8 +183,8 @@ def test_trap_signed_activations_leave_convolutions_in_float(
 
 
 def test_trap_no_int8_kernel(tmp_path: Path) -> None:
-    """The file quantizes a transposed convolution, and ONNX Runtime runs it in float: it is named
-    by what runs.
+    """The file quantizes a transposed convolution, which ONNX Runtime runs in float: the layer is
+    reported.
     """
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -195,15 +195,15 @@ def test_trap_no_int8_kernel(tmp_path: Path) -> None:
         nn.Conv2d(8, 4, 3),
     ).eval()
     onnx_export.save(onnx_export.to_onnx(model, EXAMPLE), tmp_path / "decoder.onnx")
-    made = quantizer.to_int8(tmp_path / "decoder.onnx", lambda: quantizer.batches_of(VALUES))
-    node = next(node for node in made.graph.node if node.op_type == "ConvTranspose")
+    proto = quantizer.to_int8(tmp_path / "decoder.onnx", lambda: quantizer.batches_of(VALUES))
+    node = next(node for node in proto.graph.node if node.op_type == "ConvTranspose")
     assert all(
-        other.op_type == "DequantizeLinear"
+        producer.op_type == "DequantizeLinear"
         for name in node.input[:2]
-        for other in made.graph.node
-        if name in other.output
+        for producer in proto.graph.node
+        if name in producer.output
     )
-    assert left_in_float(made, tmp_path) == ["2"]
+    assert left_in_float(proto, tmp_path) == ["2"]
 
 
 class Shared(nn.Module):
@@ -218,7 +218,7 @@ class Shared(nn.Module):
         return y.mean((2, 3))
 
 
-class Attends(nn.Module):
+class Attention(nn.Module):
     """A product of two activations."""
 
     def __init__(self) -> None:
@@ -232,25 +232,25 @@ class Attends(nn.Module):
         return z
 
 
-@pytest.mark.parametrize("kind", [Shared, Attends])
+@pytest.mark.parametrize("kind", [Shared, Attention])
 def test_every_layer_can_be_left_in_float(kind: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     onnx_export.save(onnx_export.to_onnx(kind().eval(), EXAMPLE), tmp_path / "f.onnx")
-    made = quantizer.calibrate(tmp_path / "f.onnx", quantizer.batches_of(VALUES))
-    names = list(made.layers())
-    assert left_in_float(quantizer.quantized(made), tmp_path) == []
+    model = quantizer.calibrate(tmp_path / "f.onnx", quantizer.batches_of(VALUES))
+    names = list(model.layers())
+    assert left_in_float(quantizer.quantized(model), tmp_path) == []
     for name in names:
-        assert left_in_float(quantizer.quantized(made, exclude=[name]), tmp_path) == [name]
-        assert set(left_in_float(quantizer.quantized(made, only=[name]), tmp_path)) == {*names} - {
+        assert left_in_float(quantizer.quantized(model, exclude=[name]), tmp_path) == [name]
+        assert set(left_in_float(quantizer.quantized(model, only=[name]), tmp_path)) == {*names} - {
             name
         }
-    assert set(left_in_float(quantizer.quantized(made, exclude=names), tmp_path)) == {*names}
+    assert set(left_in_float(quantizer.quantized(model, exclude=names), tmp_path)) == {*names}
 
 
-def test_trap_one_scale_for_a_whole_weight(
-    calibrated: Calibrated, fp32: Path, tmp_path: Path
-) -> None:
-    """Channels of very different sizes drown in one scale: per-channel weights keep them."""
+def test_trap_one_scale_per_tensor(calibrated: Calibrated, fp32: Path, tmp_path: Path) -> None:
+    """One scale per tensor loses channels of very different magnitude; per-channel scales keep
+    them.
+    """
     proto = onnx.load(str(fp32))
     weight = next(t for t in proto.graph.initializer if t.name == "layers.4.conv1.weight")
     values = onnx.numpy_helper.to_array(weight).copy()
@@ -261,12 +261,12 @@ def test_trap_one_scale_for_a_whole_weight(
     values[:, 0] /= 300
     following.CopyFrom(onnx.numpy_helper.from_array(values, following.name))
     onnx_export.save(proto, tmp_path / "uneven.onnx")
-    made = quantizer.to_int8(tmp_path / "uneven.onnx", lambda: quantizer.batches_of(VALUES))
-    shapes = {t.name: list(t.dims) for t in made.graph.initializer}
+    int8 = quantizer.to_int8(tmp_path / "uneven.onnx", lambda: quantizer.batches_of(VALUES))
+    shapes = {t.name: list(t.dims) for t in int8.graph.initializer}
     scales = [
         name for name in shapes if name.startswith("layers.4.conv1.weight") and "scale" in name
     ]
-    assert shapes[scales[0]] == [values.shape[1]], "a scale an output channel"
+    assert shapes[scales[0]] == [values.shape[1]], "one scale per output channel"
 
 
 def test_trap_saturation_without_an_int8_dot_product(calibrated: Calibrated) -> None:
@@ -290,6 +290,6 @@ def test_metadata_are_kept(calibrated: Calibrated) -> None:
     assert kept["edgecompress.classes"] == list(SPEC.classes)
 
 
-def test_no_image_is_no_calibration(fp32: Path) -> None:
+def test_calibration_needs_an_image(fp32: Path) -> None:
     with pytest.raises(UsageError, match="no calibration image"):
         quantizer.calibrate(fp32, [])

@@ -1,4 +1,4 @@
-"""Stands for a project's own export: a chain of matrix products as an ONNX file.
+"""A stand-in for the export of a project: a chain of matrix products as an ONNX file.
 
 python build_model.py build/model.onnx --layers 4
 """
@@ -26,11 +26,11 @@ def build(path: Path, layers: int) -> None:
     ]
     names = ["x", *(f"h{n}" for n in range(layers - 1)), "y"]
     nodes = [helper.make_node("MatMul", [names[n], f"w{n}"], [names[n + 1]]) for n in range(layers)]
-    ends = [
+    source, target = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", WIDTH])
         for name in ("x", "y")
-    ]
-    graph = helper.make_graph(nodes, "model", ends[:1], ends[1:], weights)
+    )
+    graph = helper.make_graph(nodes, "model", [source], [target], weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path

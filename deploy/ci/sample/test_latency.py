@@ -1,4 +1,4 @@
-"""The same check from plain pytest: the fixture `latency` comes with edgecompress."""
+"""The same check in plain pytest: edgecompress provides the fixture `latency`."""
 
 
 def test_the_model_is_not_slower_than_the_last_release(latency):

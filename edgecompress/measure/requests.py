@@ -1,0 +1,100 @@
+"""Parts of results, and what the measuring child processes read from stdin and print, as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+
+@dataclass(frozen=True)
+class TimingRequest:
+    """Time one or two `models` (paths) in `blocks`, whose runs of a model take about `block_ms`;
+    `swap` (0 or 1) reverses their order.
+    """
+
+    models: tuple[str, ...]
+    threads: int | None
+    provider: str
+    batch_size: int
+    blocks: int
+    block_ms: float
+    seed: int
+    swap: int
+
+
+class Timings(TypedDict):
+    """Milliseconds: of single runs (models, runs), and of a run in each block (blocks, models)."""
+
+    samples_ms: list[list[float]]
+    blocks_ms: list[list[float]]
+    runs: int
+    threads: int
+    reference_ms: float
+    input: str
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """Profile the file `model` at several batch sizes."""
+
+    model: str
+    threads: int | None
+    provider: str
+    batches: tuple[int, ...]
+    seed: int
+
+
+class FileRow(TypedDict):
+    """A file, its bytes, and the percentiles of its single runs."""
+
+    file: str
+    bytes: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+class Conditions(TypedDict):
+    """The conditions of a measurement."""
+
+    batch: int
+    threads: int
+    provider: str
+    input: str
+    reference_ms: float
+    hardware: dict[str, object]
+    versions: dict[str, str]
+
+
+class Failure(TypedDict):
+    """An error of ours, as a child process reports it."""
+
+    error: str
+    exit_code: int
+
+
+class BatchRow(TypedDict):
+    """Latency and throughput at one batch size."""
+
+    batch: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    samples_per_s: float
+
+
+class Profile(TypedDict):
+    """Cold start, memory, latency by batch, and the share of what the machine can do at most."""
+
+    load_ms: float
+    first_run_ms: float
+    cold_start_ms: float
+    peak_rss_bytes: int
+    rss_before_load_bytes: int
+    batches: list[BatchRow]
+    macs: int | None
+    gmacs_per_s: float | None
+    ceiling_gmacs_per_s: dict[str, float] | None
+    ceiling_kind: str
+    share_of_ceiling: float | None
+    threads: int

@@ -1,0 +1,19 @@
+"""Pages from templates: one file, no scripts, nothing fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from edgecompress import files
+from edgecompress.units import format_count, format_duration, format_size
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Write `template`, filled with `values`, to `path`."""
+    environment = Environment(
+        loader=PackageLoader("edgecompress.report"), autoescape=select_autoescape(["html", "j2"])
+    )
+    environment.filters.update(size=format_size, count=format_count, duration=format_duration)
+    files.write_bytes(path, environment.get_template(template).render(**values).encode())

@@ -1,0 +1,34 @@
+"""The description of this machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecompress.measure import machine
+
+
+def test_the_machine_is_described() -> None:
+    hardware = machine.hardware()
+    assert hardware["cores"] == machine.cores() >= 1
+    assert machine.peak_rss_bytes() > 10**7
+    assert set(machine.versions()) >= {"python", "torch", "onnxruntime", "edgecompress"}
+
+
+@pytest.mark.parametrize(
+    ("features", "name", "effects"),
+    [
+        ({"avx2", "avx512f", "avx512_vnni"}, "AVX-512 with VNNI", ()),
+        ({"avx2", "avx512f"}, "AVX-512 without VNNI", ("7 bits",)),
+        ({"avx2", "avx_vnni"}, "AVX2 with VNNI", ("oneDNN#6035",)),
+        ({"avx2"}, "AVX2 without VNNI", ("oneDNN#6035", "7 bits")),
+        ({"asimd", "asimddp"}, "NEON with int8 dot products", ()),
+        (set(), "no vector instructions that are known here", ("7 bits",)),
+    ],
+)
+def test_the_instruction_set_and_its_effects(
+    features: set[str], name: str, effects: tuple[str, ...]
+) -> None:
+    assert machine.instruction_set(frozenset(features)) == name
+    sentences = machine.instruction_set_effects(frozenset(features))
+    assert len(sentences) == len(effects)
+    assert all(word in text for word, text in zip(effects, sentences, strict=True))
