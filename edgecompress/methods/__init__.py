@@ -1,1 +1,3 @@
-"""Ways to make a network smaller or better: scores, pruning, distillation. On core and train."""
+"""Ways to make a network smaller or better: scores, pruning, distillation, merging. Built on core
+and train.
+"""

@@ -1,15 +1,15 @@
-"""Losses that learn from a teacher's logits. Shapes: student and teacher logits (B, K), labels
-(B,).
+"""Losses on a teacher's logits. Shapes: student and teacher logits (B, K), labels (B,).
 
-kl            T^2 KL(softmax(t / T) || softmax(s / T))                                      Hinton,
-              Vinyals and Dean 2015
-softmax-mse   mean of (softmax(s / T) - softmax(t / T))^2 over samples and classes          García
-              González 2022, T = 5
-dkd           T^2 (TCKD + 8 NCKD): the teacher's trust in the right class, and how it ranks the
-              others, apart      Zhao et al. 2022
+kl            T^2 KL(softmax(t / T) || softmax(s / T))
+              Hinton, Vinyals and Dean 2015
+softmax-mse   mean of (softmax(s / T) - softmax(t / T))^2 over samples and classes
+              García González 2022, T = 5
+dkd           T^2 (TCKD + 8 NCKD): the teacher's confidence in the target class, and its ranking of
+              the other classes, decoupled
+              Zhao et al. 2022
 
-Each is mixed with the labels: alpha * soft + (1 - alpha) * cross-entropy. A regression mixes the
-mean square errors to teacher and labels.
+Each is mixed with the loss against the labels: alpha * soft + (1 - alpha) * cross-entropy. A
+regression mixes the mean square errors to teacher and labels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgecompress.train.batches import Batch
-from edgecompress.train.fit import Loss
+from edgecompress.train.losses import Loss
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The k largest logits of a teacher: `values` and their classes `indices` (B, k), and `rest`
-    (B,), log sum exp(t / T) of all others.
+    """The k largest logits of a teacher: `values` (B, k), their classes `indices` (B, k) int64, and
+    `rest` (B,), log sum exp(t / T) over all other classes.
 
     `rest` is -inf where k is all classes.
     """
@@ -39,77 +39,84 @@ class TopK:
 
 
 Target = Tensor | TopK
+"""A teacher's logits (B, K), all or the largest."""
 Targets = Callable[[Batch], Target]
-"""What the teacher says of a batch."""
+"""The teacher's logits for a batch."""
 SoftLoss = Callable[[Tensor, Target, Tensor], Tensor]
-"""(student logits, the teacher's, labels) -> mean loss, a scalar."""
+"""(student logits (B, K), the teacher's, labels (B,)) -> mean loss, a scalar."""
 
 DEFAULTS = {"kl": (4.0, 0.7), "softmax-mse": (5.0, 1.0), "dkd": (4.0, 0.5)}
-"""Temperature and alpha of each loss where nobody says."""
+"""Default temperature and alpha of each loss."""
 NCKD_WEIGHT = 8.0
 """Weight of the non-target part of `dkd`, the paper's choice for CIFAR-100."""
 
 
 def kl_divergence(student: Tensor, teacher: Target, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch.
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch, a scalar, of
+    `student` logits (B, K).
 
-    Of a `TopK`, the classes that it leaves out count as one class, for teacher and student alike:
-    the divergence of the coarser distributions, which is at most the dense one and equals it when k
-    is all classes (or all but one).
+    Of a `TopK`, the classes left out count as one class, for teacher and student alike: the
+    divergence of the coarser distributions, which is at most the dense one and equals it when k is
+    all classes (or all but one).
     """
     if isinstance(teacher, TopK):
         log_teacher, log_student = _coarse(student, teacher, temperature)
     else:
-        log_teacher, log_student = (
-            F.log_softmax(teacher / temperature, 1),
-            F.log_softmax(student / temperature, 1),
-        )
-    return (
-        F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
-    )
+        log_teacher = F.log_softmax(teacher / temperature, 1)
+        log_student = F.log_softmax(student / temperature, 1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
 
 
 def _coarse(student: Tensor, teacher: TopK, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities (B, k + 1) of teacher and student over the k classes and all others
-    together.
+    together; (B, k) where k is all classes.
     """
-    scaled = student / temperature
+    scaled = student / temperature  # (B, K)
     kept = torch.zeros_like(scaled, dtype=torch.bool).scatter_(1, teacher.indices, True)
+    own = scaled.gather(1, teacher.indices)  # (B, k)
     log_teacher = torch.cat([teacher.values / temperature, teacher.rest[:, None]], 1).log_softmax(1)
-    mine = scaled.gather(1, teacher.indices)
     if bool(kept.all()):
-        return log_teacher[:, :-1], mine.log_softmax(1)
-    others = scaled.masked_fill(kept, float("-inf")).logsumexp(1, keepdim=True)
-    return log_teacher, torch.cat([mine, others], 1).log_softmax(1)
+        return log_teacher[:, :-1], own.log_softmax(1)
+    rest = scaled.masked_fill(kept, float("-inf")).logsumexp(1, keepdim=True)  # (B, 1)
+    return log_teacher, torch.cat([own, rest], 1).log_softmax(1)
 
 
 def softmax_mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean square difference of the two softmaxes at T, over samples and classes."""
+    """Mean square difference of softmax(student / T) and softmax(teacher / T), both from logits
+    (B, K), over samples and classes, a scalar (García González 2022).
+    """
     return F.mse_loss(
         torch.softmax(student / temperature, 1), torch.softmax(teacher / temperature, 1)
     )
 
 
 def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """T^2 (TCKD + `NCKD_WEIGHT` NCKD) (Zhao et al. 2022, equation 7), mean over the batch."""
-    log_s, log_t = (F.log_softmax(logits / temperature, 1) for logits in (student, teacher))
-    right = F.one_hot(labels, student.shape[1]).bool()
+    """T^2 (TCKD + `NCKD_WEIGHT` NCKD) (Zhao et al. 2022, equation 7), mean over the batch, a
+    scalar, of logits (B, K) and `labels` (B,).
+    """
+    target = F.one_hot(labels, student.shape[1]).bool()  # (B, K)
 
-    def binary(log_p: Tensor) -> Tensor:
-        """Log-probabilities (B, 2): the right class, all others."""
-        return torch.stack([log_p[right], log_p.masked_fill(right, float("-inf")).logsumexp(1)], 1)
+    def binary(logits: Tensor) -> Tensor:
+        """Log-probabilities (B, 2): the target class, all other classes."""
+        log_p = F.log_softmax(logits / temperature, 1)
+        others = log_p.masked_fill(target, float("-inf")).logsumexp(1)
+        return torch.stack([log_p[target], others], 1)
 
-    def others(logits: Tensor) -> Tensor:
+    def non_target(logits: Tensor) -> Tensor:
         """Log-probabilities (B, K - 1) among the other classes."""
-        return F.log_softmax(logits[~right].reshape(len(logits), -1) / temperature, 1)
+        return F.log_softmax(logits[~target].reshape(len(logits), -1) / temperature, 1)
 
-    target = F.kl_div(binary(log_s), binary(log_t), reduction="batchmean", log_target=True)
-    rest = F.kl_div(others(student), others(teacher), reduction="batchmean", log_target=True)
-    return (target + NCKD_WEIGHT * rest) * temperature**2
+    def divergence(part: Callable[[Tensor], Tensor]) -> Tensor:
+        return F.kl_div(part(student), part(teacher), reduction="batchmean", log_target=True)
+
+    return (divergence(binary) + NCKD_WEIGHT * divergence(non_target)) * temperature**2
 
 
 def soft_loss(name: str, temperature: float | None = None) -> SoftLoss:
-    """The loss called `name` (a key of `DEFAULTS`) at `temperature`. Only `kl` takes a `TopK`."""
+    """The loss `name` (a key of `DEFAULTS`) at `temperature`. Only `kl` accepts a `TopK`; the
+    others raise `TypeError`.
+    """
     at = DEFAULTS[name][0] if temperature is None else temperature
     if name == "softmax-mse":
         return lambda student, teacher, labels: softmax_mse(student, _dense(teacher), at)
@@ -120,17 +127,19 @@ def soft_loss(name: str, temperature: float | None = None) -> SoftLoss:
 
 def _dense(teacher: Target) -> Tensor:
     if isinstance(teacher, TopK):
-        raise TypeError("only the loss kl takes the k largest logits")
+        k = teacher.values.shape[1]
+        raise TypeError(f"got the {k} largest logits, but only the loss kl accepts them: use all")
     return teacher
 
 
 def learning_from(
     targets: Targets, name: str = "kl", temperature: float | None = None, alpha: float | None = None
 ) -> Loss:
-    """alpha * soft + (1 - alpha) * cross-entropy, where `targets(batch)` gives what the teacher
-    says.
+    """alpha * soft + (1 - alpha) * cross-entropy, where `targets(batch)` has the teacher's logits
+    (Hinton, Vinyals and Dean 2015). `name`, `temperature` and `alpha` as in `DEFAULTS`.
     """
-    soft, share = soft_loss(name, temperature), DEFAULTS[name][1] if alpha is None else alpha
+    soft = soft_loss(name, temperature)
+    share = DEFAULTS[name][1] if alpha is None else alpha
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         target = targets(batch)
@@ -144,20 +153,19 @@ def learning_from(
 
 
 def peer(name: str) -> Targets:
-    """As targets, the logits of the network `name` that trains on the same batch (online
+    """As targets, the logits (B, K) of the network `name` that trains on the same batch (online
     distillation).
     """
     return lambda batch: batch.logits[name]
 
 
 def mutual(name: str) -> Loss:
-    """Cross-entropy + KL(softmax(other) || softmax(own)) at T = 1: deep mutual learning with the
+    """Cross-entropy + KL(softmax(peer) || softmax(own)) at T = 1: deep mutual learning with the
     network `name` (Zhang et al. 2018).
     """
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(logits, batch.labels) + kl_divergence(
-            logits, batch.logits[name], 1.0
-        )
+        hard = F.cross_entropy(logits, batch.labels)
+        return hard + kl_divergence(logits, batch.logits[name], 1.0)
 
     return loss

@@ -6,9 +6,9 @@ hint        mean of (adapter(student) - teacher)^2; the adapter is a 1×1 convol
 attention   mean of (a(student) - a(teacher))^2, where a is the mean over channels of the squared
             activation, divided by its norm
 
-Maps of different sizes are averaged down to the smaller one. The adapters train beside the student
-and are dropped with the training: the student's class, and so its file, never sees them. When the
-student is cut, they lose the same inputs.
+Feature maps of different sizes are average-pooled to the smaller one. The adapters train with the
+student and are dropped after the training: the student's class, and so its file, never contains
+them. When the student is cut, they lose the same inputs.
 """
 
 from __future__ import annotations
@@ -20,34 +20,43 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from edgecompress.core import layers, trace
 from edgecompress.core.shrink import Keep, kept_positions
 from edgecompress.data import Preprocess
 from edgecompress.errors import UnknownNameError, UsageError
 from edgecompress.train.batches import Batch, compact
-from edgecompress.train.fit import Kept, Loss, Moved
+from edgecompress.train.companion import Kept, Moved
+from edgecompress.train.losses import Loss
 
 KINDS = ("hint", "attention")
 Size = tuple[int, int]
-"""(H, W) of a map."""
+"""(H, W) of a feature map."""
+TeacherMaps = Callable[[Batch, Sequence[Size]], Sequence[Tensor]]
+"""(batch, the size of each of the student's feature maps) -> the teacher's feature maps for it,
+each as `reduced` returns it.
+"""
+
+
+# Which layers
 
 
 def convolutions(model: nn.Module, example: Tensor) -> dict[str, Size]:
-    """The convolutions of `model` that make maps larger than one pixel, in order, with the size (H,
-    W) of their maps.
+    """The convolutions of `model` whose feature maps for `example` (1, C, H, W) are larger than one
+    pixel, in order, with the size of their maps.
     """
     shapes = trace(model, example).output_shapes
-    found = {
-        n: (shapes[n][2], shapes[n][3])
-        for n, m in model.named_modules()
-        if n in shapes and layers.is_conv(m) and len(shapes[n]) == 4
+    sizes = {
+        name: (shapes[name][2], shapes[name][3])
+        for name, module in model.named_modules()
+        if name in shapes and layers.is_conv(module) and len(shapes[name]) == 4
     }
-    return {name: size for name, size in found.items() if size[0] * size[1] > 1}
+    return {name: size for name, size in sizes.items() if size[0] * size[1] > 1}
 
 
 def last_of_each_size(sizes: Mapping[str, Size]) -> list[str]:
-    """The last convolution before each change of the map's size."""
+    """The last convolution before each change of the feature maps' size."""
     names = list(sizes)
     return [
         name
@@ -57,10 +66,10 @@ def last_of_each_size(sizes: Mapping[str, Size]) -> list[str]:
 
 
 def map_ends(model: nn.Module, example: Tensor, most: int = 3) -> dict[str, Size]:
-    """The last convolutions before each change of the map's size, in order, with that size: at most
-    `most`, those nearest the output.
+    """The last convolutions before each change of the feature maps' size, in order, with that size:
+    at most `most`, those nearest the output. `example` is (1, C, H, W).
 
-    Raises `UsageError` for a network that makes no maps.
+    Raises `UsageError` for a network without feature maps.
     """
     sizes = convolutions(model, example)
     if not sizes:
@@ -73,18 +82,31 @@ def map_ends(model: nn.Module, example: Tensor, most: int = 3) -> dict[str, Size
 def default_pairs(
     student: nn.Module, teacher: nn.Module, student_example: Tensor, teacher_example: Tensor
 ) -> dict[str, str]:
-    """{student layer: teacher layer}: the `map_ends` of both, paired from the output back."""
-    mine, theirs = (
-        list(map_ends(student, student_example)),
-        list(map_ends(teacher, teacher_example)),
-    )
-    count = min(len(mine), len(theirs))
-    return dict(zip(mine[-count:], theirs[-count:], strict=True))
+    """{student layer: teacher layer}: the `map_ends` of both for their examples (1, C, H, W),
+    paired from the output back.
+    """
+    ours = list(map_ends(student, student_example))
+    theirs = list(map_ends(teacher, teacher_example))
+    count = min(len(ours), len(theirs))
+    return dict(zip(ours[-count:], theirs[-count:], strict=True))
+
+
+def convolution_of(model: nn.Module, name: str, role: str) -> nn.Module:
+    """The convolution `name` of `model`. Raises `UnknownNameError` with the nearest names; `role`
+    (student or teacher) is for its message.
+    """
+    known: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if layers.is_conv(m)}
+    if name not in known:
+        raise UnknownNameError(f"{role} convolution", name, known)
+    return known[name]
+
+
+# Their outputs
 
 
 @dataclass
 class _Tap:
-    """Keeps the last output of a layer."""
+    """A forward hook that keeps the last output of its layer."""
 
     value: Tensor | None = None
 
@@ -92,50 +114,59 @@ class _Tap:
         self.value = output
 
 
-Said = Callable[[Batch, Sequence[Size]], Sequence[Tensor]]
-"""(batch, the sizes (H, W) of the student's maps) -> what the teacher's layers say of it, each as
-`reduced` makes it.
-"""
-
-
 class Taps:
-    """Listens to named convolutions of one network at a time. Raises `UnknownNameError` for a layer
-    that does not exist.
+    """Records the outputs of the convolutions `names` of one network at a time; `role` (student or
+    teacher) is for error messages.
     """
 
     def __init__(self, names: Sequence[str], role: str) -> None:
-        self.names, self.role = list(names), role
+        self.names = list(names)
+        self.role = role
         self._taps = [_Tap() for _ in names]
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._handles: list[RemovableHandle] = []
 
     def attach(self, model: nn.Module) -> None:
-        """Listen to `model`."""
+        """Record the outputs of `model` from now on. Raises `UnknownNameError` for a layer that
+        does not exist.
+        """
         for name, tap in zip(self.names, self._taps, strict=True):
-            self._handles.append(convolution_of(model, name, self.role).register_forward_hook(tap))
+            layer = convolution_of(model, name, self.role)
+            self._handles.append(layer.register_forward_hook(tap))
 
     def detach(self) -> None:
-        """Take every hook off, and forget what was heard."""
+        """Remove every hook, and release the outputs recorded."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         for tap in self._taps:
             tap.value = None
 
-    def heard(self) -> list[Tensor]:
-        """The last output (B, C, H, W) of each layer, float32."""
-        missing = [
-            name for name, tap in zip(self.names, self._taps, strict=True) if tap.value is None
-        ]
-        if missing:
-            raise ValueError(f"{self.role} layer {missing[0]} has not run")
-        return [tap.value.float() for tap in self._taps if tap.value is not None]
+    def outputs(self) -> list[Tensor]:
+        """The last output (B, C, H, W) of each layer, float32. Raises `ValueError` for a layer that
+        has not run.
+        """
+        outputs = []
+        for name, tap in zip(self.names, self._taps, strict=True):
+            if tap.value is None:
+                raise ValueError(f"{self.role} layer {name} has not run")
+            outputs.append(tap.value.float())
+        return outputs
+
+    heard = outputs
+
+
+def attention(maps: Tensor) -> Tensor:
+    """The attention (B, H * W) of feature maps (B, C, H, W): the mean square over channels,
+    flattened, of unit length (Zagoruyko and Komodakis 2017, section 3.1).
+    """
+    return F.normalize(maps.square().mean(1).flatten(1))
 
 
 def reduced(kind: str, maps: Tensor, size: Size) -> Tensor:
-    """What a loss of `kind` reads of a teacher's `maps` (B, C, H, W) beside a student's maps of
+    """What a loss of `kind` needs of a teacher's feature `maps` (B, C, H, W), for a student's of
     `size`.
 
-    They are averaged down to the smaller of both sizes: (B, C, h, w) for a hint, their attention
+    They are average-pooled to the smaller of both sizes: (B, C, h, w) for a hint, their attention
     (B, 1, h, w) for attention.
     """
     small = (min(size[0], maps.shape[2]), min(size[1], maps.shape[3]))
@@ -143,35 +174,39 @@ def reduced(kind: str, maps: Tensor, size: Size) -> Tensor:
     return pooled if kind == "hint" else attention(pooled).reshape(len(maps), 1, *small)
 
 
-def beside(kind: str, names: Sequence[str], teacher: nn.Module, preprocess: Preprocess) -> Said:
-    """A teacher that runs here on every batch, in eval mode, without gradients."""
+def local_teacher(
+    kind: str, names: Sequence[str], teacher: nn.Module, preprocess: Preprocess
+) -> TeacherMaps:
+    """A teacher in this process, which runs on every batch, in eval mode, without gradients."""
     taps = Taps(names, "teacher")
-    taps.attach(teacher)
+    taps.attach(teacher)  # names that do not exist are reported here
     taps.detach()
 
-    def said(batch: Batch, sizes: Sequence[Size]) -> list[Tensor]:
+    @torch.no_grad()
+    def maps_of(batch: Batch, sizes: Sequence[Size]) -> list[Tensor]:
         if batch.pixels is None:
             raise ValueError("a feature loss needs the pixels of its batch")
         teacher.eval()
         taps.attach(teacher)
         try:
-            with torch.no_grad():
-                teacher(compact(preprocess(batch.pixels)))
-            return [
-                reduced(kind, maps, size) for maps, size in zip(taps.heard(), sizes, strict=True)
-            ]
+            teacher(compact(preprocess(batch.pixels)))
+            pairs = zip(taps.outputs(), sizes, strict=True)
+            return [reduced(kind, maps, size) for maps, size in pairs]
         finally:
             taps.detach()
 
-    return said
+    return maps_of
+
+
+# The loss
 
 
 class FeatureLoss:
-    """`base` + `weight` * the mean feature loss over `layers` of the student; a `Companion` of its
-    training.
+    """`base` + `weight` * the mean feature loss over `layers_` of the student; also the `Companion`
+    of its training.
 
-    `said` gives what the teacher's layers, of `channels` channels each, say of a batch. Raises
-    `UnknownNameError` for a layer that does not exist and `UsageError` for one that makes no maps.
+    `teacher_maps` returns the feature maps of the teacher's layers, which have `channels` channels
+    each. Raises `UnknownNameError` for a layer that does not exist or is not a convolution.
     """
 
     def __init__(
@@ -180,19 +215,17 @@ class FeatureLoss:
         layers_: Sequence[str],
         student: nn.Module,
         channels: Sequence[int],
-        said: Said,
+        teacher_maps: TeacherMaps,
         base: Loss,
         weight: float = 1.0,
     ) -> None:
-        self.kind, self.layers, self.said, self.base, self.weight = (
-            kind,
-            list(layers_),
-            said,
-            base,
-            weight,
-        )
+        self.kind = kind
+        self.layers = list(layers_)
+        self.teacher_maps = teacher_maps
+        self.base = base
+        self.weight = weight
         self.taps = Taps(self.layers, "student")
-        self.attach(student)
+        self.attach(student)  # names that do not exist are reported here
         self.detach()
         self.adapters = nn.ModuleDict()
         if kind == "hint":
@@ -212,45 +245,46 @@ class FeatureLoss:
         base: Loss,
         weight: float = 1.0,
     ) -> FeatureLoss:
-        """The loss over `pairs` {student layer: teacher layer}, the teacher beside the student."""
+        """The loss over `pairs` {student layer: teacher layer}, the teacher in this process, which
+        reads pixels through `preprocess`.
+        """
+        names = list(pairs.values())
         channels = [
-            layers.axis_size(convolution_of(teacher, name, "teacher"), "out")
-            for name in pairs.values()
+            layers.axis_size(convolution_of(teacher, name, "teacher"), "out") for name in names
         ]
-        return cls(
-            kind,
-            list(pairs),
-            student,
-            channels,
-            beside(kind, list(pairs.values()), teacher, preprocess),
-            base,
-            weight,
-        )
-
-    def attach(self, student: nn.Module) -> None:
-        """Listen to the layers of `student`."""
-        self.taps.attach(student)
-
-    def detach(self) -> None:
-        """Take every hook off the student, and forget what it said."""
-        self.taps.detach()
+        teacher_maps = local_teacher(kind, names, teacher, preprocess)
+        return cls(kind, list(pairs), student, channels, teacher_maps, base, weight)
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of the batch that the student has just read."""
-        mine = self.taps.heard()
-        theirs = self.said(batch, [(maps.shape[2], maps.shape[3]) for maps in mine])
-        values = [
+        """The loss, a scalar, of the batch for which the student has just computed `logits`
+        (B, K).
+        """
+        student_maps = self.taps.outputs()  # each (B, C, H, W)
+        sizes = [(maps.shape[2], maps.shape[3]) for maps in student_maps]
+        teacher_maps = self.teacher_maps(batch, sizes)
+        distances = [
             self._distance(name, *pair)
-            for name, *pair in zip(self.layers, mine, theirs, strict=True)
+            for name, *pair in zip(self.layers, student_maps, teacher_maps, strict=True)
         ]
-        return self.base(logits, batch) + self.weight * torch.stack(values).mean()
+        return self.base(logits, batch) + self.weight * torch.stack(distances).mean()
 
-    def _distance(self, name: str, student: Tensor, said: Tensor) -> Tensor:
-        student = F.adaptive_avg_pool2d(student, (said.shape[2], said.shape[3]))
+    def _distance(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss, a scalar, of a layer's maps (B, C, H, W) and the teacher's `reduced` ones."""
+        pooled = F.adaptive_avg_pool2d(student, (teacher.shape[2], teacher.shape[3]))
         if self.kind == "hint":
-            adapted: Tensor = self.adapters[_key(name)](student)
-            return F.mse_loss(adapted, said)
-        return (attention(student) - said.flatten(1)).square().mean()
+            adapted: Tensor = self.adapters[_key(name)](pooled)
+            return F.mse_loss(adapted, teacher)
+        return (attention(pooled) - teacher.flatten(1)).square().mean()
+
+    # The companion of the student's training
+
+    def attach(self, model: nn.Module) -> None:
+        """Record the outputs of the student, `model`."""
+        self.taps.attach(model)
+
+    def detach(self) -> None:
+        """Remove every hook from the student, and release its outputs."""
+        self.taps.detach()
 
     def parameters(self) -> list[nn.Parameter]:
         """Those of the adapters."""
@@ -261,44 +295,29 @@ class FeatureLoss:
         return {name: value.detach().clone() for name, value in self.adapters.state_dict().items()}
 
     def take(self, kept: Kept) -> None:
-        """Have them again."""
+        """Restore the adapters' weights."""
         self.adapters.load_state_dict(kept)
 
     def follow(self, model: nn.Module, small: nn.Module, keep: Keep) -> list[Moved]:
-        """Each adapter loses the inputs that its layer lost."""
+        """Remove from each adapter the inputs that its layer lost."""
         moved: list[Moved] = []
         for name, axes in kept_positions(model, keep).items():
             if _key(name) not in self.adapters or "out" not in axes:
                 continue
-            old, places = self.adapters[_key(name)], axes["out"].nonzero()[:, 0]
-            weight = old.get_parameter("weight")
-            fresh = nn.Conv2d(len(places), weight.shape[0], 1, bias=False).to(weight.device)
-            fresh.weight = nn.Parameter(_columns(places, weight.detach()))
-            self.adapters[_key(name)] = fresh
-            moved.append((weight, fresh.weight, partial(_columns, places)))
+            places = axes["out"].nonzero()[:, 0]
+            weight = self.adapters[_key(name)].get_parameter("weight")  # (O, I, 1, 1)
+            adapter = nn.Conv2d(len(places), weight.shape[0], 1, bias=False).to(weight.device)
+            adapter.weight = nn.Parameter(_columns(places, weight.detach()))
+            self.adapters[_key(name)] = adapter
+            moved.append((weight, adapter.weight, partial(_columns, places)))
         return moved
 
 
-def attention(maps: Tensor) -> Tensor:
-    """Attention of `maps` (B, C, H, W): the mean square over channels, flattened, of unit length:
-    (B, H * W).
-    """
-    return F.normalize(maps.square().mean(1).flatten(1))
-
-
 def _columns(places: Tensor, values: Tensor) -> Tensor:
-    """The columns `places` of `values` (O, I, ...)."""
+    """The columns `places` (I',) of `values` (O, I, ...): (O, I', ...)."""
     return values[:, places.to(values.device)].clone()
 
 
 def _key(name: str) -> str:
-    """A module's name as a key of a ModuleDict, which takes no dots."""
+    """A module's name as a key of a ModuleDict, which may not contain dots."""
     return name.replace(".", "/")
-
-
-def convolution_of(model: nn.Module, name: str, role: str) -> nn.Module:
-    """The convolution called `name`. Raises `UnknownNameError` naming the nearest."""
-    known: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if layers.is_conv(m)}
-    if name not in known:
-        raise UnknownNameError(f"{role} convolution", name, known)
-    return known[name]

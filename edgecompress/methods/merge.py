@@ -3,7 +3,7 @@ matched first.
 
 Weight matching is that of Git Re-Basin (Ainsworth et al. 2023, section 3.2), on channel groups: the
 channels of a group are permuted in all layers that hold them, so that each network computes the
-same as before, and its weights lie closer to the first one's.
+same function as before, and its weights lie closer to those of the first one.
 """
 
 from __future__ import annotations
@@ -20,94 +20,108 @@ from edgecompress.core.layers import Cut
 from edgecompress.core.shrink import find, rebuilt
 
 Permutations = Mapping[ChannelGroup, Tensor]
-"""For each group (C,) which of its channels comes first, second, ..."""
+"""For each group (C,) int64: which of its channels comes first, second, ..."""
 ROUNDS = 20
+"""Passes over all groups, at most."""
+GAIN = 1e-9
+"""A permutation must raise the similarity by more than this."""
 
 
 def averaged(models: Sequence[nn.Module]) -> nn.Module:
-    """The network whose every floating tensor is the mean of those of `models`, BatchNorm's
-    statistics too.
+    """The network whose floating-point tensors are the means of those of `models`, including
+    BatchNorm's statistics.
     """
     states = [model.state_dict() for model in models]
-    result = copy.deepcopy(models[0])
     mean = {
         name: torch.stack([state[name].double() for state in states]).mean(0).to(value)
         if value.is_floating_point()
         else value
         for name, value in states[0].items()
     }
-    result.load_state_dict(mean)
-    return result
+    average = copy.deepcopy(models[0])
+    average.load_state_dict(mean)
+    return average
 
 
 def movable(model: nn.Module, group: ChannelGroup) -> bool:
-    """Can the channels of `group` change places? Not where a convolution with wide groups reads or
-    writes them.
+    """Can the channels of `group` change places? They cannot where a grouped convolution that is
+    not depthwise reads or writes them.
     """
-    for member in group.members:
-        layer = find(model, member.layer)
-        groups = int(getattr(layer, "groups", 1)) if isinstance(layer, nn.Module) else 1
-        if groups > 1 and not (
-            isinstance(layer, nn.Module)
-            and groups == layers.axis_size(layer, "in") == layers.axis_size(layer, "out")
-        ):
-            return False
-    return True
+    return not any(_is_grouped(find(model, member.layer)) for member in group.members)
+
+
+def _is_grouped(layer: nn.Module | Tensor) -> bool:
+    """Is `layer` a convolution with groups of more than one channel?"""
+    groups = getattr(layer, "groups", 1)
+    if not isinstance(layer, nn.Module) or groups == 1:
+        return False
+    return not groups == layers.axis_size(layer, "in") == layers.axis_size(layer, "out")
 
 
 def permuted(model: nn.Module, order: Permutations) -> nn.Module:
-    """`model` with the channels of groups in another order: it computes the same."""
+    """A copy of `model` with the channels of groups in another order: the same function."""
     orders: dict[str, dict[str, Tensor]] = {}
     for group, places in order.items():
         for member in group.members:
-            layer = find(model, member.layer)
-            size = (
-                layer.shape[int(member.axis[3:])]
-                if isinstance(layer, Tensor)
-                else layers.axis_size(layer, member.axis)
-            )
-            known = orders.setdefault(member.layer, {}).setdefault(member.axis, torch.arange(size))
-            known[member.index.reshape(-1)] = member.index[places].reshape(-1)
+            axes = orders.setdefault(member.layer, {})
+            if member.axis not in axes:
+                axes[member.axis] = torch.arange(_size(find(model, member.layer), member.axis))
+            axes[member.axis][member.index.reshape(-1)] = member.index[places].reshape(-1)
     changed = {name: layers.reordered(find(model, name), axes) for name, axes in orders.items()}
     return rebuilt(model, {name: Cut(tensors, {}) for name, tensors in changed.items()})
 
 
-def similarity(first: nn.Module, other: nn.Module, group: ChannelGroup) -> Tensor:
-    """Inner products (C, C) of all weights that make or read a channel: row a channel of `first`,
-    column one of `other`; float64.
+def _size(layer: nn.Module | Tensor, axis: str) -> int:
+    """Length of `axis`; that of a tensor is `dim` and its number."""
+    if isinstance(layer, Tensor):
+        return layer.shape[int(axis.removeprefix("dim"))]
+    return layers.axis_size(layer, axis)
+
+
+def similarity(first: nn.Module, second: nn.Module, group: ChannelGroup) -> Tensor:
+    """Inner products (C, C) float64 of all weights that produce or read a channel of `group`: row i
+    is channel i of `first`, column j channel j of `second`.
     """
     total = torch.zeros(group.size, group.size, dtype=torch.float64)
     for member in group.members:
-        one, two = find(first, member.layer), find(other, member.layer)
-        if isinstance(one, Tensor) or isinstance(two, Tensor) or not layers.is_mixing(one):
+        left, right = find(first, member.layer), find(second, member.layer)
+        if isinstance(left, Tensor) or isinstance(right, Tensor) or not layers.is_mixing(left):
             continue
-        for (name, left), (_, right) in zip(
-            layers.axis_slices(one, member.axis), layers.axis_slices(two, member.axis), strict=True
-        ):
+        slices = zip(
+            layers.axis_slices(left, member.axis),
+            layers.axis_slices(right, member.axis),
+            strict=True,
+        )
+        for (name, ours), (_, theirs) in slices:
             if name == "weight":
-                rows, columns = (
-                    t.detach()[member.index].flatten(1).double() for t in (left, right)
-                )
+                rows = ours.detach()[member.index].flatten(1).double()  # (C, weights)
+                columns = theirs.detach()[member.index].flatten(1).double()
                 total += rows @ columns.T
     return total
 
 
-def matched(first: nn.Module, other: nn.Module, graph: ChannelGraph) -> nn.Module:
-    """`other` with its channels in the order in which its weights lie closest to those of `first`:
-    the same function.
+def matched(first: nn.Module, second: nn.Module, graph: ChannelGraph) -> nn.Module:
+    """`second` with its channels in the order in which its weights lie closest to those of `first`:
+    the same function. One group after the other is assigned, until none changes or for `ROUNDS`.
     """
-    groups = [group for group in graph.groups if movable(other, group)]
+    groups = [group for group in graph.groups if movable(second, group)]
     for _ in range(ROUNDS):
         changed = False
         for group in groups:
-            values = similarity(first, other, group)
-            _, columns = linear_sum_assignment(values.numpy(), maximize=True)
-            order = torch.as_tensor(columns)
-            if (
-                float(values[torch.arange(group.size), order].sum())
-                > float(values.diagonal().sum()) + 1e-9
-            ):
-                other, changed = permuted(other, {group: order}), True
+            order = _better_order(similarity(first, second, group))
+            if order is not None:
+                second = permuted(second, {group: order})
+                changed = True
         if not changed:
             break
-    return other
+    return second
+
+
+def _better_order(values: Tensor) -> Tensor | None:
+    """The order (C,) of the columns that maximises the diagonal of the similarities `values`
+    (C, C); None if the present one is as good.
+    """
+    rows, columns = linear_sum_assignment(values.numpy(), maximize=True)
+    order = torch.as_tensor(columns)
+    best = float(values[torch.as_tensor(rows), order].sum())
+    return order if best > float(values.diagonal().sum()) + GAIN else None

@@ -1,9 +1,8 @@
-"""Importance: a function from a group to one score a channel, higher = keep. What is scored is what
-`masked` would remove.
+"""Importance: one score per channel for each group, higher = keep. What is scored is what `masked`
+would remove.
 
-l1, l2   magnitude of what the consumers of a channel multiply it by, and of what makes it (Li et
-al. 2017)
-bn       |gamma| of the BatchNorm that the channel goes through (Liu et al. 2017)
+l1, l2   magnitude of the weights that produce a channel and that read it (Li et al. 2017)
+bn       |gamma| of the BatchNorm that the channel passes through (Liu et al. 2017)
 taylor   (dL / dg)^2 of a gate g = 1 on the consumers' input, mean over batches (Molchanov et al.
          2019)
 random   uniform
@@ -20,10 +19,12 @@ from edgecompress.core import ChannelGraph, ChannelGroup, Member, consumers, lay
 from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.errors import UsageError
 from edgecompress.train.batches import Batch
-from edgecompress.train.fit import Loss
+from edgecompress.train.losses import Loss
+from edgecompress.train.modes import evaluating
 
 CRITERIA = ("l1", "l2", "bn", "taylor", "random")
 Scores = dict[ChannelGroup, Tensor]
+"""For each group its channels' scores (C,), float64."""
 
 
 def magnitude(model: nn.Module, graph: ChannelGraph, order: int) -> Scores:
@@ -37,19 +38,16 @@ def magnitude(model: nn.Module, graph: ChannelGraph, order: int) -> Scores:
     }
     scores = {}
     for group in graph.groups:
-        total, count = torch.zeros(group.size, dtype=torch.float64), 0
+        total = torch.zeros(group.size, dtype=torch.float64)
+        count = 0
         for member in group.members:
             if member.layer not in sums:
                 continue
-            rows = sums[member.layer][member.axis]
-            total += rows[member.index].sum(1)
-            count += (
-                model.get_submodule(member.layer).get_parameter("weight").numel()
-                // len(rows)
-                * member.index.shape[1]
-            )
-        values = (total / max(1, count)).pow(1 / order)
-        scores[group] = values / values.mean().clamp_min(1e-30)
+            by_position = sums[member.layer][member.axis]  # (in,) or (out,)
+            weight = model.get_submodule(member.layer).get_parameter("weight")
+            total += by_position[member.index].sum(1)
+            count += weight.numel() // len(by_position) * member.index.shape[1]
+        scores[group] = _relative((total / max(1, count)).pow(1 / order))
     return scores
 
 
@@ -60,27 +58,33 @@ def _power_sums(layer: nn.Module, order: int) -> dict[str, Tensor]:
     weight = layer.get_parameter("weight").detach()
     powers = weight.abs() if order == 1 else weight.square()
     outputs = layers.output_sums(layer, powers)
-    return {"out": outputs.double().cpu(), "in": layers.input_sums(layer, powers).double().cpu()}
+    inputs = layers.input_sums(layer, powers)
+    return {"out": outputs.double().cpu(), "in": inputs.double().cpu()}
+
+
+def _relative(values: Tensor) -> Tensor:
+    """`values` (C,) over their mean."""
+    return values / values.mean().clamp_min(1e-30)
 
 
 def batchnorm_layers(model: nn.Module, graph: ChannelGraph) -> dict[ChannelGroup, list[Member]]:
     """The members of each group that are BatchNorms with a scale. Raises `UsageError` where a group
     has none.
     """
-    found = {}
+    norms = {
+        name
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if isinstance(layer, layers.BatchNorm) and layer.weight is not None
+    }
+    members = {}
     for group in graph.groups:
-        layers_of = [(m, _module(model, m.layer)) for m in group.members]
-        found[group] = [
-            m
-            for m, layer in layers_of
-            if isinstance(layer, layers.BatchNorm) and layer.weight is not None
-        ]
-        if not found[group]:
+        members[group] = [member for member in group.members if member.layer in norms]
+        if not members[group]:
             raise UsageError(
                 f"criterion 'bn' needs BatchNorm, group '{group.name}' has none: use l1, l2 "
                 "or taylor"
             )
-    return found
+    return members
 
 
 def batchnorm_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
@@ -89,50 +93,47 @@ def batchnorm_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
     """
     scores = {}
     for group, members in batchnorm_layers(model, graph).items():
-        scales = [
-            (m, model.get_submodule(m.layer).get_parameter("weight").detach()) for m in members
-        ]
-        values = torch.stack(
-            [scale.abs().double().cpu()[m.index].mean(1) for m, scale in scales]
-        ).mean(0)
-        scores[group] = values / values.mean().clamp_min(1e-30)
+        scales = []
+        for member in members:
+            gamma = model.get_submodule(member.layer).get_parameter("weight").detach()
+            scales.append(gamma.abs().double().cpu()[member.index].mean(1))  # (C,)
+        scores[group] = _relative(torch.stack(scales).mean(0))
     return scores
 
 
 def taylor(model: nn.Module, graph: ChannelGraph, loss: Loss, batches: Iterable[Batch]) -> Scores:
-    """Mean over batches of the squared derivative of the loss by a gate on each channel, read off
-    the consumers' weights.
+    """Mean over batches of the squared derivative of the loss by a gate on each channel, computed
+    from the consumers' weights (Molchanov et al. 2019).
 
-    A gate that multiplies a consumer's input by g has dL/dg = sum of w * dL/dw over the weights
-    that read the channel. The model is used in eval mode; its weights, its mode and its gradients
-    are as before.
+    A gate g that multiplies a consumer's input has dL/dg = sum of w * dL/dw over the weights that
+    read the channel. The model is used in eval mode; its weights and mode are unchanged, its
+    gradients are cleared.
     """
-    was_training = model.training
-    model.eval()
     scores = {g: torch.zeros(g.size, dtype=torch.float64) for g in graph.groups}
     count = 0
-    for batch in batches:
-        model.zero_grad(set_to_none=True)
-        with safe_convolutions():
-            value = loss(model(batch.images), batch)
-        value.backward()
-        with torch.no_grad():
+    with evaluating(model):
+        for batch in batches:
+            model.zero_grad(set_to_none=True)
+            with safe_convolutions():
+                value = loss(model(batch.images), batch)  # (B, K) -> scalar
+            value.backward()
             for group in graph.groups:
                 scores[group] += _gate_gradient(model, group) ** 2
-        count += 1
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
+            count += 1
+        model.zero_grad(set_to_none=True)
     return {group: values / max(1, count) for group, values in scores.items()}
 
 
+@torch.no_grad()
 def _gate_gradient(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """dL/dg (C,) of a gate on each channel of `group`, from the gradients that `model` holds."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for member in consumers(model, group):
         layer = model.get_submodule(member.layer)
         weight = layer.get_parameter("weight")
         if weight.grad is None:
             continue
-        by_position = layers.input_sums(layer, weight.detach() * weight.grad)
+        by_position = layers.input_sums(layer, weight.detach() * weight.grad)  # (in,)
         total += by_position.double().cpu()[member.index].sum(1)
     return total
 
@@ -141,10 +142,3 @@ def random(graph: ChannelGraph, seed: int) -> Scores:
     """Uniform scores in 0..1."""
     generator = torch.Generator().manual_seed(seed)
     return {g: torch.rand(g.size, generator=generator, dtype=torch.float64) for g in graph.groups}
-
-
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None

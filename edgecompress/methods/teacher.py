@@ -1,10 +1,10 @@
-"""A fixed teacher: what it says of the training images, computed once for each view of them and
-kept, in memory and on disk.
+"""A fixed teacher: its logits for the training images, computed once for each view of them and
+cached, in memory and on disk.
 
-A table on disk is found by what decides its values: the teacher's tensors and what it says of a few
-images (so its code counts too), the pixels, the augmentation and its seed, the view, how the
-teacher reads pixels, and k. Another teacher or data set therefore never finds it. The teacher is in
-eval mode, has no gradients, and is not changed; `untouched` proves it.
+A table on disk is addressed by what decides its values: the teacher's tensors and its logits for a
+few images (so that its code counts too), the pixels, the augmentation and its seed, the view, how
+the teacher reads pixels, and k. A different teacher or data set therefore never finds it. The
+teacher is in eval mode, has no gradients, and is not changed; `untouched` verifies it.
 """
 
 from __future__ import annotations
@@ -27,25 +27,37 @@ from edgecompress.errors import EdgecompressError
 from edgecompress.methods.distill import Target, TopK
 from edgecompress.train.batches import Batch, compact
 
+Table = dict[str, Tensor]
+"""The teacher's answers to the N training images of one view: `logits` (N, K), or the fields of a
+`TopK` with N rows.
+"""
+
 TABLES_IN_MEMORY = 4
 CACHE_LIMIT = 2 * 10**9
-"""Bytes that the tables of all teachers may take on disk; the oldest go first."""
+"""Bytes that the tables of all teachers may take on disk; the oldest are removed first."""
+CHUNK = 256
+"""Images per forward pass."""
 
 
 def digest(model: nn.Module) -> str:
-    """SHA-256 (hex) of every tensor that `model` stores, by name: BatchNorm's statistics too."""
+    """SHA-256 (hex) of every tensor in the state of `model`, with its name: BatchNorm's statistics
+    too.
+    """
     hashed = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        hashed.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        hashed.update(raw.numpy().tobytes())
     return hashed.hexdigest()
 
 
 class FixedTeacher:
-    """Answers `teacher(batch)` with the logits (B, K) of `model`, or its k largest (`TopK` at
-    `temperature`), for training batches.
+    """`teacher(batch)` has the logits (B, K) of `model`, or its `top_k` largest (`TopK` at
+    `temperature`), for training batches of `data`.
+
+    `preprocess` is how the teacher reads pixels, `augmentation` and `view_seed` decide the views;
+    the defaults are those of `data`. Tables are cached in `folder`, if given. `computed` and `read`
+    count the tables computed, and read from there. `on_step(step, steps)` shows the progress.
     """
 
     def __init__(
@@ -62,46 +74,41 @@ class FixedTeacher:
         folder: Path | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.model, self.data, self.device = model.to(device).eval(), data, device
+        self.model = model.to(device).eval()
+        self.data = data
+        self.device = device
         self.preprocess = preprocess or data.preprocess
         self.augmentation = data.augmentation if augmentation is None else augmentation
-        self.view_seed, self.top_k, self.temperature, self.folder, self.on_step = (
-            view_seed,
-            top_k,
-            temperature,
-            folder,
-            on_step,
-        )
+        self.view_seed = view_seed
+        self.top_k = top_k
+        self.temperature = temperature
+        self.folder = folder
+        self.on_step = on_step
+
+        self.fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])  # (C,)
         self.digest = digest(model)
-        self.fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])
         self.probe = self._probe()
-        self.computed, self.read = 0, 0
-        self._tables: dict[int, dict[str, Tensor]] = {}
         self._pixels = data.training_key()["pixels"]
 
+        self.computed = 0
+        self.read = 0
+        self._tables: dict[int, Table] = {}
+
     def __call__(self, batch: Batch) -> Target:
-        """What the teacher says of `batch`."""
-        view = batch.view if self.augmentation.active else 0
-        table = self._tables.get(view)
-        if table is None:
-            if self.folder is not None and len(self._tables) >= TABLES_IN_MEMORY:
-                self._tables.pop(next(iter(self._tables)))  # it stays on disk
-            table = self._tables[view] = self._table(view)
+        """The teacher's logits (B, K), or the largest, for `batch`."""
+        table = self._table(batch.view if self.augmentation.active else 0)
         rows = {name: values[batch.ids].to(batch.images.device) for name, values in table.items()}
         if "logits" in rows:
             return rows["logits"]
         return TopK(rows["values"], rows["indices"].long(), rows["rest"])
 
     def untouched(self) -> str:
-        """The digest of the teacher, which must still be the one it began with. Raises
-        `EdgecompressError` when it is not.
+        """The digest of the teacher, which must still be the one it started with. Raises
+        `EdgecompressError` if it is not.
         """
         now = digest(self.model)
-        if (
-            now != self.digest
-            or self.model.training
-            or any(p.grad is not None for p in self.model.parameters())
-        ):
+        has_gradients = any(p.grad is not None for p in self.model.parameters())
+        if now != self.digest or self.model.training or has_gradients:
             raise EdgecompressError(
                 "the teacher changed while its student learned: this is a bug of "
                 "edgecompress, please report it"
@@ -109,74 +116,80 @@ class FixedTeacher:
         return now
 
     def key(self, view: int) -> dict[str, object]:
-        """What decides the values of a table, as JSON values."""
-        augmented = self.augmentation.active
-        kept = None if self.top_k is None else {"k": self.top_k, "temperature": self.temperature}
+        """What decides the values of the table of `view`, as JSON values."""
+        top_k = None if self.top_k is None else {"k": self.top_k, "temperature": self.temperature}
         return {
             "schema": 2,
             "teacher": self.digest,
             "probe": self.probe,
             "pixels": self._pixels,
             "preprocess": self.preprocess.as_dict(),
-            "kept": kept,
+            "kept": top_k,
             "fill": self.fill.tolist() if self.augmentation.cutout else None,
             "augmentation": asdict(self.augmentation),
-            "view_seed": self.view_seed if augmented else None,
+            "view_seed": self.view_seed if self.augmentation.active else None,
             "view": view,
         }
 
     @torch.no_grad()
     def _probe(self) -> str:
-        """What the teacher says of a few images, as SHA-256 (hex): its code decides its answers
-        too, not only its tensors.
+        """The teacher's logits for a few images, as SHA-256 (hex): its answers depend on its code,
+        not only on its tensors.
         """
         pixels = self.data.train.pixels[:8].to(self.device)
-        said = self.model(compact(self.preprocess(pixels))).float().cpu()
-        rounded = (said * 1000).round().to(torch.int64)
+        logits = self.model(compact(self.preprocess(pixels))).float().cpu()
+        rounded = (logits * 1000).round().to(torch.int64)
         return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
 
-    def _table(self, view: int) -> dict[str, Tensor]:
-        text = json.dumps(self.key(view), sort_keys=True)
-        path = (
-            self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
-            if self.folder is not None
-            else None
-        )
-        stored = _read(path, text, len(self.data.train)) if path is not None else None
+    def _table(self, view: int) -> Table:
+        """The table of `view`, from memory, from disk, or computed."""
+        if view in self._tables:
+            return self._tables[view]
+        if self.folder is None:
+            self._tables[view] = self._computed(view)
+            return self._tables[view]
+        if len(self._tables) >= TABLES_IN_MEMORY:
+            self._tables.pop(next(iter(self._tables)))  # it stays on disk
+        self._tables[view] = self._cached(view, self.folder)
+        return self._tables[view]
+
+    def _cached(self, view: int, folder: Path) -> Table:
+        """The table of `view` in `folder`, which is written there if it is not."""
+        key = json.dumps(self.key(view), sort_keys=True)
+        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+        stored = _read(path, key, len(self.data.train))
         if stored is not None:
             self.read += 1
             return stored
-        table = self._compute(view)
-        self.computed += 1
-        if path is not None:
-            with files.whole(path) as temporary:
-                save_file(table, temporary, {"key": text})
-            _forget_oldest(path.parent)
+        table = self._computed(view)
+        with files.whole(path) as temporary:
+            save_file(table, temporary, {"key": key})
+        _remove_oldest(folder)
         return table
 
     @torch.no_grad()
-    def _compute(self, view: int, size: int = 256) -> dict[str, Tensor]:
-        """One pass of the teacher over the training split as `view` shows it."""
-        split, data = self.data.train, self.data
-        shown = self.augmentation.view(len(split), data.native_shape[1:], self.view_seed, view)
+    def _computed(self, view: int) -> Table:
+        """The table of one pass of the teacher over the training split in `view`."""
+        split = self.data.train
+        height_and_width = self.data.native_shape[1:]
+        shown = self.augmentation.view(len(split), height_and_width, self.view_seed, view)
         parts = []
-        for number, ids in enumerate(torch.arange(len(split)).split(size)):
-            pixels = shown(split.pixels[ids].to(self.device), ids, self.fill)
+        for number, ids in enumerate(torch.arange(len(split)).split(CHUNK), start=1):
+            pixels = shown(split.pixels[ids].to(self.device), ids, self.fill)  # (B, C, H, W) uint8
             parts.append(self.model(compact(self.preprocess(pixels))).float().cpu())
             if self.on_step is not None:
-                self.on_step(number + 1, -(-len(split) // size))
-        logits = torch.cat(parts).contiguous()
-        return (
-            {"logits": logits}
-            if self.top_k is None
-            else _largest(logits, self.top_k, self.temperature)
-        )
+                self.on_step(number, -(-len(split) // CHUNK))
+        self.computed += 1
+        logits = torch.cat(parts).contiguous()  # (N, K)
+        if self.top_k is None:
+            return {"logits": logits}
+        return largest(logits, self.top_k, self.temperature)
 
 
-def _largest(logits: Tensor, k: int, temperature: float) -> dict[str, Tensor]:
-    """The `TopK` of `logits` (N, K) as tensors to store."""
-    values, indices = logits.topk(min(k, logits.shape[1]), 1)
-    rest = (logits / temperature).scatter(1, indices, float("-inf")).logsumexp(1)
+def largest(logits: Tensor, k: int, temperature: float) -> Table:
+    """The `TopK` of `logits` (N, K) at `temperature` as a table, the indices as int32."""
+    values, indices = logits.topk(min(k, logits.shape[1]), 1)  # (N, k) each
+    rest = (logits / temperature).scatter(1, indices, float("-inf")).logsumexp(1)  # (N,)
     return {
         "values": values.contiguous(),
         "indices": indices.to(torch.int32).contiguous(),
@@ -184,23 +197,26 @@ def _largest(logits: Tensor, k: int, temperature: float) -> dict[str, Tensor]:
     }
 
 
-def _read(path: Path, key: str, count: int) -> dict[str, Tensor] | None:
-    """The table at `path` if it is whole and is the one that `key` describes."""
+def _read(path: Path, key: str, count: int) -> Table | None:
+    """The table at `path` if it is complete, of `count` rows, and the one that `key` describes."""
     try:
         with safe_open(path, "pt") as opened:
             if (opened.metadata() or {}).get("key") != key:
                 return None
-            table = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+            names = list(opened.keys())
+            table = {name: opened.get_tensor(name) for name in names}
     except (OSError, SafetensorError):
         return None
     return table if all(len(values) == count for values in table.values()) else None
 
 
-def _forget_oldest(folder: Path) -> None:
-    """Remove the oldest tables until all of them take at most `CACHE_LIMIT` bytes."""
-    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*.safetensors"))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in found[:-1]:
+def _remove_oldest(folder: Path) -> None:
+    """Remove the oldest tables until all of them take at most `CACHE_LIMIT` bytes; the newest
+    remains.
+    """
+    tables = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*.safetensors"))
+    total = sum(size for _, size, _ in tables)
+    for _, size, path in tables[:-1]:
         if total <= CACHE_LIMIT:
             return
         path.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
-"""The only training loop, and what it needs. Losses, penalties and after-epoch calls are received,
-never imported.
+"""The training loop, and what it needs. Losses, penalties and callbacks are passed in, never
+imported.
 """
 
 from edgecompress.train.batches import Batch, evaluate

@@ -1,4 +1,4 @@
-"""One row an epoch: what `history.csv` and the complexity graph show."""
+"""One row per epoch: what `history.csv` and the complexity graph show."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch. Losses are means over samples; `validation_accuracy` is 0..1; `params` those of
-    the network trained.
+    """One epoch. Losses are means over samples; `validation_accuracy` is 0..1; `learning_rate` is
+    that of the last step.
 
-    `cut` channels were removed after the training and before the validation of this epoch.
+    `cut` channels were removed between the training and the validation of this epoch; `params`
+    counts the parameters before that cut.
     """
 
     epoch: int

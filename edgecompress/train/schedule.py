@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 
 SCHEDULES = ("linear", "cosine", "constant")
+LOWEST = 1e-3
+"""The factor never falls below this."""
 
 
 def factor(schedule: str, step: int, total: int, warmup: float) -> float:
-    """Factor in (0, 1] for `step` of `total`: linear up over the share `warmup` of the run, then as
-    `schedule` says down to 0.001.
+    """The factor, in (0, 1], of `step` (from 0) out of `total` steps.
+
+    It rises linearly over the share `warmup` of the run, w steps, as (step + 1) / w. Then, with
+    p = (step - w) / (total - w), it follows `schedule`: `linear` 1 - p, `cosine`
+    (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017, equation 5, without restarts), or `constant` 1.
     """
     rise = max(1, int(total * warmup)) if warmup > 0 else 0
     if step < rise:
         return (step + 1) / rise
-    done = (step - rise) / max(1, total - rise)
-    left = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[
-        schedule
-    ]
-    return max(1e-3, left)
+    progress = (step - rise) / max(1, total - rise)
+    left = {
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "constant": 1.0,
+    }
+    return max(LOWEST, left[schedule])

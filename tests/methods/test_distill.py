@@ -20,7 +20,7 @@ from edgecompress.methods.distill import (
     soft_loss,
     softmax_mse,
 )
-from edgecompress.methods.teacher import _largest
+from edgecompress.methods.teacher import largest
 from edgecompress.train.batches import Batch
 
 
@@ -31,7 +31,7 @@ def logits(seed: int, rows: int = 4, classes: int = 6) -> torch.Tensor:
 
 
 def top(teacher: torch.Tensor, k: int, temperature: float) -> TopK:
-    table = _largest(teacher, k, temperature)
+    table = largest(teacher, k, temperature)
     return TopK(table["values"], table["indices"].long(), table["rest"])
 
 
