@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgecompress.data import DataSet
 from edgecompress.methods.distill import kl_divergence
-from edgecompress.online.session import Plan
+from edgecompress.online.plan import Plan
 from edgecompress.train.batches import Batch, compact
 from edgecompress.train.fit import Kept, Onlooker
 

@@ -1,8 +1,8 @@
 """The student's end: an ordinary training whose teacher answers over the network.
 
 Requests run `window` steps ahead of the training, so that the way there and back is hidden. A
-connection that breaks raises `BrokenError` inside the training; `attend` then meets the teacher
-again, both go back to the newest step that both hold, and the training goes on there.
+connection that breaks raises `ConnectionLostError` inside the training; `attend` then meets the
+teacher again, both go back to the newest step that both hold, and the training continues there.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.methods.distill import learning_from
 from edgecompress.methods.features import FeatureLoss, map_ends
-from edgecompress.online.line import Answer, Line
+from edgecompress.online.connection import Answer, Connection
 from edgecompress.online.mutual import Mutual
+from edgecompress.online.plan import ConnectionLostError, Plan
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan
-from edgecompress.online.shelf import codec_tensors
+from edgecompress.online.store import codec_tensors
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import Companion, FitResult, Hooks, Kept, Loss, fit
 from edgecompress.train.history import EpochRow
@@ -69,7 +69,7 @@ class Student:
         plan: Plan,
         *,
         name: str = "student",
-        shelf: Path | None = None,
+        states: Path | None = None,
         loss: str = "kl",
         temperature: float | None = None,
         alpha: float | None = None,
@@ -94,7 +94,7 @@ class Student:
             feature_weight,
         )
         self.cut, self.on_epoch = cut or Hooks(), on_epoch
-        self.shelf, self.tally = plan.shelf(shelf), Tally()
+        self.store, self.tally = plan.store(states), Tally()
         self.mentor, self.mentor_epoch = mentor, 0
         self.instance = secrets.token_hex(8)
         self._ends = (
@@ -102,7 +102,7 @@ class Student:
             if plan.exchange == "features"
             else []
         )
-        self._line: Line | None = None
+        self._connection: Connection | None = None
         self._batch: Batch | None = None
         self._said = Answer(torch.zeros(0), [], 0)
         self._step, self._began, self._last, self._waiting = (
@@ -128,24 +128,26 @@ class Student:
         pristine = {key: value.clone() for key, value in self.model.state_dict().items()}
         result, furthest, since, wait = None, -1, time.monotonic(), 0.2
         while True:
-            line = self._line = Line(target, tls, self.plan, self.name, self.instance)
+            connection = self._connection = Connection(
+                target, tls, self.plan, self.name, self.instance
+            )
             try:
-                start = line.meet(self.shelf.steps(), self.shelf.get, min(5.0, patience))
+                start = connection.meet(self.store.steps(), self.store.get, min(5.0, patience))
                 wait = 0.2
                 if result is None or (
                     self.plan.mutual and start < self.plan.steps
                 ):  # the teacher needs it once more
-                    result = self._learn(line, start, pristine)
+                    result = self._learn(connection, start, pristine)
                     since = time.monotonic()
-                    self._count(line)
+                    self._count(connection)
                     if finished is not None:
                         finished(result)
-                if line.end({"epochs": self.plan.epochs, "steps": self.tally.steps}):
+                if connection.end({"epochs": self.plan.epochs, "steps": self.tally.steps}):
                     return result
-                raise BrokenError("the teacher did not hear that the lesson is over")
-            except BrokenError as error:
+                raise ConnectionLostError("the teacher did not hear that the lesson is over")
+            except ConnectionLostError as error:
                 if result is None:
-                    self._count(line)
+                    self._count(connection)
                     self.tally.breaks += 1
                     if self._step > furthest:  # the teacher was there until now
                         furthest, since = self._step, time.monotonic()
@@ -166,17 +168,17 @@ class Student:
                 self.note(f"{error}; what was learned is whole")
                 return result
             finally:
-                line.close()
+                connection.close()
 
-    def _count(self, line: Line) -> None:
-        """Add what a line has carried, once."""
-        self.tally.wire_bytes += line.sent + line.received
-        line.sent = line.received = 0
+    def _count(self, connection: Connection) -> None:
+        """Add what a connection has carried, once."""
+        self.tally.wire_bytes += connection.sent + connection.received
+        connection.sent = connection.received = 0
 
-    def _learn(self, line: Line, start: int, pristine: dict[str, Tensor]) -> FitResult:
-        self.shelf.back_to(start)
+    def _learn(self, connection: Connection, start: int, pristine: dict[str, Tensor]) -> FitResult:
+        self.store.back_to(start)
         self.model.load_state_dict(pristine)
-        kept = self.shelf.get(start)
+        kept = self.store.get(start)
         self._step, self._batch, self._last, self._waiting, self.mentor_epoch = (
             start,
             None,
@@ -189,13 +191,15 @@ class Student:
         def keep(state: Kept) -> None:
             step = state["step"]
             codecs = {
-                "ear": line.listened.pop(step, line.ear.state()),
-                "mouth": line.spoken.pop(step, line.mouth.state()),
+                "ear": connection.listened.pop(step, connection.ear.state()),
+                "mouth": connection.spoken.pop(step, connection.mouth.state()),
             }
             tally = replace(
-                self.tally, elapsed_s=time.monotonic() - self._began, wire_bytes=self._carried(line)
+                self.tally,
+                elapsed_s=time.monotonic() - self._began,
+                wire_bytes=self._carried(connection),
             )
-            self.shelf.put(
+            self.store.put(
                 step,
                 {
                     **state,
@@ -212,20 +216,20 @@ class Student:
                     "time_s": round(time.monotonic() - self._began, 3),
                     "validation_accuracy": row.validation_accuracy,
                     "payload_bytes": self.tally.payload_bytes,
-                    "wire_bytes": self._carried(line),
+                    "wire_bytes": self._carried(connection),
                 }
             )
             if self.on_epoch is not None:
                 self.on_epoch(row)
 
-        loss, companion = self._taught(line, start)
+        loss, companion = self._taught(connection, start)
         hooks = replace(
             self.cut,
             on_epoch=on_epoch,
             keep=keep,
             keep_every=self.plan.keep_every,
             keep_last=self.plan.steps,
-            begin=self.shelf.get(start),
+            begin=self.store.get(start),
             companion=companion,
         )
         return fit(
@@ -238,9 +242,9 @@ class Student:
             hooks=hooks,
         )
 
-    def _carried(self, line: Line) -> int:
+    def _carried(self, connection: Connection) -> int:
         """Bytes of all frames so far."""
-        return self.tally.wire_bytes + line.sent + line.received
+        return self.tally.wire_bytes + connection.sent + connection.received
 
     def _recall(self, kept: Tally) -> None:
         """Be as after the step of a kept state; what has travelled since has travelled, and the
@@ -258,14 +262,14 @@ class Student:
             breaks=max(kept.breaks, now.breaks),
         )
 
-    def _taught(self, line: Line, start: int) -> tuple[Loss, Companion | None]:
+    def _taught(self, connection: Connection, start: int) -> tuple[Loss, Companion | None]:
         """The loss of this lesson, and what trains beside the student."""
         if self.plan.mutual:
             mutual = Mutual(
                 self.plan,
                 self.data,
-                line.say,
-                lambda step: [self._answer(line, step).logits],
+                connection.say,
+                lambda step: [self._answer(connection, step).logits],
                 start,
             )
 
@@ -278,8 +282,8 @@ class Student:
         if self.plan.exchange != "features":
             return loss, None
         torch.manual_seed(self.plan.seed)  # for the adapters, which are the same at every try
-        ends = self._ends[-len(line.maps) :]
-        channels = [shape[0] for shape in line.maps]
+        ends = self._ends[-len(connection.maps) :]
+        channels = [shape[0] for shape in connection.maps]
         told = FeatureLoss(
             self.plan.features, ends, self.model, channels, self._maps, loss, self.feature_weight
         )
@@ -296,22 +300,22 @@ class Student:
     def _heard(self, batch: Batch) -> Answer:
         """What is said of a batch; it is waited for once."""
         if batch is not self._batch:
-            line = self._line
-            if line is None:
-                raise ValueError("a lesson needs its line: call attend")
+            connection = self._connection
+            if connection is None:
+                raise ValueError("a lesson needs its connection: call attend")
             self._advance(batch)
             if self.plan.exchange == "weights":
-                self._said = Answer(self._from_weights(line, batch), [], 0)
+                self._said = Answer(self._from_weights(connection, batch), [], 0)
             else:
-                line.ask_beyond(self._step, self.data)
-                self._said = self._answer(line, self._step)
+                connection.ask_beyond(self._step, self.data)
+                self._said = self._answer(connection, self._step)
             self._batch = batch
         return self._said
 
-    def _answer(self, line: Line, step: int) -> Answer:
+    def _answer(self, connection: Connection, step: int) -> Answer:
         """The answer to a step, whose payload is counted now, with that of what was sent for it."""
-        answer = self._waited(lambda: line.given(step))
-        self.tally.payload_bytes += answer.size + line.uttered.pop(step, 0)
+        answer = self._waited(lambda: connection.given(step))
+        self.tally.payload_bytes += answer.size + connection.uttered.pop(step, 0)
         return answer
 
     def _advance(self, batch: Batch) -> None:
@@ -337,7 +341,7 @@ class Student:
         self._waiting += 1e3 * (time.monotonic() - began)
         return found
 
-    def _from_weights(self, line: Line, batch: Batch) -> Tensor:
+    def _from_weights(self, connection: Connection, batch: Batch) -> Tensor:
         """Logits of the teacher's own weights, which come once an epoch (García González 2022,
         figure 2.16).
         """
@@ -349,7 +353,7 @@ class Student:
                 "exchange weights needs the teacher's network by name: give --teacher-model"
             )
         if self.mentor_epoch != epoch:
-            weights = self._waited(lambda: line.weights_of(epoch))
+            weights = self._waited(lambda: connection.weights_of(epoch))
             if epoch > self.tally.weights_epoch:
                 self.tally.payload_bytes, self.tally.weights_epoch = (
                     self.tally.payload_bytes + len(weights),

@@ -34,10 +34,10 @@ from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.methods.features import Taps, map_ends, reduced
 from edgecompress.online import wire
 from edgecompress.online.mutual import Mutual
-from edgecompress.online.pupil import Pupil
-from edgecompress.online.roster import BEAT, Roster
+from edgecompress.online.plan import ConnectionLostError, Plan, check_plan
+from edgecompress.online.registry import BEAT, StudentRegistry
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan, check_plan
+from edgecompress.online.session import StudentSession
 from edgecompress.online.weights import EpochWeights, packed_weights
 from edgecompress.train.batches import Batch, compact
 from edgecompress.train.fit import FitResult, Hooks, Loss, fit, label_loss
@@ -61,7 +61,7 @@ class Teacher:
 
     `data` may be None for a teacher that stands still and is told all pixels; it then needs
     `preprocess`. `cut` are the hooks `cut`, `mend` and `eligible` of a training in which it is
-    pruned. States are kept below `shelf`; `own` says what else they depend on, and with `resume`
+    pruned. States are kept below `states`; `own` says what else they depend on, and with `resume`
     the lesson there goes on. `steps` are those of its training, or the answers it computed.
     """
 
@@ -74,7 +74,7 @@ class Teacher:
         classes: int | None = None,
         train: FitSettings | None = None,
         students: int = 1,
-        shelf: Path | None = None,
+        states: Path | None = None,
         own: Mapping[str, Any] | None = None,
         resume: bool = False,
         cut: Hooks | None = None,
@@ -87,7 +87,9 @@ class Teacher:
         self.model, self.data, self.preprocess = model.eval(), data, preprocess
         self.classes = len(data.classes) if data is not None else int(classes or 0)
         self.train, self.students, self.cut, self.note = train, students, cut or Hooks(), note
-        self.roster = Roster(students, shelf, own or {}, training=train is not None, resume=resume)
+        self.registry = StudentRegistry(
+            students, states, own or {}, training=train is not None, resume=resume
+        )
         self.result: FitResult | None = None
         self._lock, self._counting = threading.Lock(), threading.Lock()
         self._weights: dict[int, bytes] = {}
@@ -95,16 +97,16 @@ class Teacher:
         self.steps, self.payload_bytes, self.wire_bytes = 0, 0, 0
 
     @property
-    def pupils(self) -> dict[str, Pupil]:
+    def sessions(self) -> dict[str, StudentSession]:
         """The students by name."""
-        return self.roster.pupils
+        return self.registry.sessions
 
     # the stream of one student
 
     def attend(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         """One student's stream. Whatever is wrong with it is told to it in words."""
         messages = wire.whole(requests, self._count, wire.MOST_ASKED)
-        pupil, name, meeting, greeted = None, "", 0, False
+        session, name, meeting, greeted = None, "", 0, False
         late = threading.Timer(HELLO_SECONDS, context.cancel)
         late.daemon = True
         late.start()
@@ -115,141 +117,151 @@ class Teacher:
                 return
             if frame.kind != wire.HELLO:
                 raise UsageError(f"the first message is '{frame.kind}': a student says hello first")
-            name, pupil = self._meet(said)
-            plan, meeting = pupil.plan, pupil.meetings
-            if not context.add_callback(lambda: self.roster.leave(pupil, meeting)):
+            name, session = self._meet(said)
+            plan, meeting = session.plan, session.meetings
+            if not context.add_callback(lambda: self.registry.leave(session, meeting)):
                 return
-            for _ in self.roster.begin(pupil, meeting):
+            for _ in self.registry.begin(session, meeting):
                 yield from self._sent(wire.BUSY)
-            self.note(f"a student is here, from step {pupil.answered}")
+            self.note(f"a student is here, from step {session.answered}")
             told = {
-                "start": pupil.answered,
+                "start": session.answered,
                 "training": self.train is not None,
-                "maps": self._maps_of(pupil),
+                "maps": self._maps_of(session),
             }
             greeted = True
-            self.roster.greet(pupil)
+            self.registry.greet(session)
             yield from self._sent(wire.HELLO, run=plan.run, said=told)
             yield from (
-                self._exchanged(pupil, messages) if plan.mutual else self._answers(pupil, messages)
+                self._exchanged(session, messages)
+                if plan.mutual
+                else self._answers(session, messages)
             )
         except grpc.RpcError:
             return
         except Exception as error:  # a message may be anything: it ends this stream, not the lesson
-            if isinstance(error, UsageError) and not greeted and pupil is not None:
-                self.roster.dismiss(name, pupil)
+            if isinstance(error, UsageError) and not greeted and session is not None:
+                self.registry.dismiss(name, session)
             text = (
                 str(error)
                 if isinstance(error, EdgecompressError)
                 else f"not a student's message: {type(error).__name__}: {error}"
             )
             yield from self._sent(
-                wire.ERROR, said={"error": text, "broken": isinstance(error, BrokenError)}
+                wire.ERROR, said={"error": text, "broken": isinstance(error, ConnectionLostError)}
             )
         finally:
             late.cancel()
-            self.roster.leave(pupil, meeting)
+            self.registry.leave(session, meeting)
 
-    def _answers(self, pupil: Pupil, messages: Iterator[Any]) -> Iterator[Any]:
+    def _answers(self, session: StudentSession, messages: Iterator[Any]) -> Iterator[Any]:
         """The stream of a student that asks."""
-        plan, meeting = pupil.plan, pupil.meetings
+        plan, meeting = session.plan, session.meetings
         for frame, payload, said in messages:
-            if pupil.meetings != meeting:
+            if session.meetings != meeting:
                 return  # it has connected again elsewhere
             if frame.kind == wire.DONE:
-                yield from self._goodbye(pupil, said, meeting)
+                yield from self._goodbye(session, said, meeting)
                 return
             if frame.kind == wire.WEIGHTS and plan.exchange == "weights" and frame.run == plan.run:
-                yield from self._weights_given(pupil, frame.epoch, meeting)
+                yield from self._weights_given(session, frame.epoch, meeting)
             elif frame.kind == wire.WANT and plan.exchange != "weights":
-                yield from self._given(pupil, plan.check(frame), payload, meeting)
+                yield from self._given(session, plan.check(frame), payload, meeting)
             else:
                 raise UsageError(
                     f"message '{frame.kind}' is not one of exchange {plan.exchange}: start "
                     "both ends again"
                 )
 
-    def _exchanged(self, pupil: Pupil, messages: Iterator[Any]) -> Iterator[Any]:
+    def _exchanged(self, session: StudentSession, messages: Iterator[Any]) -> Iterator[Any]:
         """The stream of mutual learning: each step is said as soon as it is known, and what the
         student says is heard beside it.
         """
-        meeting = pupil.meetings
-        threading.Thread(target=self._listen, args=(pupil, messages, meeting), daemon=True).start()
-        yield from self._given(pupil, range(pupil.answered + 1, pupil.plan.steps + 1), b"", meeting)
-        while not self.roster.all_done() and self.roster.there(
-            pupil, meeting
+        meeting = session.meetings
+        threading.Thread(
+            target=self._listen, args=(session, messages, meeting), daemon=True
+        ).start()
+        yield from self._given(
+            session, range(session.answered + 1, session.plan.steps + 1), b"", meeting
+        )
+        while not self.registry.all_done() and self.registry.there(
+            session, meeting
         ):  # nobody leaves whom another may still need
-            with self.roster.changed:
-                self.roster.changed.wait(0.2)
-        if pupil.wrong is not None:
-            raise pupil.wrong
-        if pupil.done is not None:
-            yield from self._goodbye(pupil, pupil.done, meeting)
+            with self.registry.changed:
+                self.registry.changed.wait(0.2)
+        if session.wrong is not None:
+            raise session.wrong
+        if session.done is not None:
+            yield from self._goodbye(session, session.done, meeting)
 
-    def _listen(self, pupil: Pupil, messages: Iterator[Any], meeting: int) -> None:
+    def _listen(self, session: StudentSession, messages: Iterator[Any], meeting: int) -> None:
         """Collect what a student says, in a thread of its own, until its stream ends."""
         try:
             for frame, payload, said in messages:
-                if pupil.meetings != meeting:
+                if session.meetings != meeting:
                     return
-                with self.roster.changed:
+                with self.registry.changed:
                     if frame.kind == wire.DONE:
-                        pupil.done = said
+                        session.done = said
                     elif frame.kind == wire.SAY:
-                        self._hear_of(pupil, pupil.plan.check(frame)[-1], payload)
+                        self._hear_of(session, session.plan.check(frame)[-1], payload)
                     else:
                         raise UsageError(
                             f"message '{frame.kind}' is not one of mutual learning: start "
                             "both ends again"
                         )
-                    self.roster.changed.notify_all()
+                    self.registry.changed.notify_all()
         except grpc.RpcError:
             pass  # it hung up: below it leaves
         except Exception as error:  # a message may be anything
             known = isinstance(error, EdgecompressError)
-            pupil.wrong = error if known else UsageError(f"not a student's message: {error!r}")  # type: ignore[assignment]
+            session.wrong = error if known else UsageError(f"not a student's message: {error!r}")  # type: ignore[assignment]
         finally:
-            self.roster.leave(pupil, meeting)
+            self.registry.leave(session, meeting)
 
-    def _hear_of(self, pupil: Pupil, step: int, payload: bytes) -> None:
+    def _hear_of(self, session: StudentSession, step: int, payload: bytes) -> None:
         """Take what a student says of a step."""
-        logits = torch.from_numpy(pupil.ear.decode(payload, pupil.plan.ids(step).numpy()))
+        logits = torch.from_numpy(session.ear.decode(payload, session.plan.ids(step).numpy()))
         if not bool(torch.isfinite(logits).all()):
             raise UsageError(
                 f"the student's logits of step {step} are not finite: lower its --learning-rate"
             )
         self._counted(len(payload))
-        pupil.heard[step] = logits
-        if pupil.plan.keeps(step):
-            pupil.listened[step] = pupil.ear.state()
-            pupil.keep_codecs(step)
+        session.heard[step] = logits
+        if session.plan.keeps(step):
+            session.listened[step] = session.ear.state()
+            session.keep_codecs(step)
 
-    def _goodbye(self, pupil: Pupil, said: dict[str, Any], meeting: int) -> Iterator[Any]:
+    def _goodbye(
+        self, session: StudentSession, said: dict[str, Any], meeting: int
+    ) -> Iterator[Any]:
         """A student has ended; it hears so once the teacher's own training is whole, which may
         still need it.
         """
-        with self.roster.changed:
-            pupil.done = said
-            self.roster.changed.notify_all()
+        with self.registry.changed:
+            session.done = said
+            self.registry.changed.notify_all()
         begun = time.monotonic()
         while self.train is not None and self.result is None:
-            with self.roster.changed:
-                self.roster.check_there(pupil, meeting)
-                self.roster.changed.wait(0.2)
+            with self.registry.changed:
+                self.registry.check_there(session, meeting)
+                self.registry.changed.wait(0.2)
             if time.monotonic() - begun > BEAT:
                 yield from self._sent(wire.BUSY)
                 begun = time.monotonic()
-        self.roster.end(pupil)
-        yield from self._sent(wire.DONE, run=pupil.plan.run, said={"steps": self.steps})
+        self.registry.end(session)
+        yield from self._sent(wire.DONE, run=session.plan.run, said={"steps": self.steps})
 
-    def _given(self, pupil: Pupil, steps: range, payload: bytes, meeting: int) -> Iterator[Any]:
+    def _given(
+        self, session: StudentSession, steps: range, payload: bytes, meeting: int
+    ) -> Iterator[Any]:
         """The answers to some steps. A teacher that stands still puts several into one message, as
         far as nobody waits for it.
         """
-        plan = pupil.plan
+        plan = session.plan
         ready, begun = list[bytes](), time.monotonic()
         for step in steps:
-            while (answer := self._answer(pupil, step, payload, meeting)) is None:
+            while (answer := self._answer(session, step, payload, meeting)) is None:
                 yield from self._sent(wire.BUSY)
             ready.append(answer)
             self._counted(len(answer))
@@ -267,48 +279,54 @@ class Teacher:
                 yield from self._sent(
                     wire.GIVE, **plan.stamp(step, step - len(ready) + 1), payload=wire.joined(ready)
                 )
-            with self.roster.changed:
-                self.roster.check_there(pupil, meeting)
-                pupil.answered = step
+            with self.registry.changed:
+                self.registry.check_there(session, meeting)
+                session.answered = step
             ready, begun = [], time.monotonic()
 
-    def _answer(self, pupil: Pupil, step: int, payload: bytes, meeting: int) -> bytes | None:
+    def _answer(
+        self, session: StudentSession, step: int, payload: bytes, meeting: int
+    ) -> bytes | None:
         """What travels for one step; None when the training has not come there yet."""
-        plan = pupil.plan
+        plan = session.plan
         found = (
-            self._computed(pupil, step, payload)
+            self._computed(session, step, payload)
             if self.train is None
-            else self._published(pupil, step, meeting)
+            else self._published(session, step, meeting)
         )
         if found is None:
             return None
         logits, maps = found
-        with self.roster.changed:
-            self.roster.check_there(pupil, meeting)  # its codec may be another one by now
-            data = pupil.codec.encode(logits, plan.ids(step).numpy())
+        with self.registry.changed:
+            self.registry.check_there(session, meeting)  # its codec may be another one by now
+            data = session.codec.encode(logits, plan.ids(step).numpy())
             if plan.keeps(step):
-                pupil.spoken[step] = pupil.codec.state()
-                pupil.keep_codecs(step)
+                session.spoken[step] = session.codec.state()
+                session.keep_codecs(step)
         return wire.with_maps(data, maps, plan.codec) if plan.exchange == "features" else data
 
-    def _published(self, pupil: Pupil, step: int, meeting: int) -> tuple[Any, list[Any]] | None:
+    def _published(
+        self, session: StudentSession, step: int, meeting: int
+    ) -> tuple[Any, list[Any]] | None:
         """Logits (B, K) float32 that the training said of a step; None after `BEAT` seconds
         without.
         """
         deadline = time.monotonic() + BEAT
         while time.monotonic() < deadline:
-            self.roster.check_there(pupil, meeting)
+            self.registry.check_there(session, meeting)
             with contextlib.suppress(queue.Empty):
-                at, logits = pupil.waiting.get(timeout=0.2)
+                at, logits = session.waiting.get(timeout=0.2)
                 if at == step:
                     return logits, []
         return None
 
-    def _computed(self, pupil: Pupil, step: int, payload: bytes) -> tuple[Any, list[Any]]:
+    def _computed(
+        self, session: StudentSession, step: int, payload: bytes
+    ) -> tuple[Any, list[Any]]:
         """Logits (B, K) float32 of a step, and the maps that go with them, asked of the network
         now.
         """
-        plan = pupil.plan
+        plan = session.plan
         if plan.exchange == "inputs":
             size = len(plan.ids(step)) * math.prod(plan.native)
             if len(payload) != size:
@@ -326,22 +344,22 @@ class Teacher:
         else:
             _, pixels = plan.pixels(self.data, step)
         with self._lock, torch.no_grad(), contextlib.ExitStack() as stack:
-            if pupil.taps is not None:
-                pupil.taps.attach(self.model)
-                stack.callback(pupil.taps.detach)
+            if session.taps is not None:
+                session.taps.attach(self.model)
+                stack.callback(session.taps.detach)
             self.steps += 1
             logits = self.model(compact(self.preprocess(pixels))).float().numpy()
-            heard = pupil.taps.heard() if pupil.taps is not None else []
+            heard = session.taps.heard() if session.taps is not None else []
             return logits, [
                 reduced(plan.features, maps, size).numpy()
-                for maps, size in zip(heard, pupil.sizes, strict=True)
+                for maps, size in zip(heard, session.sizes, strict=True)
             ]
 
-    def _maps_of(self, pupil: Pupil) -> list[list[int]]:
+    def _maps_of(self, session: StudentSession) -> list[list[int]]:
         """[channels, height, width] of the maps that travel with each step, in the order of the
         student's layers.
         """
-        plan = pupil.plan
+        plan = session.plan
         if plan.exchange != "features":
             return []
         example = torch.zeros(
@@ -350,43 +368,43 @@ class Teacher:
         with self._lock, torch.no_grad():  # its layers are listened to
             self._ends = self._ends or map_ends(self.model, example)
             count = min(len(self._ends), len(plan.maps))
-            names, pupil.sizes = (
+            names, session.sizes = (
                 list(self._ends)[-count:],
                 [(size[0], size[1]) for size in plan.maps[-count:]],
             )
-            pupil.taps = Taps(names, "teacher")
-            pupil.taps.attach(self.model)
+            session.taps = Taps(names, "teacher")
+            session.taps.attach(self.model)
             try:
                 self.model(example)
                 found = [
                     reduced(plan.features, maps, size)
-                    for maps, size in zip(pupil.taps.heard(), pupil.sizes, strict=True)
+                    for maps, size in zip(session.taps.heard(), session.sizes, strict=True)
                 ]
             finally:
-                pupil.taps.detach()
+                session.taps.detach()
         return [list(maps.shape[1:]) for maps in found]
 
-    def _weights_given(self, pupil: Pupil, epoch: int, meeting: int) -> Iterator[Any]:
+    def _weights_given(self, session: StudentSession, epoch: int, meeting: int) -> Iterator[Any]:
         """The state dict, as safetensors: as it is, or as it was before `epoch` of the teacher's
         own training.
         """
-        with self.roster.changed:
-            pupil.epoch, pupil.answered = epoch, (epoch - 1) * pupil.plan.steps_an_epoch
-            self.roster.changed.notify_all()
+        with self.registry.changed:
+            session.epoch, session.answered = epoch, (epoch - 1) * session.plan.steps_an_epoch
+            self.registry.changed.notify_all()
         begun, found = time.monotonic(), packed_weights(self.model) if self.train is None else None
         while found is None:
-            with self.roster.changed:
-                self.roster.check_there(pupil, meeting)
+            with self.registry.changed:
+                self.registry.check_there(session, meeting)
                 found = self._weights.get(epoch)
                 if found is None:
-                    self.roster.changed.wait(0.2)
+                    self.registry.changed.wait(0.2)
             if time.monotonic() - begun > BEAT:
                 yield from self._sent(wire.BUSY)
                 begun = time.monotonic()
         self._counted(len(found))
-        yield from self._sent(wire.WEIGHTS, run=pupil.plan.run, epoch=epoch, payload=found)
+        yield from self._sent(wire.WEIGHTS, run=session.plan.run, epoch=epoch, payload=found)
 
-    def _meet(self, said: dict[str, Any]) -> tuple[str, Pupil]:
+    def _meet(self, said: dict[str, Any]) -> tuple[str, StudentSession]:
         """A student says hello: its name and place."""
         name, plan, have = (
             str(said["name"])[:200],
@@ -401,7 +419,7 @@ class Teacher:
                 "a teacher that is pruned cannot send its weights, whose shapes change: use "
                 "--exchange logits"
             )
-        return name, self.roster.meet(name, str(said["instance"])[:200], plan, have)
+        return name, self.registry.meet(name, str(said["instance"])[:200], plan, have)
 
     def _check_reads(self, native: tuple[int, int, int]) -> None:
         """Raises `UsageError` for images that the network cannot read."""
@@ -436,48 +454,50 @@ class Teacher:
         Whatever ends it before, its students hear of.
         """
         try:
-            self.roster.until(self.roster.complete, timeout, "not all students have connected")
+            self.registry.until(self.registry.complete, timeout, "not all students have connected")
             patience = None if timeout is None else max(timeout, PATIENCE)
             if self.train is not None and self.data is not None:
                 self._train(self.train, self.data, patience)
-            self.roster.until(
-                self.roster.all_done, patience, "a student did not end its lesson", True
+            self.registry.until(
+                self.registry.all_done, patience, "a student did not end its lesson", True
             )
         except Exception as error:
-            self.roster.fail(" ".join(str(error).split())[:200] or type(error).__name__)
+            self.registry.fail(" ".join(str(error).split())[:200] or type(error).__name__)
             raise
 
     def _train(self, train: FitSettings, data: DataSet, patience: float | None) -> None:
         """The teacher's own training, which publishes what it says; after a break it goes back to
         where its students start again.
         """
-        plan, first = next(iter(self.pupils.values())).plan, self.model
+        plan, first = next(iter(self.sessions.values())).plan, self.model
         pristine = {key: value.clone() for key, value in first.state_dict().items()}
         while True:
-            self.roster.until(self.roster.all_here, PATIENCE, "the student did not come back")
-            with self.roster.changed:
-                generation = self.roster.generation
-                needed = min((pupil.answered for pupil in self.roster.active()), default=plan.steps)
-                start = max(step for step in self.roster.shelf.steps() if step <= needed)
+            self.registry.until(self.registry.all_here, PATIENCE, "the student did not come back")
+            with self.registry.changed:
+                generation = self.registry.generation
+                needed = min(
+                    (session.answered for session in self.registry.active()), default=plan.steps
+                )
+                start = max(step for step in self.registry.store.steps() if step <= needed)
                 self._weights.clear()
             self.result = None
-            self.roster.shelf.back_to(start)
+            self.registry.store.back_to(start)
             first.load_state_dict(pristine)
             try:
                 self.result = self._trained(first, train, data, plan, start, generation)
-            except BrokenError as error:
+            except ConnectionLostError as error:
                 self.note(f"{error}; waiting for the student to come back")
-                self.roster.until_back(generation, PATIENCE)
+                self.registry.until_back(generation, PATIENCE)
                 continue
             self.model = self.result.model
-            self.roster.until(
+            self.registry.until(
                 self._done_or_back(generation), patience, "a student did not end its lesson", True
             )
-            if self.roster.all_done():
+            if self.registry.all_done():
                 return
 
     def _done_or_back(self, generation: int) -> Callable[[], bool]:
-        return lambda: self.roster.all_done() or self.roster.generation != generation
+        return lambda: self.registry.all_done() or self.registry.generation != generation
 
     def _trained(
         self,
@@ -488,7 +508,10 @@ class Teacher:
         start: int,
         generation: int,
     ) -> FitResult:
-        """One try of the training, from `start`. Raises `BrokenError` when a student breaks off."""
+        """One try of the training, from `start`.
+
+        Raises `ConnectionLostError` when a student breaks off.
+        """
         self.steps = start
         companion: Mutual | EpochWeights | None = None
         loss: Loss = label_loss
@@ -498,17 +521,17 @@ class Teacher:
                 data,
                 lambda step, logits: self._publish(step, logits, generation),
                 lambda step: [
-                    self._hear(pupil, step, generation) for pupil in self.roster.active()
+                    self._hear(session, step, generation) for session in self.registry.active()
                 ],
                 start,
             )
         elif plan.exchange == "weights":
             companion = EpochWeights(lambda epoch, weights: self._offer(epoch, weights, generation))
-        place, shelf = [start], self.roster.shelf
+        place, store = [start], self.registry.store
 
         def watched(logits: Tensor, batch: Batch) -> Tensor:
             place[0] += 1
-            self.roster.check_whole(place[0], generation)
+            self.registry.check_whole(place[0], generation)
             if companion is None:
                 self._publish(place[0], logits.detach(), generation)
             self.steps = place[0]
@@ -516,10 +539,10 @@ class Teacher:
 
         hooks = replace(
             self.cut,
-            keep=lambda kept: shelf.put(kept["step"], kept),
+            keep=lambda kept: store.put(kept["step"], kept),
             keep_every=plan.keep_every,
             keep_last=plan.steps,
-            begin=shelf.get(start),
+            begin=store.get(start),
             companion=companion,
         )
         return fit(
@@ -529,35 +552,35 @@ class Teacher:
     def _publish(self, step: int, logits: Tensor, generation: int) -> None:
         """Hand the logits of a step to every student's stream; waits where one is behind."""
         said = logits.cpu().numpy().astype(np.float32)
-        for pupil in self.roster.active():
-            while pupil.done is None:
-                self.roster.check_whole(step, generation)
+        for session in self.registry.active():
+            while session.done is None:
+                self.registry.check_whole(step, generation)
                 with contextlib.suppress(queue.Full):
-                    pupil.waiting.put((step, said), timeout=0.2)
+                    session.waiting.put((step, said), timeout=0.2)
                     break
 
-    def _hear(self, pupil: Pupil, step: int, generation: int) -> Tensor:
+    def _hear(self, session: StudentSession, step: int, generation: int) -> Tensor:
         """What a student says of a step; waits for it."""
-        with self.roster.changed:
-            while step not in pupil.heard:
-                self.roster.check_whole(step, generation)
-                self.roster.changed.wait(0.2)
-            return pupil.heard.pop(step)
+        with self.registry.changed:
+            while step not in session.heard:
+                self.registry.check_whole(step, generation)
+                self.registry.changed.wait(0.2)
+            return session.heard.pop(step)
 
     def _offer(self, epoch: int, weights: bytes, generation: int) -> None:
         """Lay out the weights before `epoch`; waits until no student is more than `EPOCHS_AHEAD`
         behind.
         """
-        with self.roster.changed:
+        with self.registry.changed:
             self._weights[epoch] = weights
             self._weights.pop(epoch - EPOCHS_AHEAD - 2, None)
-            self.roster.changed.notify_all()
-            while any(pupil.epoch < epoch - EPOCHS_AHEAD for pupil in self.roster.active()):
-                self.roster.check_whole(
-                    (epoch - 1) * next(iter(self.pupils.values())).plan.steps_an_epoch + 1,
+            self.registry.changed.notify_all()
+            while any(session.epoch < epoch - EPOCHS_AHEAD for session in self.registry.active()):
+                self.registry.check_whole(
+                    (epoch - 1) * next(iter(self.sessions.values())).plan.steps_an_epoch + 1,
                     generation,
                 )
-                self.roster.changed.wait(0.2)
+                self.registry.changed.wait(0.2)
 
 
 def _not_served(address: str, tls: Tls | None) -> str:

@@ -29,10 +29,10 @@ from edgecompress.methods.distill import learning_from, mutual, peer
 from edgecompress.methods.features import FeatureLoss, default_pairs, map_ends
 from edgecompress.online import wire
 from edgecompress.online.mutual import Mutual
+from edgecompress.online.plan import ConnectionLostError, Plan, label_of, shape_of
 from edgecompress.online.secure import Tls, make_certificates
-from edgecompress.online.session import BrokenError, Plan, label_of, shape_of
-from edgecompress.online.shelf import Shelf, newest_common
-from edgecompress.online.student import Line, Student
+from edgecompress.online.store import StateStore, newest_common
+from edgecompress.online.student import Connection, Student
 from edgecompress.online.teacher import Teacher, serve
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import FitResult, Hooks, Learner, Loss, fit, fit_together, label_loss
@@ -116,9 +116,9 @@ def serving() -> Iterator[list[Served]]:
 
 
 def learned(
-    data: lessons.DataSet, port: int, plan: Plan, shelf: Path | None = None, tls: Tls | None = None
+    data: lessons.DataSet, port: int, plan: Plan, states: Path | None = None, tls: Tls | None = None
 ) -> tuple[Student, FitResult]:
-    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan, shelf=shelf)
+    student = Student(lessons.network("mlp", data, 2).model, data, SETTINGS, plan, states=states)
     return student, student.attend(f"localhost:{port}", tls, 20)
 
 
@@ -127,10 +127,10 @@ def cable_pulled(student: Student, at: int) -> None:
     original, seen = student._advance, [False]
 
     def advance(batch: Batch) -> None:
-        if student._step + 1 == at and not seen[0] and student._line is not None:
+        if student._step + 1 == at and not seen[0] and student._connection is not None:
             seen[0] = True
-            student._line._given.clear()
-            student._line.channel.close()
+            student._connection._given.clear()
+            student._connection.channel.close()
         original(batch)
 
     student._advance = advance  # type: ignore[method-assign]
@@ -421,7 +421,7 @@ def test_both_are_pruned_while_they_train(
         data,
         SETTINGS,
         plan_for(data),
-        shelf=tmp_path / "kept",
+        states=tmp_path / "kept",
         cut=cutting(learning, data, tmp_path / "s"),
     )
     result = taught(served, student, broken_before=10 if broken else None)
@@ -520,13 +520,13 @@ def test_a_break_after_the_teachers_last_step(data: lessons.DataSet, serving: li
     original, seen = student._advance, [False]
 
     def advance(batch: Batch) -> None:
-        if student._step + 1 == 14 and not seen[0] and student._line is not None:
+        if student._step + 1 == 14 and not seen[0] and student._connection is not None:
             deadline = time.monotonic() + 20
             while served.teacher.result is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             seen[0] = served.teacher.result is not None
-            student._line._given.clear()
-            student._line.channel.close()
+            student._connection._given.clear()
+            student._connection.channel.close()
         original(batch)
 
     student._advance = advance  # type: ignore[method-assign]
@@ -593,7 +593,7 @@ def test_after_a_break_both_go_back_and_every_sample_counts_once(
             data,
             SETTINGS,
             plan,
-            shelf=tmp_path / str(broken),
+            states=tmp_path / str(broken),
         )
         if broken:
             cable_pulled(student, 7)
@@ -619,9 +619,9 @@ def test_patience_counts_from_the_break_not_from_the_beginning(
 
     def targets(batch: object) -> torch.Tensor:
         seen[0] += 1
-        if seen[0] == 6 and student._line is not None:
+        if seen[0] == 6 and student._connection is not None:
             time.sleep(1.5)
-            student._line.channel.close()
+            student._connection.channel.close()
         return original(batch)  # type: ignore[arg-type]
 
     student._targets = targets  # type: ignore[method-assign, assignment]
@@ -683,39 +683,39 @@ def test_other_data_or_another_seed_are_refused(
 
 
 def test_kept_steps(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "kept")
+    store = StateStore(tmp_path / "kept")
     for step in (10, 20, 30, 40, 50):
-        shelf.put(step, {"step": step, "x": torch.full((3,), float(step))})
-    assert shelf.steps() == [0, 30, 40, 50]
-    fresh = Shelf(tmp_path / "kept")
+        store.put(step, {"step": step, "x": torch.full((3,), float(step))})
+    assert store.steps() == [0, 30, 40, 50]
+    fresh = StateStore(tmp_path / "kept")
     assert float(fresh.get(40)["x"][0]) == 40
     fresh.back_to(30)
     assert fresh.steps() == [0, 30]
-    assert newest_common(shelf.steps(), [0, 10, 30, 60]) == 30
+    assert newest_common(store.steps(), [0, 10, 30, 60]) == 30
     assert newest_common([0], [0, 5]) == 0
 
 
 def test_states_are_of_one_lesson(data: lessons.DataSet, tmp_path: Path) -> None:
     mine = label_of(plan_for(data), {"weights": "1"})
-    shelf = Shelf(tmp_path / "kept")
-    assert not shelf.claim(mine)
-    shelf.put(4, {"step": 4})
-    assert not Shelf(tmp_path / "kept").claim(mine)
-    assert shelf.steps() == [0, 4]
+    store = StateStore(tmp_path / "kept")
+    assert not store.claim(mine)
+    store.put(4, {"step": 4})
+    assert not StateStore(tmp_path / "kept").claim(mine)
+    assert store.steps() == [0, 4]
     for other in (
         label_of(plan_for(data, run="another"), {"weights": "1"}),
         label_of(plan_for(data), {"weights": "2"}),
     ):
-        shelf.claim(mine)
-        shelf.put(4, {"step": 4})
-        assert Shelf(tmp_path / "kept").claim(other)
-        assert shelf.steps() == [0]
+        store.claim(mine)
+        store.put(4, {"step": 4})
+        assert StateStore(tmp_path / "kept").claim(other)
+        assert store.steps() == [0]
     for plan in (
         plan_for(data, window=64, keep_every=10),
         plan_for(data, exchange="weights", window=1, keep_every=1),
     ):
         wide, apart = (
-            plan.shelf(None),
+            plan.store(None),
             max(2 * plan.window, 2 * plan.steps_an_epoch if plan.exchange == "weights" else 0),
         )
         for step in range(plan.keep_every, 40 * plan.keep_every, plan.keep_every):
@@ -1025,7 +1025,7 @@ def test_whatever_is_sent_harms_its_own_stream_alone(
         (list(wire.frames(wire.WANT)), "says hello first"),
     ):
         assert words in told_in_words(served.port, frames), words
-        served.teacher.pupils.clear()  # its place, where it had one
+        served.teacher.sessions.clear()  # its place, where it had one
     _, result = learned(data, served.port, plan_for(data))
     same(result.model, in_one_process(data).model)
 
@@ -1088,7 +1088,7 @@ def test_a_teacher_that_goes_on_forgets_nothing_for_a_stranger(
             lessons.network("lenet5", data, 1).model,
             data,
             train=SETTINGS,
-            shelf=tmp_path / "kept",
+            states=tmp_path / "kept",
             resume=resume,
         )
         server, port = serve(teacher, "127.0.0.1:0", None)
@@ -1102,7 +1102,7 @@ def test_a_teacher_that_goes_on_forgets_nothing_for_a_stranger(
             data,
             SETTINGS,
             plan_for(data, **more),
-            shelf=tmp_path / "s",
+            states=tmp_path / "s",
         )
 
     def stopped(row: object) -> None:
@@ -1135,7 +1135,7 @@ def test_a_teacher_that_goes_on_forgets_nothing_for_a_stranger(
 def test_a_name_is_one_students(data: lessons.DataSet, serving: list[Served]) -> None:
     served = Served(data, train=SETTINGS, students=2)
     serving.append(served)
-    first = Line(f"localhost:{served.port}", None, plan_for(data), "same", "one machine")
+    first = Connection(f"localhost:{served.port}", None, plan_for(data), "same", "one machine")
     first.meet([], lambda _: None, 5)
     with pytest.raises(
         EdgecompressError, match="called 'same' is here already: give each a --name"
@@ -1152,7 +1152,7 @@ def test_a_lesson_that_gains_no_step_ends(data: lessons.DataSet, serving: list[S
     serving.append(served)
 
     def broken(*_: object) -> None:
-        raise BrokenError("out of order")
+        raise ConnectionLostError("out of order")
 
     served.teacher._answer = broken  # type: ignore[method-assign]
     start = time.monotonic()
@@ -1173,7 +1173,7 @@ def test_the_result_is_there_before_the_teacher_hears_of_the_end(
     def goodbye(*arguments: object) -> object:
         order.append("the teacher hears")
         if len(order) < 3:
-            raise BrokenError("lost on the way")
+            raise ConnectionLostError("lost on the way")
         return told(*arguments)  # type: ignore[arg-type]
 
     served.teacher._goodbye = goodbye  # type: ignore[method-assign, assignment]
@@ -1271,7 +1271,7 @@ def test_a_teacher_that_was_killed_at_the_very_end_has_what_it_learned(
     them.
     """
     teacher = Teacher(
-        lessons.network("lenet5", data, 1).model, data, train=SETTINGS, shelf=tmp_path / "kept"
+        lessons.network("lenet5", data, 1).model, data, train=SETTINGS, states=tmp_path / "kept"
     )
     server, port = serve(teacher, "127.0.0.1:0", None)
     thread = threading.Thread(target=teacher.lesson, args=(30,), daemon=True)
@@ -1286,7 +1286,7 @@ def test_a_teacher_that_was_killed_at_the_very_end_has_what_it_learned(
         lessons.network("lenet5", data, 1).model,
         data,
         train=SETTINGS,
-        shelf=tmp_path / "kept",
+        states=tmp_path / "kept",
         resume=True,
     )
     again.lesson(5)

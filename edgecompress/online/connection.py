@@ -19,9 +19,9 @@ from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.online import wire
 from edgecompress.online.codec import Codec
+from edgecompress.online.plan import ConnectionLostError, Plan
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan
-from edgecompress.online.shelf import codec_arrays
+from edgecompress.online.store import codec_arrays
 from edgecompress.train.fit import Kept
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Answer:
     size: int
 
 
-class Line:
+class Connection:
     """One connection: sends what is wanted, collects what is given. `sent` and `received` count the
     bytes of all frames.
     """
@@ -77,8 +77,9 @@ class Line:
         self._asked = 0
 
     def meet(self, have: list[int], state: Callable[[int], Kept | None], timeout: float) -> int:
-        """Say hello; the step after which both go on. Raises `BrokenError` when nobody answers,
-        `UsageError` when refused.
+        """Say hello; the step after which both continue.
+
+        Raises `ConnectionLostError` when nobody answers, `UsageError` when refused.
         """
         stub = self.channel.stream_stream(
             wire.PATH, request_serializer=wire.encode, response_deserializer=wire.decode
@@ -93,7 +94,9 @@ class Line:
         try:
             grpc.channel_ready_future(self.channel).result(timeout=timeout)
         except grpc.FutureTimeoutError as error:
-            raise BrokenError(f"the teacher does not answer within {timeout:g} s") from error
+            raise ConnectionLostError(
+                f"the teacher does not answer within {timeout:g} s"
+            ) from error
         call, greeted = stub(self._requests()), threading.Event()
         self._heard_at = time.monotonic()
         threading.Thread(target=self._give_up, args=(call, greeted), daemon=True).start()
@@ -101,11 +104,11 @@ class Line:
         try:
             _, _, said = next(answers)
         except (grpc.RpcError, StopIteration, ValueError) as error:
-            raise BrokenError(f"the teacher hung up: {_reason(error)}") from error
+            raise ConnectionLostError(f"the teacher hung up: {_reason(error)}") from error
         finally:
             greeted.set()
         if "error" in said:
-            raise (BrokenError if said.get("broken") else UsageError)(said["error"])
+            raise (ConnectionLostError if said.get("broken") else UsageError)(said["error"])
         start, self.maps = int(said["start"]), said["maps"]
         kept = state(start)
         if kept is not None:
@@ -158,8 +161,9 @@ class Line:
         self._put(wire.SAY, **self.plan.stamp(step), payload=payload)
 
     def given(self, step: int) -> Answer:
-        """What the teacher says of `step`; waits. Raises `BrokenError` when the connection breaks,
-        or nothing at all comes for long.
+        """The teacher's answer to `step`; waits.
+
+        Raises `ConnectionLostError` when the connection breaks, or nothing at all comes for long.
         """
         return self._wait_for(self._given, step, f"no answer for step {step}")
 
@@ -175,7 +179,9 @@ class Line:
                 if self._error is not None:
                     raise self._error
                 if time.monotonic() - max(began, self._heard_at) > STEP_DEADLINE:
-                    raise BrokenError(f"{what}, and no other word, within {STEP_DEADLINE:g} s")
+                    raise ConnectionLostError(
+                        f"{what}, and no other word, within {STEP_DEADLINE:g} s"
+                    )
                 self._arrived.wait(0.5)
             return arrived.pop(key)
 
@@ -225,17 +231,17 @@ class Line:
                     elif frame.kind == wire.DONE:
                         self.ended = said
                     elif frame.kind == wire.ERROR:
-                        raise (BrokenError if said.get("broken") else UsageError)(
+                        raise (ConnectionLostError if said.get("broken") else UsageError)(
                             said.get("error", "the teacher refused")
                         )
                     self._arrived.notify_all()
-            raise BrokenError("the teacher hung up")
+            raise ConnectionLostError("the teacher hung up")
         except (grpc.RpcError, EdgecompressError, ValueError) as error:
             with self._arrived:
                 if isinstance(error, EdgecompressError):
                     self._error = error
                 else:
-                    self._error = BrokenError(f"the connection broke: {_reason(error)}")
+                    self._error = ConnectionLostError(f"the connection broke: {_reason(error)}")
                 self._arrived.notify_all()
 
     def _take(self, step: int, answer: bytes) -> None:

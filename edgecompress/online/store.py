@@ -13,7 +13,7 @@ from torch import Tensor
 from edgecompress import files
 
 
-class Shelf:
+class StateStore:
     """Kept states by step, the newest `most`, and the beginning; in `folder`, where they outlive
     the process, or else in memory.
 
@@ -98,7 +98,7 @@ def newest_common(*held: Iterable[int]) -> int:
 
 
 def codec_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The state of a codec as tensors, which a shelf keeps."""
+    """The state of a codec as tensors, which a store keeps."""
     return {name: torch.from_numpy(value.copy()) for name, value in state.items()}
 
 
