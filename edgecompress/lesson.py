@@ -24,10 +24,12 @@ from edgecompress.measure import machine
 from edgecompress.methods.distill import DEFAULTS
 from edgecompress.methods.features import KINDS, map_ends
 from edgecompress.models.registry import ModelSource, build, runs_user_code
-from edgecompress.online.plan import Plan, check_options, label_of, shape_of
+from edgecompress.online.checks import check_options
+from edgecompress.online.plan import Plan, label_of, shape_of
+from edgecompress.online.progress import Tally
 from edgecompress.online.secure import Tls
 from edgecompress.online.store import StateStore
-from edgecompress.online.student import Student, Tally
+from edgecompress.online.student import Student
 from edgecompress.online.teacher import Teacher, serve
 from edgecompress.pipeline import Context, Silent, seed_everything
 from edgecompress.recipe import Recipe
@@ -281,7 +283,7 @@ def serve_lesson(
     start = time.perf_counter()
     try:
         ready(port)
-        teacher.lesson(timeout)
+        teacher.teach(timeout)
     finally:
         server.stop(2.0).wait()
     loss, accuracy = (

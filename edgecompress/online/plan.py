@@ -1,9 +1,9 @@
-"""What both ends of a lesson derive alike: which samples each step has, in which view.
+"""The plan of a lesson, from which both ends derive the samples of each step and their view.
 
-The student's first message holds the whole `Plan`; the teacher checks that its data are the same.
-Order and augmentation are functions of (seed, epoch, id), so ids and pixels need not travel. Both
-ends keep their state every `keep_every` steps; after a break they go back to the newest step that
-both hold, so a sample that was learned twice is counted once in what survives.
+The first message of the student carries the complete `Plan`; the teacher checks that its own data
+are the same. Order and augmentation are functions of (seed, epoch, id), so ids and pixels need not
+travel. Both ends save their state every `keep_every` steps; after a break they return to the newest
+step that both have saved, so a sample that was learned twice counts once in the result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -22,11 +22,12 @@ from torch import Tensor
 
 from edgecompress.data import DataSet
 from edgecompress.data.images import Augmentation, View
-from edgecompress.errors import EdgecompressError, UsageError
-from edgecompress.online.codec import CODECS, EXCHANGES, TRAINING
+from edgecompress.errors import UsageError
+from edgecompress.online.codec import Codec
+from edgecompress.online.exchanges import exchange_of
 from edgecompress.online.store import StateStore
+from edgecompress.online.wire import NO_STAMP, Message, Stamp
 from edgecompress.train.batches import order
-from edgecompress.train.settings import FitSettings
 
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -34,20 +35,25 @@ Text = Annotated[str, Field(max_length=200)]
 Steps = Annotated[int, Field(ge=0, le=4096)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+MAX_STEPS_PER_MESSAGE = 4096
 
-class ConnectionLostError(EdgecompressError):
-    """The connection is gone, or the other end does not answer in time: go back and meet again."""
+
+class DataShape(TypedDict):
+    """What a plan records of the images besides their digest."""
+
+    native: list[int]
+    fill: list[int]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A lesson: samples, their order, what travels. `keep_every` steps both ends keep their state;
-    `window` steps may be under way.
+    """The samples of a lesson, their order, and what travels. Both ends save their state every
+    `keep_every` steps; up to `window` steps are requested ahead.
 
-    `native` is the shape [C, H, W] of an image as it travels, `fill` the value [C] of pixels that a
-    view cuts out. `features` (hint or attention) and the sizes [H, W] of the student's `maps` are
-    those of exchange features. With `mutual` each end also learns from the other, from logits that
-    were said `staleness` steps before they are used.
+    `native` is the shape [C, H, W] of an image as it travels, `fill` the value [C] of pixels that
+    an augmentation cuts out. `features` (hint or attention) and the sizes [H, W] of the student's
+    `maps` belong to exchange features. With `mutual` each end also learns from the other, from
+    logits that were computed `staleness` steps before they are used.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -77,13 +83,13 @@ class Plan:
     staleness: Steps = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values; `parsed` takes them back."""
+        """As JSON values, for `parsed`."""
         return asdict(self)
 
     @classmethod
-    def parsed(cls, values: Any) -> Plan:
-        """The plan that a message holds. Raises `UsageError` naming the first value that is none of
-        a plan's.
+    def parsed(cls, values: object) -> Plan:
+        """The plan in a message (JSON values). Raises `UsageError` naming the first invalid
+        value.
         """
         try:
             plan = _adapter().validate_json(json.dumps(values), strict=True)
@@ -99,74 +105,78 @@ class Plan:
         return plan
 
     @property
-    def steps_an_epoch(self) -> int:
-        """Batches of an epoch; a last one of one sample is left out."""
-        whole, rest = divmod(self.samples, self.batch_size)
-        return whole + (rest > 1 or (whole == 0 and rest > 0))
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image as it travels."""
+        channels, height, width = self.native
+        return channels, height, width
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch; a last batch of one sample is left out."""
+        full, rest = divmod(self.samples, self.batch_size)
+        return full + (rest > 1 or (full == 0 and rest > 0))
 
     @property
     def steps(self) -> int:
         """Batches of the lesson."""
-        return self.steps_an_epoch * self.epochs
+        return self.steps_per_epoch * self.epochs
 
-    def keeps(self, step: int) -> bool:
-        """Do both ends keep their state after `step`? After the last one, too: then nothing needs
-        to be said again.
+    def saves_after(self, step: int) -> bool:
+        """Do both ends save their state after `step`? After the last step they do, too: then no
+        step needs to be sent again.
         """
         return step % self.keep_every == 0 or step == self.steps
 
-    def place(self, step: int) -> tuple[int, int]:
+    def position(self, step: int) -> tuple[int, int]:
         """(epoch from 1, batch from 0 within it) of `step` (from 1)."""
-        epoch, batch = divmod(step - 1, self.steps_an_epoch)
+        epoch, batch = divmod(step - 1, self.steps_per_epoch)
         return epoch + 1, batch
 
     def ids(self, step: int) -> Tensor:
         """The samples (B,) of `step` (from 1), in order."""
-        epoch, batch = self.place(step)
-        return _order(self.samples, self.seed, epoch)[
-            batch * self.batch_size : (batch + 1) * self.batch_size
-        ]
+        epoch, batch = self.position(step)
+        first = batch * self.batch_size
+        return _order(self.samples, self.seed, epoch)[first : first + self.batch_size]
 
-    def stamp(self, step: int, first: int = 0) -> dict[str, Any]:
-        """What a message of the steps `first` (default: `step`) to `step` carries: run, epoch,
-        steps, and 8 bytes that name its samples.
-        """
+    def stamp(self, step: int, first: int = 0) -> Stamp:
+        """The stamp of a message about the steps `first` (default: `step`) to `step`."""
         hashed = hashlib.sha256(f"{self.run} {first} {step} ".encode())
-        for one in range(first or step, step + 1):
-            hashed.update(self.ids(one).to(torch.int64).numpy().tobytes())
+        for number in range(first or step, step + 1):
+            hashed.update(self.ids(number).to(torch.int64).numpy().tobytes())
         return {
             "run": self.run,
-            "epoch": self.place(step)[0],
+            "epoch": self.position(step)[0],
             "step": step,
             "first": first,
             "digest": hashed.digest()[:8],
         }
 
-    def check(self, frame: Any) -> range:
-        """The steps of a message. Raises `UsageError` when it is not of this lesson, or of other
-        samples.
+    def run_stamp(self, epoch: int = 0) -> Stamp:
+        """The stamp of a message about an epoch, or about the run."""
+        return {**NO_STAMP, "run": self.run, "epoch": epoch}
+
+    def steps_of(self, message: Message) -> range:
+        """The steps that a message is about. Raises `UsageError` for a message of another lesson,
+        or about other samples.
         """
-        first = frame.first or frame.step
-        if (
-            frame.run != self.run
-            or not 0 < first <= frame.step <= self.steps
-            or frame.step - first >= 4096
-        ):
+        first = message.first or message.step
+        valid = 0 < first <= message.step <= self.steps
+        if message.run != self.run or not valid or message.step - first >= MAX_STEPS_PER_MESSAGE:
             raise UsageError(
-                f"message '{frame.kind}' of run '{frame.run}', step {frame.step}, in run "
+                f"message '{message.kind}' of run '{message.run}', step {message.step}, in run "
                 f"'{self.run}': start both ends again"
             )
-        mine = self.stamp(frame.step, frame.first)
-        if (frame.epoch, frame.digest) != (mine["epoch"], mine["digest"]):
+        expected = self.stamp(message.step, message.first)
+        if (message.epoch, message.digest) != (expected["epoch"], expected["digest"]):
             raise UsageError(
-                f"step {frame.step} has other samples at the two ends: give both the same "
+                f"step {message.step} has other samples at the two ends: give both the same "
                 "--data and --seed"
             )
-        return range(first, frame.step + 1)
+        return range(first, message.step + 1)
 
     def pixels(self, data: DataSet, step: int) -> tuple[Tensor, Tensor]:
-        """(samples (B,), their pixels (B, C, H, W) uint8 as this epoch shows them) of `step`."""
-        epoch, _ = self.place(step)
+        """(ids (B,), pixels (B, C, H, W) uint8 as augmented in this epoch) of `step`."""
+        epoch, _ = self.position(step)
         ids = self.ids(step)
         view = _view(
             Augmentation(**self.augmentation),  # type: ignore[arg-type]
@@ -177,13 +187,13 @@ class Plan:
         )
         return ids, view(data.train.pixels[ids], ids, torch.tensor(self.fill))
 
+    def new_codec(self) -> Codec:
+        """A codec that has not sent or received anything."""
+        return Codec(self.codec, self.samples, self.classes, self.top_k)
+
     def store(self, folder: Path | None) -> StateStore:
-        """One that holds as many states as the ends may be apart."""
-        apart = max(
-            2 * self.window,
-            2 * self.staleness,
-            2 * self.steps_an_epoch if self.exchange == "weights" else 0,
-        )
+        """A store that holds as many states as the ends may be apart."""
+        apart = max(2 * self.window, 2 * self.staleness, exchange_of(self).steps_apart(self))
         return StateStore(folder, 3 + -(-apart // self.keep_every))
 
 
@@ -194,7 +204,7 @@ def _adapter() -> TypeAdapter[Plan]:
 
 @lru_cache(8)
 def _order(samples: int, seed: int, epoch: int) -> Tensor:
-    """`order`, kept for the epochs that are under way: several threads ask at once."""
+    """`order`, cached for the epochs in progress: several threads need it at once."""
     return order(samples, seed, epoch)
 
 
@@ -202,85 +212,20 @@ def _order(samples: int, seed: int, epoch: int) -> Tensor:
 def _view(
     augmentation: Augmentation, samples: int, side: tuple[int, int], seed: int, number: int
 ) -> View:
-    """How an epoch shows its samples."""
+    """How an epoch augments its samples."""
     return augmentation.view(samples, side, seed, number)
 
 
-def shape_of(data: DataSet) -> dict[str, Any]:
-    """What a plan says of data besides their digest."""
+def shape_of(data: DataSet) -> DataShape:
+    """The shape and fill value of the images of `data`."""
     return {
         "native": list(data.native_shape),
         "fill": [round(255 * mean) for mean in data.preprocess.mean],
     }
 
 
-def check_options(plan: Plan) -> None:
-    """Raises `UsageError` for a plan that contradicts itself."""
-    if plan.exchange not in EXCHANGES or plan.codec not in CODECS:
-        raise UsageError(
-            f"--exchange {plan.exchange} --codec {plan.codec}: allowed are "
-            f"{', '.join(EXCHANGES)}, and {', '.join(CODECS)}"
-        )
-    if plan.mutual and plan.exchange != "logits":
-        raise UsageError(f"--mutual exchanges logits both ways: drop --exchange {plan.exchange}")
-    if plan.staleness and not plan.mutual:
-        raise UsageError("--staleness belongs to mutual learning: give --mutual too")
-    if bool(plan.features) != (plan.exchange == "features") or plan.features not in (
-        "",
-        "hint",
-        "attention",
-    ):
-        raise UsageError(
-            f"--features '{plan.features}' beside --exchange {plan.exchange}: exchange "
-            "features takes attention or hint"
-        )
-
-
-def check_plan(plan: Plan, data: DataSet | None, classes: int, train: FitSettings | None) -> None:
-    """Raises `UsageError` when a teacher of so many classes, with these `data`, trained as `train`
-    says, cannot follow `plan`.
-
-    `train` is None for a teacher that stands still, `data` None for one that has none and is told
-    all pixels.
-    """
-    check_options(plan)
-    if plan.classes != classes:
-        raise UsageError(
-            f"the student has {plan.classes} classes, the teacher {classes}: give both the "
-            "same --data"
-        )
-    if plan.exchange != "inputs" and (
-        data is None or data.digest() != plan.data_digest or len(data.train) != plan.samples
-    ):
-        raise UsageError(
-            f"the student's data '{plan.data}' are not the teacher's: give both the same "
-            "--data, or --exchange inputs"
-        )
-    if train is None:
-        if plan.mutual:
-            raise UsageError("mutual learning needs a teacher that trains: serve it with --train")
-        return
-    if plan.exchange not in TRAINING:
-        raise UsageError(
-            f"--exchange {plan.exchange} asks a teacher that stands still: use --exchange "
-            "logits, or serve it without --train"
-        )
-    mine = (
-        train.epochs,
-        train.batch_size,
-        train.view_seed,
-        asdict(train.augmentation or Augmentation()),
-    )
-    if mine != (plan.epochs, plan.batch_size, plan.view_seed, plan.augmentation):
-        said = f"{plan.epochs} epochs, batches of {plan.batch_size}, seed {plan.view_seed}"
-        raise UsageError(
-            f"the student trains for {said}, the teacher for {mine[0]}, {mine[1]}, "
-            f"{mine[2]}: give both the same"
-        )
-
-
 def label_of(plan: Plan, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The label of a store: the plan, and what else decides what one end learns (its network, loss,
-    rate).
+    """The label of a state store: the plan, and what else decides what this end learns (its
+    network, loss, learning rate).
     """
     return {"plan": plan.as_dict(), "own": dict(own)}
