@@ -338,7 +338,7 @@ def in_one_process(staleness: int) -> dict[str, float]:
     from edgecompress import lesson as lessons
     from edgecompress.methods.distill import mutual as exact
     from edgecompress.online.mutual import Mutual
-    from edgecompress.online.session import Plan, shape_of
+    from edgecompress.online.plan import Plan, shape_of
     from edgecompress.train.batches import evaluate
     from edgecompress.train.fit import Hooks, Learner, fit_together
 

@@ -24,10 +24,12 @@ from edgecompress.measure import machine
 from edgecompress.methods.distill import DEFAULTS
 from edgecompress.methods.features import KINDS, map_ends
 from edgecompress.models.registry import ModelSource, build, runs_user_code
+from edgecompress.online.checks import check_options
+from edgecompress.online.plan import Plan, label_of, shape_of
+from edgecompress.online.progress import Tally
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import Plan, check_ways, label_of, shape_of
-from edgecompress.online.shelf import Shelf
-from edgecompress.online.student import Student, Tally
+from edgecompress.online.store import StateStore
+from edgecompress.online.student import Student
 from edgecompress.online.teacher import Teacher, serve
 from edgecompress.recipe import Recipe
 from edgecompress.run.context import Context, Silent, seed_everything
@@ -270,7 +272,7 @@ def serve_lesson(
         classes=made.source.num_classes,
         train=settings,
         students=students,
-        shelf=output / "kept",
+        states=output / "kept",
         own=own,
         resume=resume,
         cut=cuts.hooks if cuts else None,
@@ -281,7 +283,7 @@ def serve_lesson(
     start = time.perf_counter()
     try:
         ready(port)
-        teacher.lesson(timeout)
+        teacher.teach(timeout)
     finally:
         server.stop(2.0).wait()
     loss, accuracy = (
@@ -295,7 +297,7 @@ def serve_lesson(
         "data_label": data.label if data else "no data",
         "seed": lesson.seed,
         "trained": train,
-        "students": sorted(teacher.pupils),
+        "students": sorted(teacher.sessions),
         "accuracy": accuracy,
         "loss": loss,
         "steps": teacher.steps,
@@ -387,7 +389,7 @@ def attend_lesson(
             "--exchange weights and --teacher-model, the name of the network whose weights "
             "come, go together"
         )
-    known = Shelf(output / "kept").label() if resume else None
+    known = StateStore(output / "kept").label() if resume else None
     data = lesson.load()
     _check_learnable(lesson, data)
     made = network(model, data, lesson.begins_with(f"student {name}"))
@@ -422,7 +424,7 @@ def attend_lesson(
         mutual=learning.mutual,
         staleness=learning.staleness,
     )
-    check_ways(plan)
+    check_options(plan)
     own = {
         "weights": made.own(),
         "rate": settings.learning_rate,
@@ -445,17 +447,17 @@ def attend_lesson(
         if learning.cutting is not None
         else None
     )
-    shelf = plan.shelf(output / "kept")
+    store = plan.store(output / "kept")
     if not resume:
-        shelf.clear()
-    shelf.claim(label)
+        store.clear()
+    store.claim(label)
     student = Student(
         made.model,
         data,
         settings,
         plan,
         name=name,
-        shelf=output / "kept",
+        states=output / "kept",
         loss=learning.loss,
         temperature=learning.temperature,
         alpha=learning.alpha,

@@ -1,8 +1,8 @@
 """The student's end: an ordinary training whose teacher answers over the network.
 
-Requests run `window` steps ahead of the training, so that the way there and back is hidden. A
-connection that breaks raises `BrokenError` inside the training; `attend` then meets the teacher
-again, both go back to the newest step that both hold, and the training goes on there.
+Requests are sent `window` steps ahead of the training, so that the round trip is hidden. A broken
+connection raises `ConnectionLostError` inside the training; `attend` then connects again, both ends
+return to the newest step that both have saved, and the training continues there.
 """
 
 from __future__ import annotations
@@ -10,55 +10,37 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError, UsageError
-from edgecompress.methods.distill import learning_from
-from edgecompress.methods.features import FeatureLoss, map_ends
-from edgecompress.online.line import Answer, Line
-from edgecompress.online.mutual import Mutual
+from edgecompress.online.connection import Connection
+from edgecompress.online.exchanges import exchange_of
+from edgecompress.online.exchanges.base import Objective, StudentEndpoint, StudentSetup
+from edgecompress.online.plan import Plan
+from edgecompress.online.progress import Progress, Tally
 from edgecompress.online.secure import Tls
-from edgecompress.online.session import BrokenError, Plan
-from edgecompress.online.shelf import codec_tensors
-from edgecompress.train.batches import Batch
-from edgecompress.train.fit import Companion, FitResult, Hooks, Kept, Loss, fit
+from edgecompress.online.wire import ConnectionLostError
+from edgecompress.train.fit import FitResult, Hooks, Kept, fit
 from edgecompress.train.history import EpochRow
 from edgecompress.train.settings import FitSettings
 
-T = TypeVar("T")
-
-
-@dataclass
-class Tally:
-    """What the surviving history of a lesson took; `timeline` has a row an epoch.
-
-    `payload_bytes` are those of its steps, each counted once. `wire_bytes` are all frames that this
-    end has sent and received, what was said again after a break too; after a kill they go on from
-    what was kept.
-    """
-
-    payload_bytes: int = 0
-    wire_bytes: int = 0
-    samples: int = 0
-    steps: int = 0
-    breaks: int = 0
-    elapsed_s: float = 0.0
-    weights_epoch: int = 0
-    step_ms: list[float] = field(default_factory=list)
-    wait_ms: list[float] = field(default_factory=list)
-    timeline: list[dict[str, Any]] = field(default_factory=list)
+GREETING_SECONDS = 5.0
+"""How long a connection may take to come up."""
+FIRST_WAIT = 0.2
+LONGEST_WAIT = 5.0
+"""Seconds between two attempts to connect; each wait is twice the last one."""
 
 
 class Student:
-    """Trains `model` in the lesson that `plan` describes. `cut` are the hooks of a training in
-    which it is pruned, `mentor` the teacher's network where its weights travel.
+    """Trains `model` in the lesson that `plan` describes, and saves its states in the folder
+    `states`. `cut` are the hooks of a training in which it is pruned, `mentor` is the teacher's
+    network where its weights travel.
     """
 
     def __init__(
@@ -69,7 +51,7 @@ class Student:
         plan: Plan,
         *,
         name: str = "student",
-        shelf: Path | None = None,
+        states: Path | None = None,
         loss: str = "kl",
         temperature: float | None = None,
         alpha: float | None = None,
@@ -79,38 +61,24 @@ class Student:
         on_epoch: Callable[[EpochRow], None] | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.model, self.data, self.settings, self.plan, self.name, self.note = (
-            model,
-            data,
-            settings,
-            plan,
-            name,
-            note,
-        )
-        self.loss, self.temperature, self.alpha, self.feature_weight = (
-            loss,
-            temperature,
-            alpha,
-            feature_weight,
-        )
-        self.cut, self.on_epoch = cut or Hooks(), on_epoch
-        self.shelf, self.tally = plan.shelf(shelf), Tally()
-        self.mentor, self.mentor_epoch = mentor, 0
+        self.model = model
+        self.settings = settings
+        self.plan = plan
+        self.name = name
+        self.cut = cut or Hooks()
+        self.on_epoch = on_epoch
+        self.note = note
         self.instance = secrets.token_hex(8)
-        self._ends = (
-            list(map_ends(model, torch.zeros(1, *data.image_shape)))
-            if plan.exchange == "features"
-            else []
-        )
-        self._line: Line | None = None
-        self._batch: Batch | None = None
-        self._said = Answer(torch.zeros(0), [], 0)
-        self._step, self._began, self._last, self._waiting = (
-            0,
-            time.monotonic(),
-            time.monotonic(),
-            0.0,
-        )
+        self.store = plan.store(states)
+        self.progress = Progress(plan)
+        objective = Objective(loss, temperature, alpha, feature_weight)
+        self._setup = StudentSetup(plan, data, model, objective, self.progress, mentor)
+        self._endpoint: StudentEndpoint | None = None
+
+    @property
+    def tally(self) -> Tally:
+        """What the lesson has taken so far."""
+        return self.progress.tally
 
     def attend(
         self,
@@ -119,118 +87,103 @@ class Student:
         patience: float = 60.0,
         finished: Callable[[FitResult], None] | None = None,
     ) -> FitResult:
-        """Learn to the end, meeting the teacher at `target` (host:port) again after every break.
+        """Learn to the end, connecting to the teacher at `target` (host:port) again after every
+        break.
 
-        `finished` is called with the result before the teacher hears that the lesson is over.
+        `finished` is called with the result before the teacher is told that the student is done.
         Raises `EdgecompressError` when the teacher stays away, or no step is gained, for `patience`
         seconds, `UsageError` when it refuses.
         """
         pristine = {key: value.clone() for key, value in self.model.state_dict().items()}
-        result, furthest, since, wait = None, -1, time.monotonic(), 0.2
+        retry = _Retry(patience)
+        result: FitResult | None = None
         while True:
-            line = self._line = Line(target, tls, self.plan, self.name, self.instance)
+            connection = Connection(target, tls, self.plan, self.name, self.instance)
             try:
-                start = line.meet(self.shelf.steps(), self.shelf.get, min(5.0, patience))
-                wait = 0.2
-                if result is None or (
-                    self.plan.mutual and start < self.plan.steps
-                ):  # the teacher needs it once more
-                    result = self._learn(line, start, pristine)
-                    since = time.monotonic()
-                    self._count(line)
+                endpoint = self._connect(connection, min(GREETING_SECONDS, patience))
+                retry.connected()
+                if result is None or self._needed_again(endpoint):
+                    result = self._learn(endpoint, pristine)
+                    retry.gained()
+                    self._count(connection)
                     if finished is not None:
                         finished(result)
-                if line.end({"epochs": self.plan.epochs, "steps": self.tally.steps}):
+                if connection.end({"epochs": self.plan.epochs, "steps": self.tally.steps}):
                     return result
-                raise BrokenError("the teacher did not hear that the lesson is over")
-            except BrokenError as error:
+                raise ConnectionLostError("the teacher did not confirm the end of the lesson")
+            except ConnectionLostError as error:
                 if result is None:
-                    self._count(line)
-                    self.tally.breaks += 1
-                    if self._step > furthest:  # the teacher was there until now
-                        furthest, since = self._step, time.monotonic()
-                if time.monotonic() - since > patience:
+                    self._count_break(connection, retry)
+                if retry.expired():
                     if result is not None:
-                        self.note(f"{error}; what was learned is whole")
-                        return result
+                        return self._complete(result, error)
                     raise EdgecompressError(
                         f"{error}; the teacher stayed away, or no step was gained, for "
                         f"{patience:g} s: is {target} right, and is it there?"
                     ) from error
-                self.note(f"{error}; meeting again")
-                time.sleep(wait * (0.5 + random.random()))
-                wait = min(2 * wait, 5.0)
+                self.note(f"{error}; connecting again")
+                retry.wait()
             except UsageError as error:
                 if result is None:
                     raise
-                self.note(f"{error}; what was learned is whole")
-                return result
+                return self._complete(result, error)
             finally:
-                line.close()
+                connection.close()
 
-    def _count(self, line: Line) -> None:
-        """Add what a line has carried, once."""
-        self.tally.wire_bytes += line.sent + line.received
-        line.sent = line.received = 0
+    def _connect(self, connection: Connection, timeout: float) -> StudentEndpoint:
+        """The student's end of the exchange, ready to continue after the common step."""
+        endpoint = exchange_of(self.plan).student(self._setup, connection)
+        greeting = connection.meet(self.store.steps(), timeout)
+        endpoint.begin(greeting.start, greeting.maps, self.store.get(greeting.start))
+        connection.listen(endpoint.receive)
+        self.progress.carried = connection.carried
+        self._endpoint = endpoint
+        return endpoint
 
-    def _learn(self, line: Line, start: int, pristine: dict[str, Tensor]) -> FitResult:
-        self.shelf.back_to(start)
+    def _needed_again(self, endpoint: StudentEndpoint) -> bool:
+        """In mutual learning the teacher may need steps of a student that is done already."""
+        return self.plan.mutual and endpoint.start < self.plan.steps
+
+    def _complete(self, result: FitResult, error: EdgecompressError) -> FitResult:
+        """The result of a student that is done, whether or not the teacher confirmed it."""
+        self.note(f"{error}; what was learned is complete")
+        return result
+
+    def _count(self, connection: Connection) -> None:
+        """Add what a connection has carried to the tally, once."""
+        self.tally.wire_bytes += connection.take_carried()
+
+    def _count_break(self, connection: Connection, retry: _Retry) -> None:
+        self._count(connection)
+        self.tally.breaks += 1
+        retry.reached(self.progress.step)
+
+    def _learn(self, endpoint: StudentEndpoint, pristine: dict[str, Tensor]) -> FitResult:
+        """Train to the end, from the step at which `endpoint` begins."""
+        start = endpoint.start
+        self.store.rewind(start)
         self.model.load_state_dict(pristine)
-        kept = self.shelf.get(start)
-        self._step, self._batch, self._last, self._waiting, self.mentor_epoch = (
-            start,
-            None,
-            time.monotonic(),
-            0.0,
-            0,
-        )
-        self._recall(Tally(**kept["tally"]) if kept is not None else Tally())
+        kept = self.store.get(start)
+        self.progress.rewind(start, kept)
 
-        def keep(state: Kept) -> None:
+        def save(state: Kept) -> None:
             step = state["step"]
-            codecs = {
-                "ear": line.listened.pop(step, line.ear.state()),
-                "mouth": line.spoken.pop(step, line.mouth.state()),
-            }
-            tally = replace(
-                self.tally, elapsed_s=time.monotonic() - self._began, wire_bytes=self._carried(line)
-            )
-            self.shelf.put(
-                step,
-                {
-                    **state,
-                    **{name: codec_tensors(codec) for name, codec in codecs.items()},
-                    "tally": asdict(tally),
-                },
-            )
+            codecs = endpoint.codec_states(step)
+            self.store.put(step, {**state, **codecs, "tally": self.progress.saved()})
 
-        def on_epoch(row: EpochRow) -> None:
-            self.tally.timeline.append(
-                {
-                    "epoch": row.epoch,
-                    "step": self._step,
-                    "time_s": round(time.monotonic() - self._began, 3),
-                    "validation_accuracy": row.validation_accuracy,
-                    "payload_bytes": self.tally.payload_bytes,
-                    "wire_bytes": self._carried(line),
-                }
-            )
-            if self.on_epoch is not None:
-                self.on_epoch(row)
-
-        loss, companion = self._taught(line, start)
+        loss, companion = endpoint.training()
         hooks = replace(
             self.cut,
-            on_epoch=on_epoch,
-            keep=keep,
+            on_epoch=self._end_epoch,
+            keep=save,
             keep_every=self.plan.keep_every,
             keep_last=self.plan.steps,
-            begin=self.shelf.get(start),
+            begin=kept,
             companion=companion,
         )
         return fit(
             self.model,
-            self.data,
+            self._setup.data,
             loss,
             self.settings,
             seed=self.plan.seed,
@@ -238,137 +191,40 @@ class Student:
             hooks=hooks,
         )
 
-    def _carried(self, line: Line) -> int:
-        """Bytes of all frames so far."""
-        return self.tally.wire_bytes + line.sent + line.received
+    def _end_epoch(self, row: EpochRow) -> None:
+        self.progress.end_epoch(row)
+        if self.on_epoch is not None:
+            self.on_epoch(row)
 
-    def _recall(self, kept: Tally) -> None:
-        """Be as after the step of a kept state; what has travelled since has travelled, and the
-        clock goes on.
-        """
-        if (
-            not self.tally.step_ms and kept.elapsed_s
-        ):  # another process began, which was a break too
-            self._began = time.monotonic() - kept.elapsed_s
-            kept = replace(kept, breaks=kept.breaks + 1)
-        now = self.tally
-        self.tally = replace(
-            kept,
-            wire_bytes=max(kept.wire_bytes, now.wire_bytes),
-            breaks=max(kept.breaks, now.breaks),
-        )
 
-    def _taught(self, line: Line, start: int) -> tuple[Loss, Companion | None]:
-        """The loss of this lesson, and what trains beside the student."""
-        if self.plan.mutual:
-            mutual = Mutual(
-                self.plan,
-                self.data,
-                line.say,
-                lambda step: [self._answer(line, step).logits],
-                start,
-            )
+class _Retry:
+    """When to connect again, and when to give up: `patience` seconds after the last progress."""
 
-            def exchanged(logits: Tensor, batch: Batch) -> Tensor:
-                self._advance(batch)
-                return mutual(logits, batch)
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._furthest = -1
+        self._since = time.monotonic()
+        self._pause = FIRST_WAIT
 
-            return exchanged, mutual
-        loss = learning_from(self._targets, self.loss, self.temperature, self.alpha)
-        if self.plan.exchange != "features":
-            return loss, None
-        torch.manual_seed(self.plan.seed)  # for the adapters, which are the same at every try
-        ends = self._ends[-len(line.maps) :]
-        channels = [shape[0] for shape in line.maps]
-        told = FeatureLoss(
-            self.plan.features, ends, self.model, channels, self._maps, loss, self.feature_weight
-        )
-        return told, told
+    def connected(self) -> None:
+        """The teacher has answered: the next waits are short again."""
+        self._pause = FIRST_WAIT
 
-    def _targets(self, batch: Batch) -> Tensor:
-        """What the teacher says of `batch`, which is the next step."""
-        return self._heard(batch).logits
+    def gained(self) -> None:
+        """The training has come to its end."""
+        self._since = time.monotonic()
 
-    def _maps(self, batch: Batch, sizes: object) -> Sequence[Tensor]:
-        """What the teacher's layers say of it."""
-        return self._heard(batch).maps
+    def reached(self, step: int) -> None:
+        """The training has come to `step`: the teacher was there until now, if it is a new one."""
+        if step > self._furthest:
+            self._furthest = step
+            self.gained()
 
-    def _heard(self, batch: Batch) -> Answer:
-        """What is said of a batch; it is waited for once."""
-        if batch is not self._batch:
-            line = self._line
-            if line is None:
-                raise ValueError("a lesson needs its line: call attend")
-            self._advance(batch)
-            if self.plan.exchange == "weights":
-                self._said = Answer(self._from_weights(line, batch), [], 0)
-            else:
-                line.ask_beyond(self._step, self.data)
-                self._said = self._answer(line, self._step)
-            self._batch = batch
-        return self._said
+    def expired(self) -> bool:
+        """Is the patience at its end?"""
+        return time.monotonic() - self._since > self._patience
 
-    def _answer(self, line: Line, step: int) -> Answer:
-        """The answer to a step, whose payload is counted now, with that of what was sent for it."""
-        answer = self._waited(lambda: line.given(step))
-        self.tally.payload_bytes += answer.size + line.uttered.pop(step, 0)
-        return answer
-
-    def _advance(self, batch: Batch) -> None:
-        """The training is at the next step."""
-        self._step += 1
-        if not torch.equal(batch.ids, self.plan.ids(self._step)):
-            raise EdgecompressError(
-                f"step {self._step} trains on other samples than planned: a bug of "
-                "edgecompress, please report it"
-            )
-        now = time.monotonic()
-        self.tally.step_ms.append(1e3 * (now - self._last))
-        self.tally.wait_ms.append(self._waiting)
-        self._last, self._waiting = now, 0.0
-        self.tally.steps, self.tally.samples = self._step, self.tally.samples + len(batch.ids)
-
-    def _waited(self, given: Callable[[], T]) -> T:
-        """What `given` brings; the time until it came counts as waiting, in the step that it
-        delays.
-        """
-        began = time.monotonic()
-        found = given()
-        self._waiting += 1e3 * (time.monotonic() - began)
-        return found
-
-    def _from_weights(self, line: Line, batch: Batch) -> Tensor:
-        """Logits of the teacher's own weights, which come once an epoch (García González 2022,
-        figure 2.16).
-        """
-        from safetensors.torch import load
-
-        epoch, _ = self.plan.place(self._step)
-        if self.mentor is None:
-            raise UsageError(
-                "exchange weights needs the teacher's network by name: give --teacher-model"
-            )
-        if self.mentor_epoch != epoch:
-            weights = self._waited(lambda: line.weights_of(epoch))
-            if epoch > self.tally.weights_epoch:
-                self.tally.payload_bytes, self.tally.weights_epoch = (
-                    self.tally.payload_bytes + len(weights),
-                    epoch,
-                )
-            state = load(weights)
-            shapes = {name: tuple(value.shape) for name, value in self.mentor.state_dict().items()}
-            other = sorted(
-                name
-                for name in {*shapes, *state}
-                if name not in state or shapes.get(name) != tuple(state[name].shape)
-            )
-            if other:
-                raise UsageError(
-                    f"the teacher's weights do not fit --teacher-model: {len(other)} tensors "
-                    f"differ, first '{other[0]}'"
-                )
-            self.mentor.load_state_dict(state)
-            self.mentor_epoch = epoch
-        with torch.no_grad():
-            logits: Tensor = self.mentor.eval()(batch.images)
-        return logits.float()
+    def wait(self) -> None:
+        """Wait, for a random time around the pause, which then doubles."""
+        time.sleep(self._pause * (0.5 + random.random()))
+        self._pause = min(2 * self._pause, LONGEST_WAIT)
