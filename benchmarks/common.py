@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgecompress.files import whole
+from edgecompress.files import write_bytes
 from edgecompress.measure import machine
 
 ROOT = Path(__file__).parents[1]
@@ -61,12 +61,12 @@ class Bench:
 
     def store(self, name: str = "", /, **parts: Any) -> None:
         """Put `parts` into the result file `name`.json (default: the script's name), which keeps
-        its other parts.
+        the parts that it had.
         """
         path = self.folder / f"{name or self.script}.json"
         known = json.loads(path.read_text()) if path.is_file() else {}
-        with whole(path) as temporary:
-            temporary.write_text(json.dumps({**known, **parts}, indent=1) + "\n")
+        text = json.dumps({**known, **parts}, indent=1) + "\n"
+        write_bytes(path, text.encode())
 
     def images(self, given: Path, work: Path) -> Path:
         """The image folder `given`; at smoke size, where none is given, a small one below `work`.

@@ -191,7 +191,7 @@ def show(row: Row) -> None:
 
 
 def main() -> None:
-    """Run what the options say."""
+    """Run the parts that the options select."""
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--others", action="store_true")

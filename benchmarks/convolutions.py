@@ -202,7 +202,7 @@ def show(row: Row) -> None:
 
 
 def load_note(load: float) -> str:
-    """What the load average before the first case says of the times."""
+    """How far the load average before the first case lets the times be trusted."""
     if load < QUIET_LOAD:
         return f"quiet machine: load average {load:.2f} before the first case"
     return (

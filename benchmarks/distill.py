@@ -182,7 +182,7 @@ def show(result: Row) -> None:
 
 
 def main() -> None:
-    """Run what the options say."""
+    """Run the parts that the options select."""
     options = parser(__doc__)
     add_images(options, "--data")
     options.add_argument("--work", type=Path, help="default: runs/benchmark-distill")

@@ -110,7 +110,7 @@ def both_ends(net: Network, folder: Path) -> list[Capture]:
 
 
 def main() -> None:
-    """Run what the options say."""
+    """Run the parts that the options select."""
     options = parser(__doc__)
     options.add_argument("--links", action="store_true")
     options.add_argument("--hiding", action="store_true")

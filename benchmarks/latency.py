@@ -140,7 +140,7 @@ def injected(bench: Bench, count: int) -> None:
 
 
 def main() -> None:
-    """Run what the options say."""
+    """Run the parts that the options select."""
     options = parser(__doc__)
     options.add_argument("--int8", action="store_true")
     add_images(options, "--data")

@@ -269,7 +269,7 @@ def merging_seconds(stages: dict[str, Row]) -> float:
 
 
 def main() -> None:
-    """Run what the options say."""
+    """Run the parts that the options select."""
     options = parser(__doc__)
     options.add_argument("--cost", action="store_true")
     options.add_argument("--budget", type=int, default=900)

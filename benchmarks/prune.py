@@ -169,17 +169,17 @@ def parameters(model: nn.Module) -> int:
 
 def cases(bench: Bench) -> dict[str, Case]:
     """All cases by name."""
-    whole = bench.size("vgg16", "resnet18")
+    sparsified = bench.size("vgg16", "resnet18")
     torch_own = "torch.nn.utils.prune.global_unstructured"
-    found = {
-        f"global 60 % of {whole}": Case(
-            partial(global_ours, whole), partial(global_peer, whole), torch_own
+    named = {
+        f"global 60 % of {sparsified}": Case(
+            partial(global_ours, sparsified), partial(global_peer, sparsified), torch_own
         )
     }
     for name in bench.size(("vgg16", "resnet50", "densenet121"), ("resnet18",)):
         ours, peer = partial(shrink_ours, name), partial(shrink_peer, name)
-        found[f"shrink {name} by half"] = Case(ours, peer, "Torch-Pruning")
-    return found
+        named[f"shrink {name} by half"] = Case(ours, peer, "Torch-Pruning")
+    return named
 
 
 def measured_case(bench: Bench, name: str, peer: str, repeats: int) -> Row:

@@ -234,7 +234,7 @@ def mirrored(modules: Sequence[Module], tests: Path) -> Row:
     table = named_in(tests / "test_mirror.py")
     paths = [path for path in (Path(module.path) for module in modules) if path.stem[0] != "_"]
     without = [path.as_posix() for path in paths if not has_test(path, tests, table)]
-    share = 1 - len(without) / len(paths) if paths else 1.0
+    share = (len(paths) - len(without)) / len(paths) if paths else 1.0
     return {"modules": len(paths), "share": share, "without": without}
 
 
