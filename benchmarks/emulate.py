@@ -49,7 +49,7 @@ def links(bench: Bench) -> None:
     delayed: list[Row] = [{"delay": f"{ms}ms", "bw": 100} for ms in (1, 10, 100)]
     limited: list[Row] = [{"bw": mbit} for mbit in (1, 10, 100)]
     rows: list[Row] = []
-    for link in bench.size([*delayed, *limited], delayed[:1]):
+    for link in bench.size([*delayed, *limited], delayed[-1:]):
         rows.append(link_row(link, bench.size(3, 1)))
         print(rows[-1], flush=True)
         bench.store(links={"command": bench.command("--links"), "rows": rows}, **bench.machine())
