@@ -12,71 +12,83 @@ nothing else reads. Results go to benchmarks/results/, after every run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from common import SEED, SMOKE_IMAGES, Bench, Row, bench_of, edgecompress, parser
+
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """97.5 % point of Student's t for n values (n - 1 degrees of freedom)."""
 
 
-def compress(model: str, target: str, seed: int, folder: Path, *more: str) -> dict[str, Any]:
-    """One run of the command; the wall time is that of the whole process."""
-    command = [
-        sys.executable,
-        "-m",
-        "edgecompress.cli.app",
-        "compress",
-        model,
-        "--target",
-        target,
-        "--seed",
-        str(seed),
-        "--json",
-        "-o",
-        str(folder),
-        *more,
-    ]
+@dataclass(frozen=True)
+class Size:
+    """Networks and targets of a run, and the options that all its commands take."""
+
+    model: str
+    targets: tuple[str, str]
+    others: tuple[str, ...]
+    other_target: str
+    options: tuple[str, ...] = ()
+    other_options: tuple[str, ...] = ("--epochs", "5")
+
+
+FULL = Size("vgg16", ("4MB", "250KB"), ("mobilenet_v2", "densenet121", "resnet18"), "1MB")
+QUICK = ("--epochs", "1", "--distill-epochs", "1", "--steps", "1")
+SMOKE = Size("lenet5", ("100KB", "40KB"), ("lenet5",), "100KB", QUICK, ())
+"""The unpruned LeNet-5 fits the larger target; it is pruned for the smaller one."""
+
+
+def compress(model: str, target: str, seed: int, folder: Path, *more: str) -> Row:
+    """One run of the command; the wall time is that of the complete process."""
+    options = ("--target", target, "--seed", seed, "--json", "-o", folder, *more)
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = edgecompress("compress", model, *options, exits=(0, 3))
     wall_s = time.perf_counter() - start
-    if done.returncode not in (0, 3):
-        raise SystemExit(f"{' '.join(command)}\nexit {done.returncode}: {done.stderr}")
-    result = json.loads(done.stdout)
-    fp32 = next(row for row in result["formats"] if row["format"] == "fp32")
-    ships = next(row for row in result["formats"] if row["format"] == result["format"])
+    run = {"model": model, "target": target, "seed": seed, "exit": result["exit"]}
     return {
-        "model": model,
-        "target": target,
-        "seed": seed,
-        "exit": done.returncode,
-        "format": result["format"],
-        "bytes": result["bytes"],
-        "of_target": result["bytes"] / result["target_bytes"],
-        "teacher_accuracy": result["teacher"]["accuracy"],
-        "student_accuracy": result["student"]["accuracy"],
-        "teacher_bytes": result["teacher"]["bytes"],
-        "student_params": result["student"]["params"],
-        "student_macs": result["student"]["macs"],
-        "teacher_p50_ms": result["teacher"]["latency_ms"]["p50"],
-        "student_p50_ms": result["student"]["latency_ms"]["p50"],
-        "fp32_same_network_p50_ms": fp32["p50_ms"],
-        "ships_p50_ms": ships["p50_ms"],
-        "speedup_of_format": fp32["p50_ms"] / ships["p50_ms"],
+        **run,
+        **networks(result),
+        **speeds(result),
         "max_abs_logit_diff": result["parity"]["max_abs_logit_diff"],
         "top1_agreement": result["parity"]["top1_agreement"],
         "wall_s": wall_s,
         "peak_rss_bytes": result["peak_rss_bytes"],
         "hardware": result["hardware"],
         "versions": result["versions"],
+    }
+
+
+def networks(result: Row) -> Row:
+    """Sizes and accuracies of both networks."""
+    teacher, student = result["teacher"], result["student"]
+    return {
+        "format": result["format"],
+        "bytes": result["bytes"],
+        "of_target": result["bytes"] / result["target_bytes"],
+        "teacher_accuracy": teacher["accuracy"],
+        "student_accuracy": student["accuracy"],
+        "teacher_bytes": teacher["bytes"],
+        "student_params": student["params"],
+        "student_macs": student["macs"],
+    }
+
+
+def speeds(result: Row) -> Row:
+    """Median latencies, and what the format alone gains over fp32."""
+    fp32 = next(row for row in result["formats"] if row["format"] == "fp32")
+    ships = next(row for row in result["formats"] if row["format"] == result["format"])
+    return {
+        "teacher_p50_ms": result["teacher"]["latency_ms"]["p50"],
+        "student_p50_ms": result["student"]["latency_ms"]["p50"],
+        "fp32_same_network_p50_ms": fp32["p50_ms"],
+        "ships_p50_ms": ships["p50_ms"],
+        "speedup_of_format": fp32["p50_ms"] / ships["p50_ms"],
     }
 
 
@@ -91,83 +103,79 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(rows: list[Row]) -> Row:
     """Per target: paired differences student - teacher in points, ranges of size, time and
     memory.
     """
-    summary = {}
-    for target in dict.fromkeys(row["target"] for row in rows):
-        mine = [row for row in rows if row["target"] == target]
-        points = [100 * (row["student_accuracy"] - row["teacher_accuracy"]) for row in mine]
-        mean, low, high = interval(points)
-        summary[target] = {
-            "seeds": [row["seed"] for row in mine],
-            "teacher_accuracy_mean": statistics.fmean(row["teacher_accuracy"] for row in mine),
-            "teacher_accuracy_min": min(row["teacher_accuracy"] for row in mine),
-            "student_accuracy_mean": statistics.fmean(row["student_accuracy"] for row in mine),
-            "points_lost_mean": -mean,
-            "points_lost_interval95": [-high, -low] if len(mine) > 1 else None,
-            "of_target": [
-                min(row["of_target"] for row in mine),
-                max(row["of_target"] for row in mine),
-            ],
-            "wall_s_median": statistics.median(row["wall_s"] for row in mine),
-            "wall_s_max": max(row["wall_s"] for row in mine),
-            "peak_rss_bytes_max": max(row["peak_rss_bytes"] for row in mine),
-            "format_speedup_median": statistics.median(row["speedup_of_format"] for row in mine),
-        }
-    return summary
+    targets = dict.fromkeys(row["target"] for row in rows)
+    return {target: summary([r for r in rows if r["target"] == target]) for target in targets}
 
 
-def store(name: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Write what is known so far, whole."""
-    RESULTS.mkdir(exist_ok=True)
-    command = f"python benchmarks/compress.py{' --others' if name == 'compress-others' else ''}"
-    content = {
-        "command": command,
-        "data": "digits (demo), test split of 359 images",
-        **more,
-        "rows": rows,
+def summary(rows: list[Row]) -> Row:
+    """The same, of the rows of one target."""
+    points = [100 * (row["student_accuracy"] - row["teacher_accuracy"]) for row in rows]
+    mean, low, high = interval(points)
+    sizes = [row["of_target"] for row in rows]
+    return {
+        "seeds": [row["seed"] for row in rows],
+        "teacher_accuracy_mean": statistics.fmean(row["teacher_accuracy"] for row in rows),
+        "teacher_accuracy_min": min(row["teacher_accuracy"] for row in rows),
+        "student_accuracy_mean": statistics.fmean(row["student_accuracy"] for row in rows),
+        "points_lost_mean": -mean,
+        "points_lost_interval95": [-high, -low] if len(rows) > 1 else None,
+        "of_target": [min(sizes), max(sizes)],
+        "wall_s_median": statistics.median(row["wall_s"] for row in rows),
+        "wall_s_max": max(row["wall_s"] for row in rows),
+        "peak_rss_bytes_max": max(row["peak_rss_bytes"] for row in rows),
+        "format_speedup_median": statistics.median(row["speedup_of_format"] for row in rows),
     }
-    temporary = RESULTS / f".{name}.tmp"
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(RESULTS / f"{name}.json")
 
 
-def main() -> None:
-    """Run what was asked, printing a row a run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--others", action="store_true")
-    arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        if arguments.others:
-            for model in ("mobilenet_v2", "densenet121", "resnet18"):
-                rows.append(compress(model, "1MB", 0, work / model, "--epochs", "5"))
-                show(rows[-1])
-                store("compress-others", rows)
-            return
-        for seed in range(arguments.seeds):
-            rows.append(compress("vgg16", "4MB", seed, work / "first"))
-            show(rows[-1])
-            store("compress", rows, summary=summarise(rows))
-            teacher = work / "first" / "01-train" / "model.safetensors"
-            rows.append(
-                compress("vgg16", "250KB", seed, work / "second", "--teacher", str(teacher))
-            )
-            show(rows[-1])
-            store("compress", rows, summary=summarise(rows))
-            shutil.rmtree(work / "first")
-            shutil.rmtree(work / "second")
+def several_seeds(bench: Bench, size: Size, seeds: int, work: Path) -> None:
+    """Both targets for every seed."""
+    rows: list[Row] = []
+
+    def record(row: Row) -> None:
+        rows.append(row)
+        show(row)
+        parts = {"data": data_label(bench), "summary": summarise(rows), "rows": rows}
+        bench.store("compress", command=bench.command(), **parts)
+
+    large, small = size.targets
+    for seed in range(seeds):
+        record(compress(size.model, large, seed, work / "first", *size.options))
+        teacher = work / "first" / "01-train" / "model.safetensors"
+        options = [*without_epochs(size.options), "--teacher", str(teacher)]
+        record(compress(size.model, small, seed, work / "second", *options))
+        shutil.rmtree(work / "first")
+        shutil.rmtree(work / "second")
     print(json.dumps(summarise(rows), indent=1))
 
 
-def show(row: dict[str, Any]) -> None:
-    """One line."""
+def without_epochs(options: tuple[str, ...]) -> list[str]:
+    """`options` without --epochs, which a trained teacher does not take."""
+    pairs = zip(options[::2], options[1::2], strict=True)
+    return [word for pair in pairs if pair[0] != "--epochs" for word in pair]
+
+
+def other_networks(bench: Bench, size: Size, work: Path) -> None:
+    """One run of each of the other networks."""
+    rows: list[Row] = []
+    for model in size.others:
+        options = (*size.options, *size.other_options)
+        rows.append(compress(model, size.other_target, SEED, work / model, *options))
+        show(rows[-1])
+        parts = {"data": data_label(bench), "rows": rows}
+        bench.store("compress-others", command=bench.command("--others"), **parts)
+
+
+def data_label(bench: Bench) -> str:
+    """What the accuracies are of."""
+    return bench.size("digits (demo), test split of 359 images", "80 images of digits")
+
+
+def show(row: Row) -> None:
+    """One line per run."""
     size = (
         f"{row['bytes']} bytes ({row['of_target']:.1%}), {row['format']} "
         f"({row['speedup_of_format']:.2f}x fp32)"
@@ -179,6 +187,37 @@ def show(row: dict[str, Any]) -> None:
         f"{row['model']} {row['target']} seed {row['seed']}: exit {row['exit']}, {size}, "
         f"{accuracy}, {speed}, {run}",
         flush=True,
+    )
+
+
+def main() -> None:
+    """Run the parts that the options select."""
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--others", action="store_true")
+    arguments = options.parse_args()
+    bench = bench_of(__file__, arguments)
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        size = sized(bench, work)
+        if arguments.others:
+            other_networks(bench, size, work)
+        else:
+            several_seeds(bench, size, bench.size(arguments.seeds, 1), work)
+
+
+def sized(bench: Bench, work: Path) -> Size:
+    """The size of this run; at smoke size all commands read a few images only."""
+    if not bench.smoke:
+        return FULL
+    data = f"folder:{bench.images(SMOKE_IMAGES, work)}"
+    return Size(
+        SMOKE.model,
+        SMOKE.targets,
+        SMOKE.others,
+        SMOKE.other_target,
+        (*SMOKE.options, "--data", data),
+        SMOKE.other_options,
     )
 
 

@@ -1,14 +1,13 @@
-"""Pruning, measured side by side with its peers in one run: time and memory, each in a process of
-its own.
+"""Pruning, measured with its peers in one run: time and memory, each in a process of its own.
 
-    # global magnitude, trace + shrink, seconds an epoch; about 10 minutes on 2 cores
+    # global magnitude, trace + shrink, seconds per epoch; about 10 minutes on 2 cores
     python benchmarks/prune.py
 
 - global magnitude: 60 % of VGG16's weights (138 M parameters), against
   torch.nn.utils.prune.global_unstructured
 - trace + shrink: half of the channels of every group, against building Torch-Pruning's dependency
   graph and one step of its pruner
-- seconds an epoch while VGG16 (its pool folded, digits) shrinks by half a cut; a plot in
+- seconds per epoch while VGG16 (its pool folded, digits) shrinks with every cut; a plot in
   benchmarks/results/prune-epochs.svg
 
 Medians of the repeats, with their ratios; results in benchmarks/results/prune.json, written after
@@ -26,11 +25,36 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-RESULTS = Path(__file__).parent / "results"
-SEED = 0
+import torch
+from torch import Tensor, nn
+
+from common import SEED, Bench, Row, bench_of, parser
+from edgecompress.models import ModelSource, build
+
+if TYPE_CHECKING:
+    from edgecompress.core.shrink import Keep
+    from edgecompress.data import DataSet
+
+# What only one side uses is imported there: the memory of a process is what it needs itself.
+
+Side = Callable[[], Row]
+"""Builds a network, does the work, and returns what was measured."""
+SIDES = ("ours", "peer")
+MEASURES = ("seconds", "peak_above_loaded_mb", "peak_mb")
+
+
+@dataclass(frozen=True)
+class Case:
+    """The same work by this package and by a peer."""
+
+    ours: Side
+    peer: Side
+    peer_name: str
 
 
 def rss_mb() -> float:
@@ -39,92 +63,90 @@ def rss_mb() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def network(name: str) -> Any:
+def peak_rss_mb() -> float:
+    """Largest resident memory since it was last reset, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak_kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return peak_kib * 1024 / 1e6
+
+
+def network(name: str) -> nn.Module:
     """A torchvision network with 1,000 classes and random weights."""
-    import torch
-
-    from edgecompress.models import ModelSource, build
-
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
     return build(ModelSource(name, 1000, (3, 224, 224))).eval()
 
 
-def measured(work: Callable[[], object]) -> dict[str, float]:
+def measured(work: Callable[[], object]) -> Row:
     """Seconds and peak memory above what is loaded, in MB."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = rss_mb()
     start = time.perf_counter()
     work()
     seconds = time.perf_counter() - start
-    status = Path("/proc/self/status").read_text()
-    peak = (
-        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-        * 1024
-        / 1e6
-    )
+    peak = peak_rss_mb()
     return {"seconds": seconds, "peak_above_loaded_mb": peak - before, "peak_mb": peak}
 
 
-def global_ours() -> dict[str, float]:
+def global_ours(name: str) -> Row:
     """`zero_smallest_` at 60 %."""
     from edgecompress.methods.sparsify import zero_smallest_
 
-    model = network("vgg16")
-    found = measured(lambda: zero_smallest_(model, 0.6))
-    return found | {"share": _share(model)}
+    model = network(name)
+    row = measured(lambda: zero_smallest_(model, 0.6))
+    return row | {"share": zero_share(model)}
 
 
-def global_peer() -> dict[str, float]:
+def global_peer(name: str) -> Row:
     """torch.nn.utils.prune.global_unstructured at 60 %."""
-    from torch import nn
     from torch.nn.utils import prune
 
-    model = network("vgg16")
-    targets = [(m, "weight") for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    found = measured(lambda: prune.global_unstructured(targets, prune.L1Unstructured, amount=0.6))
-    return found | {"share": _share(model)}
+    model = network(name)
+    layers = [(module, "weight") for module in mixing(model)]
+    row = measured(lambda: prune.global_unstructured(layers, prune.L1Unstructured, amount=0.6))
+    return row | {"share": zero_share(model)}
 
 
-def _share(model: Any) -> float:
-    from torch import nn
+def mixing(model: nn.Module) -> list[nn.Module]:
+    """Its convolutions and Linear layers."""
+    return [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
 
-    weights = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+
+def zero_share(model: nn.Module) -> float:
+    """Share of the weights of these layers that are zero."""
+    weights = [cast(Tensor, module.weight) for module in mixing(model)]
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
-def shrink_ours(name: str) -> dict[str, float]:
+def shrink_ours(name: str) -> Row:
     """Trace, score by L2, keep the better half of every group, shrink."""
-    import torch
-
     from edgecompress.core import shrink, trace
     from edgecompress.core.select import top
     from edgecompress.methods.scores import magnitude
 
-    model, example = network(name), torch.randn(1, 3, 224, 224)
-    kept: list[Any] = []
+    model = network(name)
+    example = torch.randn(1, 3, 224, 224)
+    small: list[nn.Module] = []
 
     def work() -> None:
         graph = trace(model, example)
-        scores = magnitude(model, graph, 2)
-        kept.append(
-            shrink(model, top(scores, {g.name: g.size - g.size // 2 for g in graph.groups}))
-        )
+        halves = {group.name: group.size - group.size // 2 for group in graph.groups}
+        small.append(shrink(model, top(magnitude(model, graph, 2), halves)))
 
-    found = measured(work)
-    return found | {"params": sum(p.numel() for p in kept[0].parameters())}
+    row = measured(work)
+    return row | {"params": parameters(small[0])}
 
 
-def shrink_peer(name: str) -> dict[str, float]:
+def shrink_peer(name: str) -> Row:
     """Torch-Pruning: build the dependency graph, score by L2, one step at a ratio of one half, each
     group by itself.
     """
-    import torch
     import torch_pruning as tp
 
-    model, example = network(name), torch.randn(1, 3, 224, 224)
-    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    model = network(name)
+    example = torch.randn(1, 3, 224, 224)
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
 
     def work() -> None:
         pruner = tp.pruner.MagnitudePruner(
@@ -136,62 +158,75 @@ def shrink_peer(name: str) -> dict[str, float]:
         )
         pruner.step()
 
-    found = measured(work)
-    return found | {"params": sum(p.numel() for p in model.parameters())}
+    row = measured(work)
+    return row | {"params": parameters(model)}
 
 
-CASES: dict[str, tuple[Callable[[], dict[str, float]], Callable[[], dict[str, float]], str]] = {
-    "global 60 % of vgg16": (global_ours, global_peer, "torch.nn.utils.prune.global_unstructured"),
-    **{
-        f"shrink {name} by half": (
-            lambda name=name: shrink_ours(name),
-            lambda name=name: shrink_peer(name),
-            "Torch-Pruning",
+def parameters(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def cases(bench: Bench) -> dict[str, Case]:
+    """All cases by name."""
+    sparsified = bench.size("vgg16", "resnet18")
+    torch_own = "torch.nn.utils.prune.global_unstructured"
+    named = {
+        f"global 60 % of {sparsified}": Case(
+            partial(global_ours, sparsified), partial(global_peer, sparsified), torch_own
         )
-        for name in ("vgg16", "resnet50", "densenet121")
-    },
-}
+    }
+    for name in bench.size(("vgg16", "resnet50", "densenet121"), ("resnet18",)):
+        ours, peer = partial(shrink_ours, name), partial(shrink_peer, name)
+        named[f"shrink {name} by half"] = Case(ours, peer, "Torch-Pruning")
+    return named
 
 
-def epochs() -> list[dict[str, float]]:
-    """Seconds an epoch of VGG16 on digits, its pool folded, while every group loses 30 % of its
+def measured_case(bench: Bench, name: str, peer: str, repeats: int) -> Row:
+    """One case: ours, peer, ours, peer, ...; the medians and their ratios."""
+    rows = [{side: one(bench, name, side) for side in SIDES} for _ in range(repeats)]
+    summary: Row = {"peer": peer}
+    for key in MEASURES:
+        ours = statistics.median(row["ours"][key] for row in rows)
+        theirs = statistics.median(row["peer"][key] for row in rows)
+        ratio = ours / theirs if theirs else None
+        summary[key] = {"ours": ours, "peer": theirs, "ratio": ratio}
+    return {**summary, "rows": rows}
+
+
+def one(bench: Bench, case: str, side: str) -> Row:
+    """One measurement in a process of its own."""
+    command = [sys.executable, __file__, "--case", case, "--side", side]
+    size = bench.size([], ["--smoke", "--output", str(bench.folder)])
+    done = subprocess.run([*command, *size], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{case}, {side}: {done.stderr}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def show(case: str, row: Row) -> None:
+    """One line per case."""
+    seconds, memory = row["seconds"], row["peak_above_loaded_mb"]
+    print(
+        f"{case}: {seconds['ours']:.2f} s against {seconds['peer']:.2f} s ({row['peer']}), "
+        f"ratio {seconds['ratio']:.3f}; "
+        f"{memory['ours']:.0f} MB above the loaded model against {memory['peer']:.0f} MB",
+        flush=True,
+    )
+
+
+def epochs(bench: Bench) -> list[Row]:
+    """Seconds per epoch of VGG16 on digits, its pool folded, while every group loses 30 % of its
     channels after each epoch.
     """
-    import torch
-
-    from edgecompress.core import trace
-    from edgecompress.core.select import top
-    from edgecompress.core.simplify import find_pools, fold_pool
-    from edgecompress.data import load_data
-    from edgecompress.methods.scores import magnitude
-    from edgecompress.train.fit import Hooks, cross_entropy, fit
-    from edgecompress.train.init import unit_variance_init
+    from edgecompress.train.fit import Hooks, fit, label_loss
     from edgecompress.train.settings import FitSettings
 
-    data, example = load_data("digits"), torch.zeros(1, 3, 32, 32)
-    model = network("vgg16")
-    model.classifier[-1] = torch.nn.Linear(4096, 10)
-    for fold in find_pools(model, example):
-        model = fold_pool(model, fold)
-    unit_variance_init(model, data.normalised(data.train.pixels[:128]))
-
-    def cut(network: Any, epoch: int) -> Any:
-        graph = trace(network, example)
-        return top(
-            magnitude(network, graph, 1),
-            {g.name: max(4, round(g.size * 0.7)) for g in graph.groups},
-        )
-
-    settings = FitSettings(8, learning_rate=3e-4, dropout=0.0)
-    result = fit(
-        model,
-        data,
-        cross_entropy,
-        settings,
-        seed=SEED,
-        device=torch.device("cpu"),
-        hooks=Hooks(cut=cut),
-    )
+    data = digits(bench)
+    model = folded(bench.size("vgg16", "vgg11"), data)
+    settings = FitSettings(bench.size(8, 2), learning_rate=3e-4, dropout=0.0)
+    cpu = torch.device("cpu")
+    result = fit(model, data, label_loss, settings, seed=SEED, device=cpu, hooks=Hooks(cut=cut))
     return [
         {
             "epoch": row.epoch,
@@ -203,8 +238,43 @@ def epochs() -> list[dict[str, float]]:
     ]
 
 
-def plot(rows: list[dict[str, float]]) -> None:
-    """Seconds an epoch and parameters, over epochs, as SVG."""
+def digits(bench: Bench) -> DataSet:
+    """The digits; at smoke size 32 images of each split."""
+    from edgecompress.data import load_data
+
+    data = load_data("digits")
+    if not bench.smoke:
+        return data
+    few = torch.arange(32)
+    return replace(data, train=data.train.rows(few), validation=data.validation.rows(few))
+
+
+def folded(name: str, data: DataSet) -> nn.Module:
+    """A VGG for the digits, its pool folded into the first Linear layer."""
+    from edgecompress.core.simplify import find_pools, fold_pool
+    from edgecompress.train.init import unit_variance_init
+
+    model = network(name)
+    cast(nn.Sequential, model.classifier)[-1] = nn.Linear(4096, 10)
+    for fold in find_pools(model, torch.zeros(1, 3, 32, 32)):
+        model = fold_pool(model, fold)
+    unit_variance_init(model, data.normalised(data.train.pixels[:128]))
+    return model
+
+
+def cut(model: nn.Module, epoch: int) -> Keep:
+    """The better 70 % of every group."""
+    from edgecompress.core import trace
+    from edgecompress.core.select import top
+    from edgecompress.methods.scores import magnitude
+
+    graph = trace(model, torch.zeros(1, 3, 32, 32))
+    sizes = {group.name: max(4, round(group.size * 0.7)) for group in graph.groups}
+    return top(magnitude(model, graph, 1), sizes)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Seconds per epoch and parameters, over epochs, as SVG."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -212,87 +282,49 @@ def plot(rows: list[dict[str, float]]) -> None:
     from matplotlib import pyplot as plt
 
     figure, left = plt.subplots(figsize=(5, 2.8))
-    left.bar([r["epoch"] for r in rows], [r["seconds"] for r in rows], color="#94a3b8")
-    left.set(
-        xlabel="epoch",
-        ylabel="seconds an epoch",
-        title="VGG16 on digits, 30 % of all channels cut after each epoch",
-    )
+    numbers = [row["epoch"] for row in rows]
+    title = "VGG16 on digits, 30 % of all channels cut after each epoch"
+    left.bar(numbers, [row["seconds"] for row in rows], color="#94a3b8")
+    left.set(xlabel="epoch", ylabel="seconds per epoch", title=title)
     right = left.twinx()
-    right.plot(
-        [r["epoch"] for r in rows],
-        [r["params"] / 1e6 for r in rows],
-        "o-",
-        color="#ea580c",
-        markersize=3,
-    )
+    millions = [row["params"] / 1e6 for row in rows]
+    right.plot(numbers, millions, "o-", color="#ea580c", markersize=3)
     right.set_ylim(bottom=0)
     right.set_ylabel("million parameters", color="#ea580c")
     figure.tight_layout()
-    figure.savefig(RESULTS / "prune-epochs.svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
 
 
-def one(case: str, side: str) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--case", case, "--side", side],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{case}, {side}: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+def measure_all(bench: Bench, repeats: int) -> None:
+    """All cases, then the epochs."""
+    parts: dict[str, Any] = {**bench.described(), "seed": SEED, "repeats": repeats, "threads": 2}
+    parts["cases"] = {}
+    for name, case in cases(bench).items():
+        parts["cases"][name] = measured_case(bench, name, case.peer_name, repeats)
+        show(name, parts["cases"][name])
+        bench.store(**parts)
+    rows = epochs(bench)
+    plot(rows, bench.folder / "prune-epochs.svg")
+    for row in rows:
+        millions = row["params"] / 1e6
+        print(f"epoch {row['epoch']}: {millions:.1f} M parameters, {row['seconds']:.1f} s")
+    bench.store(**parts, epochs=rows)
 
 
 def main() -> None:
-    """All cases, interleaved: ours, peer, ours, peer, ..."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--case")
-    parser.add_argument("--side", choices=("ours", "peer"))
-    arguments = parser.parse_args()
-    if arguments.case:
-        ours, peer, _ = CASES[arguments.case]
-        print(json.dumps((ours if arguments.side == "ours" else peer)()))
+    """All measurements, or with --case one of them as JSON."""
+    options = parser(__doc__)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--case", help=argparse.SUPPRESS)
+    options.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    bench = bench_of(__file__, arguments)
+    if arguments.case is None:
+        measure_all(bench, bench.size(arguments.repeats, 1))
         return
-    from edgecompress.measure import machine
-
-    content: dict[str, Any] = {
-        "command": "python benchmarks/prune.py",
-        "seed": SEED,
-        "repeats": arguments.repeats,
-        "cases": {},
-    }
-    content |= {"hardware": machine.hardware(), "versions": machine.versions(), "threads": 2}
-    for case, (_, _, name) in CASES.items():
-        rows = [
-            {"ours": one(case, "ours"), "peer": one(case, "peer")} for _ in range(arguments.repeats)
-        ]
-        summary: dict[str, Any] = {"peer": name}
-        for key in ("seconds", "peak_above_loaded_mb", "peak_mb"):
-            mine, other = (
-                statistics.median(row[side][key] for row in rows) for side in ("ours", "peer")
-            )
-            summary[key] = {"ours": mine, "peer": other, "ratio": mine / other if other else None}
-        content["cases"][case] = {**summary, "rows": rows}
-        seconds, memory = summary["seconds"], summary["peak_above_loaded_mb"]
-        print(
-            f"{case}: {seconds['ours']:.2f} s against {seconds['peer']:.2f} s ({name}), "
-            f"ratio {seconds['ratio']:.3f}; "
-            f"{memory['ours']:.0f} MB above the loaded model against {memory['peer']:.0f} MB",
-            flush=True,
-        )
-        (RESULTS / "prune.json").write_text(json.dumps(content, indent=1) + "\n")
-    content["epochs"] = epochs()
-    plot(content["epochs"])
-    for row in content["epochs"]:
-        print(
-            f"epoch {row['epoch']}: {row['params'] / 1e6:.1f} M parameters, {row['seconds']:.1f} s"
-        )
-    (RESULTS / "prune.json").write_text(json.dumps(content, indent=1) + "\n")
+    case = cases(bench)[arguments.case]
+    side = case.ours if arguments.side == "ours" else case.peer
+    print(json.dumps(side()))
 
 
 if __name__ == "__main__":

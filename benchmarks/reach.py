@@ -11,31 +11,32 @@ the channels of every group, and the masked and the shrunk network are compared 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+from common import RESULTS, ROOT, Bench, Row, bench_of, parser
+
 sys.path.insert(0, str(ROOT))
-from tests.reach import check_law_1, classification_cnns, law_3_difference, traced  # noqa: E402
+from tests.reach import check_law_1, classification_cnns, law_3_difference, traced
+
+ENDS = ("the network's input", "the network's output")
+"""Frozen in every network."""
+LARGEST = "regnet_y_128gf"
+"""645 M parameters: the last one."""
+SMOKE = ["squeezenet1_1", "convnext_tiny"]
+"""A small one, and one in which something is frozen."""
 
 
-def look(name: str) -> dict[str, Any]:
+def look(name: str) -> Row:
     """One network."""
     start = time.perf_counter()
     model, graph, example = traced(name, torch.float32)
     check_law_1(model, graph)
     difference, largest = law_3_difference(model, graph, example, seed=1, share=0.6)
-    reasons = Counter(
-        f.frozen
-        for f in graph.frozen
-        if f.frozen not in ("the network's input", "the network's output")
-    )
+    reasons = Counter(f.frozen for f in graph.frozen if f.frozen not in ENDS)
     return {
         "name": name,
         "params": sum(p.numel() for p in model.parameters()),
@@ -50,9 +51,14 @@ def look(name: str) -> dict[str, Any]:
     }
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[Row]) -> str:
     """docs/reach.md."""
-    lines = [
+    return "\n".join([*heading(rows), *map(table_row, rows), *frozen_list(rows)]) + "\n"
+
+
+def heading(rows: list[Row]) -> list[str]:
+    """What was done, and the head of the table."""
+    return [
         "# Reach",
         "",
         f"{len(rows)} of torchvision's {len(classification_cnns())} classification CNNs, at "
@@ -66,40 +72,45 @@ def page(rows: list[dict[str, Any]]) -> str:
         "| network | parameters | groups | prunable channels | frozen channels | masked = shrunk |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        holds = (
-            f"{'yes' if row['holds'] else '**no**'} "
-            f"({row['difference'] / max(1.0, row['largest']):.1e})"
-        )
-        numbers = (
-            f"{row['params'] / 1e6:.1f} M | {row['groups']} | {row['channels']} | "
-            f"{row['frozen_channels']}"
-        )
-        lines.append(f"| {row['name']} | {numbers} | {holds} |")
-    reasons = {(reason, row["name"].split("_")[0]) for row in rows for reason in row["frozen"]}
-    lines += ["", "What is frozen (must stay whole), and by which operation:", ""]
-    lines += [
-        f"- {family}: {reason}" for reason, family in sorted(reasons, key=lambda r: (r[1], r[0]))
-    ]
-    return "\n".join(lines) + "\n"
+
+
+def table_row(row: Row) -> str:
+    """One network."""
+    relative = row["difference"] / max(1.0, row["largest"])
+    holds = f"{'yes' if row['holds'] else '**no**'} ({relative:.1e})"
+    numbers = (
+        f"{row['params'] / 1e6:.1f} M | {row['groups']} | {row['channels']} | "
+        f"{row['frozen_channels']}"
+    )
+    return f"| {row['name']} | {numbers} | {holds} |"
+
+
+def frozen_list(rows: list[Row]) -> list[str]:
+    """What is frozen, by family of networks."""
+    reasons = {(row["name"].split("_")[0], reason) for row in rows for reason in row["frozen"]}
+    lines = [f"- {family}: {reason}" for family, reason in sorted(reasons)]
+    return ["", "What is frozen (must stay whole), and by which operation:", "", *lines]
+
+
+def store(bench: Bench, rows: list[Row]) -> None:
+    """The result, and the page: in docs/, or with --output and --smoke in the folder of the
+    result.
+    """
+    bench.store(**bench.described(), rows=rows)
+    folder = ROOT / "docs" if bench.folder == RESULTS else bench.folder
+    (folder / "reach.md").write_text(page(rows))
 
 
 def main() -> None:
     """All networks, results written after each."""
-    rows = []
-    for name in sorted(
-        classification_cnns(), key=lambda name: name == "regnet_y_128gf"
-    ):  # 645 M parameters: last
+    bench = bench_of(__file__, parser(__doc__).parse_args())
+    names = bench.size(sorted(classification_cnns(), key=lambda name: name == LARGEST), SMOKE)
+    rows: list[Row] = []
+    for name in names:
         rows.append(look(name))
-        print(
-            f"{name}: {rows[-1]['groups']} groups, holds {rows[-1]['holds']}, "
-            f"{rows[-1]['seconds']} s",
-            flush=True,
-        )
-        (ROOT / "benchmarks/results/reach.json").write_text(
-            json.dumps({"command": "python benchmarks/reach.py", "rows": rows}, indent=1) + "\n"
-        )
-        (ROOT / "docs/reach.md").write_text(page(rows))
+        verdict = f"holds {rows[-1]['holds']}, {rows[-1]['seconds']} s"
+        print(f"{name}: {rows[-1]['groups']} groups, {verdict}", flush=True)
+        store(bench, rows)
 
 
 if __name__ == "__main__":
