@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from edgecompress.core import layers
 from edgecompress.core.graph import ChannelGraph, ChannelGroup, meta_copy, trace
+from edgecompress.core.labels import INPUT, OUTPUT
 from edgecompress.core.layers import Cut, Placed
 from edgecompress.core.shrink import find, kept_positions, rebuilt
 from edgecompress.errors import EdgecompressError, UsageError
 
-INPUT, OUTPUT = "the network's input", "the network's output"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 Positions = dict[tuple[str, str], list[Tensor]]
