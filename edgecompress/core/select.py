@@ -5,7 +5,8 @@
     cheapest      channels compete over the network: those go that cost the least score per byte (or
                   MAC, or parameter) saved, until every budget holds
     uniform       the largest common share of channels that holds every budget
-    top           given widths, each group by itself; `top_overall` for all groups together
+    top           the best channels for given widths, each group by itself; `top_overall` ranks all
+                  groups together (`core/ranking`)
 
 Nothing here reads a weight. Ties go to the earlier group and the lower channel, so that a choice is
 reproducible.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from edgecompress.core.graph import ChannelGraph, ChannelGroup
 from edgecompress.core.price import Price, Pricer, Widths, full_widths, pricer
+from edgecompress.core.ranking import best_first, mask_of, top, top_overall
 
 __all__ = [
     "Budget",
@@ -124,7 +126,7 @@ class _Ranking:
 
     def __init__(self, groups: Sequence[ChannelGroup], scores: Mapping[ChannelGroup, Tensor]):
         self.groups = groups
-        self.order = [_best_first(scores[group]) for group in groups]
+        self.order = [best_first(scores[group]) for group in groups]
         self.totals = [
             torch.cat(
                 [torch.zeros(1, dtype=torch.float64), scores[group].double()[order].cumsum(0)]
@@ -139,7 +141,7 @@ class _Ranking:
     def masks(self, kept: Tensor) -> dict[ChannelGroup, Tensor]:
         """Keep masks of the `kept` (G,) best channels of each group."""
         return {
-            group: _mask(order, int(count))
+            group: mask_of(order, int(count))
             for group, order, count in zip(self.groups, self.order, kept.tolist(), strict=True)
         }
 
@@ -352,66 +354,3 @@ def _share_of(size: int, share: float, round_to: int) -> int:
     """`share` of `size`, to the nearest block."""
     block = block_of(size, round_to)
     return round(size * share / block) * block
-
-
-def top(
-    scores: Mapping[ChannelGroup, Tensor], widths: Mapping[str, int]
-) -> dict[ChannelGroup, Tensor]:
-    """Local choice: masks of the `widths[name]` best channels of each group, by `scores` (C,).
-
-    Of equal scores the lower channel stays. Groups not named keep all channels.
-    """
-    return {
-        group: _best(values, min(widths.get(group.name, group.size), group.size))
-        for group, values in scores.items()
-    }
-
-
-def top_overall(
-    scores: Mapping[ChannelGroup, Tensor], widths: Mapping[str, int], floors: Mapping[str, int]
-) -> dict[ChannelGroup, Tensor]:
-    """Global choice: as many channels as `widths` leaves in total, those with the highest `scores`
-    (C,) divided by their group's mean.
-
-    Groups not named in `widths` keep all channels; no other falls below `floors[name]`. Of equal
-    scores the earlier group and lower channel stay.
-    """
-    keep = {group: torch.ones(group.size, dtype=torch.bool) for group in scores}
-    competing = [group for group in scores if group.name in widths]
-    if not competing:
-        return keep
-
-    relative = {group: _relative(scores[group]) for group in competing}
-    guaranteed = {
-        group: _best(relative[group], min(floors.get(group.name, 1), group.size))
-        for group in competing
-    }
-    total = sum(min(widths[group.name], group.size) for group in competing)
-    at_least = sum(int(mask.sum()) for mask in guaranteed.values())
-
-    ranked = torch.cat(
-        [torch.where(guaranteed[group], torch.inf, relative[group]) for group in competing]
-    )
-    stays = _best(ranked, max(total, at_least)).split([group.size for group in competing])
-    return keep | dict(zip(competing, stays, strict=True))
-
-
-def _relative(scores: Tensor) -> Tensor:
-    """`scores` (C,) divided by their mean, so that groups of different layers compare."""
-    return scores.double() / scores.double().mean().clamp_min(1e-30)
-
-
-def _best_first(scores: Tensor) -> Tensor:
-    """Channels (C,) by falling score; of equal ones the lower first."""
-    return scores.double().argsort(descending=True, stable=True)
-
-
-def _best(scores: Tensor, count: int) -> Tensor:
-    return _mask(_best_first(scores), count)
-
-
-def _mask(order: Tensor, count: int) -> Tensor:
-    """Bool (C,), true for the first `count` channels of `order` (C,)."""
-    mask = torch.zeros(len(order), dtype=torch.bool)
-    mask[order[:count]] = True
-    return mask
