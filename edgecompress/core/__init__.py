@@ -1,7 +1,7 @@
 """The core idea: choose which channels stay, then build the smaller network.
 
     graph = trace(model, example)      which channels must stay or go together   core/graph
-    scores = {group: Tensor(C)}        how important each channel is             edgecompress/methods
+    scores = {group: Tensor(C)}        how important each channel is             methods/scores
     keep = {group: BoolTensor(C)}      which channels stay                       core/select
     masked(model, keep)                the original size; consumers read zero    core/shrink
     shrink(model, keep)                the same function, physically smaller     core/shrink

@@ -68,6 +68,7 @@ def best_first(scores: Tensor) -> Tensor:
 
 
 def best(scores: Tensor, count: int) -> Tensor:
+    """Bool (C,), true for the `count` channels with the highest `scores` (C,)."""
     return mask_of(best_first(scores), count)
 
 
