@@ -5,9 +5,9 @@
     │   └── UnknownNameError     2   a name that is not known; the nearest known names are offered
     ├── TargetMissedError        3   target missed or regression found; the best artifact is kept
     ├── EnvironmentMissingError  4   something is missing here; the message ends with the fix
-    └── InterruptedRunError    130   stopped by the user; what was whole stays whole
+    └── InterruptedRunError    130   stopped by the user; files that were complete remain so
 
-A message is one line: the value, what is allowed, and the fix.
+A message is one line: the value received, what is allowed, and the fix.
 """
 
 from __future__ import annotations
@@ -34,12 +34,9 @@ class UnknownNameError(UsageError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or names[:8]
+        question = f": did you mean {', '.join(near)}?" if names else ""
         tail = f" {hint}" if hint else ""
-        super().__init__(
-            f"unknown {kind} '{name}': did you mean {', '.join(near)}?{tail}"
-            if names
-            else f"unknown {kind} '{name}'{tail}"
-        )
+        super().__init__(f"unknown {kind} '{name}'{question}{tail}")
 
 
 class TargetMissedError(EdgecompressError):
@@ -49,7 +46,7 @@ class TargetMissedError(EdgecompressError):
 
 
 class EnvironmentMissingError(EdgecompressError):
-    """Something is missing on this machine; the message names the command that mends it."""
+    """Something is missing on this machine; the message names the command that installs it."""
 
     exit_code = 4
 

@@ -1,4 +1,6 @@
-"""Files that are whole or not there: temporary name, fsync, rename. The only JSON writer."""
+"""Atomic writes: a file is complete or not there (temporary name, fsync, rename). The only JSON
+writer.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ from edgecompress.errors import EdgecompressError
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`; renamed to `path` when the block ends well, removed
-    when it does not.
+    """A temporary path in the folder of `path`: renamed to `path` when the block succeeds, removed
+    when it fails.
 
     Raises `EdgecompressError` naming `path` when the file system refuses (disk full, no
-    permission); an older `path` then stays.
+    permission); an older file at `path` then remains.
     """
     temporary: Path | None = None
     try:
@@ -36,22 +38,27 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise EdgecompressError(
-            f"cannot write '{path}': {error.strerror or error}; free the space or choose another -o"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
+def _unwritable(path: Path, error: OSError) -> EdgecompressError:
+    return EdgecompressError(
+        f"cannot write '{path}': {error.strerror or error}; free the space or choose another -o"
+    )
+
+
 def _umask() -> int:
+    """The umask of this process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all."""
+    """Write `content` to `path`, completely or not at all."""
     with whole(path) as temporary:
         temporary.write_bytes(content)
 
@@ -65,20 +72,21 @@ def digest(path: Path) -> str:
     return hashed.hexdigest()
 
 
-def to_json(value: Any) -> str:
-    """`value` as JSON with two-space indents; NaN and infinities are refused, since other parsers
-    do.
+def to_json(value: object) -> str:
+    """`value` as JSON with an indent of two spaces.
+
+    Raises `ValueError` for NaN and infinities, which are not JSON.
     """
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON to `path`, whole or not at all."""
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as JSON to `path`, completely or not at all."""
     write_bytes(path, (to_json(value) + "\n").encode())
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows` (all with the keys of the first) as CSV to `path`, whole or not at all."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write `rows` (all with the keys of the first) as CSV to `path`, completely or not at all."""
     buffer = io.StringIO()
     if rows:
         writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
@@ -87,23 +95,25 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_bytes(path, buffer.getvalue().encode())
 
 
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append `value` as one line of JSON; the only file that is not written whole. Readers drop a
-    torn last line.
+def append_line(path: Path, value: Mapping[str, object]) -> None:
+    """Append `value` as one line of JSON. The only write that is not atomic: readers drop an
+    incomplete last line.
     """
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(value, allow_nan=False, default=str) + "\n")
     except OSError as error:
-        raise EdgecompressError(
-            f"cannot write '{path}': {error.strerror or error}; free the space or choose another -o"
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that `append_line` wrote, without a torn last line."""
+    """The objects of a file that `append_line` wrote, without an incomplete last line; none when
+    there is no file.
+    """
+    if not path.exists():
+        return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             value = json.loads(line)
         except json.JSONDecodeError:

@@ -1,17 +1,19 @@
-"""Sizes, durations, shares and counts: text in, numbers out, and back.
+"""Sizes, durations, shares and counts: text to numbers, and back.
 
-A size is bytes: `4MB` = 4,000,000 and `4MiB` = 4,194,304. A duration is seconds. A share is 0..1.
+A size is in bytes: `4MB` = 4,000,000 and `4MiB` = 4,194,304. A duration is in seconds. A share is
+0..1.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from edgecompress.errors import UsageError
 
 _NUMBER = re.compile(r"^\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([A-Za-zµ%]*)\s*$")
-_SIZE = {
+_SIZE: dict[str, float] = {
     "B": 1,
     "kB": 10**3,
     "KB": 10**3,
@@ -22,14 +24,16 @@ _SIZE = {
     "GiB": 2**30,
 }
 _DURATION = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
-_COUNT = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
+_COUNT: dict[str, float] = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
-def _parse(text: str, units: dict[str, float], what: str, example: str) -> float:
+def _parse(text: str, units: Mapping[str, float], what: str, example: str) -> float:
+    """The positive number that `text`, a number with one of `units`, stands for."""
     match = _NUMBER.match(str(text))
     if match is None:
         raise UsageError(f"{what} '{text}' is not a number with a unit: write it like {example}")
-    number, unit = float(match.group(1)), match.group(2)
+    number = float(match.group(1))
+    unit = match.group(2)
     if unit not in units:
         shown = "no unit" if unit == "" else f"the unknown unit '{unit}'"
         raise UsageError(
@@ -43,7 +47,7 @@ def _parse(text: str, units: dict[str, float], what: str, example: str) -> float
 
 def parse_size(text: str) -> int:
     """Bytes of `4MB`, `250KB`, `4MiB`. Raises `UsageError` without a unit, or at or below zero."""
-    size = int(_parse(text, {k: float(v) for k, v in _SIZE.items()}, "size", "4MB or 250KiB"))
+    size = int(_parse(text, _SIZE, "size", "4MB or 250KiB"))
     if size < 1:
         raise UsageError(f"size '{text}' is below one byte: write it like 4MB or 250KiB")
     return size
@@ -58,7 +62,7 @@ def parse_count(text: str) -> int:
     """A count of `10M`, `250k`, `1500` (of MACs or parameters). Raises `UsageError` at or below
     zero.
     """
-    return int(_parse(text, {k: float(v) for k, v in _COUNT.items()}, "count", "10M or 250000"))
+    return int(_parse(text, _COUNT, "count", "10M or 250000"))
 
 
 def parse_share(text: str) -> float:
@@ -73,8 +77,8 @@ def parse_share(text: str) -> float:
 
 
 def parse_amount(text: str) -> tuple[str, float]:
-    """How far to prune: `50%` of the parameters to remove, or what may be left: `2M params`, `10M
-    MACs`, `4MB`.
+    """How far to prune: the share of the parameters to remove, `50%`, or what may be left: `2M
+    params`, `10M MACs`, `4MB`.
 
     Returns `("share", 0.5)`, `("params", 2e6)`, `("macs", 1e7)` or `("bytes", 4e6)`. Raises
     `UsageError` for anything else.
@@ -95,14 +99,11 @@ def parse_amount(text: str) -> tuple[str, float]:
 
 
 def format_size(size: float) -> str:
-    """`4,000,000 B` as `4.00 MB`: decimal units, three digits."""
+    """Bytes as `4 MB`: decimal units, three digits; one decimal from 100 units on."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if abs(size) >= factor:
-            return (
-                f"{size / factor:.3g} {unit}"
-                if size / factor < 100
-                else f"{size / factor:.1f} {unit}"
-            )
+            scaled = size / factor
+            return f"{scaled:.3g} {unit}" if scaled < 100 else f"{scaled:.1f} {unit}"
     return f"{size:.0f} B"
 
 

@@ -1,15 +1,15 @@
-"""Channels whose output never changes, or is never read, removed where that is exact: the shrinking
-of a zeroed network.
+"""Channels whose output is constant or never read, removed where that is exact: the shrinking of a
+network with zeroed weights.
 
-Every activation is run once on values that are either a known constant or NaN for "depends on the
-input": the network's own layers carry them forward, and NaN stays NaN. A channel that reaches all
+Every activation is computed once on values that are either a known constant or NaN for "depends on
+the input". The network's own layers propagate them, and NaN stays NaN. A channel that reaches all
 its consumers as a constant is folded into their biases and dropped. Through a zero-padded
 convolution a constant other than 0 is wrong at the borders, so such a channel stays, with the
 reason.
 
-"Zero" means that every weight is zero, never that they sum to zero. A channel that every consumer
-multiplies by zero is not read, and goes whatever it is. What goes may silence or unread others, so
-this is repeated until nothing goes.
+A channel counts as zero when every weight is zero, never because its weights sum to zero. A channel
+that every consumer multiplies by zero is not read, and is dropped whatever its value. What is
+dropped may leave further channels constant or unread, so this is repeated until nothing changes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from edgecompress.core.shrink import shrink
 
 @dataclass(frozen=True)
 class ConstantChannels:
-    """One group of `size` channels: `constant` never change or are `unread`, of these `removed`
-    went; `reason` says why not all.
+    """One group of `size` channels: `constant` are constant or unread, of these `unread` are not
+    read and `removed` were dropped; `reason` says why not all.
     """
 
     group: str
@@ -48,102 +48,174 @@ class ConstantChannels:
     reason: str
 
 
-class _ConstantRun(fx.Interpreter):
-    """Runs a network on NaN for "unknown"; keeps what every mixing layer reads: a value, or NaN,
-    for each input position.
+def drop_constant_channels(
+    model: nn.Module, graph: ChannelGraph, example: Tensor
+) -> tuple[nn.Module, list[ConstantChannels]]:
+    """A smaller model that computes exactly what `model` computes, and a row for each group that
+    had constant or unread channels.
+
+    `graph` is the trace of `model` for inputs like `example` (N, C, H, W). Masks of
+    `torch.nn.utils.prune` are made permanent in the result. A group keeps at least one channel.
+    Groups without a consumer of their own are left alone.
     """
-
-    def __init__(self, traced: fx.GraphModule) -> None:
-        super().__init__(traced)
-        self.read: dict[str, Tensor] = {}
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Constants through one layer; a mixing layer gives a constant only where it provably makes
-        one.
-        """
-        module = self.fetch_attr(str(target))
-        if not layers.is_mixing(module):
-            out = super().call_module(target, args, kwargs)
-            return _norm_constants(module, out) if isinstance(module, layers.BatchNorm) else out
-        dim = 1 if layers.is_conv(module) else -1
-        value = _flat_constant(args[0], dim)
-        known = self.read.get(str(target))
-        same = value if known is None else torch.where(known == value, value, torch.nan)
-        self.read[str(target)] = same
-        shape = _output_shape(module, args[0])
-        produced = _produced(module, value)
-        view = [1] * len(shape)
-        view[dim] = -1
-        return produced.reshape(view).expand(shape).clone()
+    small, rows = _drop_once(without_masks(model), graph, example)
+    table = {row.group: row for row in rows}
+    while any(row.removed for row in rows):
+        small, rows = _drop_once(small, trace(small, example), example)
+        table |= {row.group: _total(table.get(row.group), row) for row in rows}
+    return small, list(table.values())
 
 
-def _output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
-    empty = {n: torch.empty_like(p, device="meta") for n, p in module.named_parameters()}
-    out = torch.func.functional_call(module, empty, (torch.empty_like(x, device="meta"),))
-    return tuple(out.shape)
-
-
-def _flat_constant(x: Tensor, dim: int) -> Tensor:
-    """The value (size,) of each channel along `dim` where it is the same everywhere, else NaN."""
-    flat = x.movedim(dim, 0).reshape(x.shape[dim], -1)
-    same = (flat == flat[:, :1]).all(1)
-    return torch.where(same, flat[:, 0], torch.nan)
-
-
-def _norm_constants(norm: nn.Module, out: Tensor) -> Tensor:
-    """A BatchNorm whose scale is zero gives its bias, whatever it reads."""
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    if weight is None or not bool((weight == 0).any()):
-        return out
-    value = torch.zeros_like(weight) if bias is None else bias.detach()
-    shape = [1, -1, *[1] * (out.dim() - 2)]
-    return torch.where((weight == 0).reshape(shape), value.reshape(shape).expand_as(out), out)
-
-
-def zero_padded(module: nn.Module) -> bool:
-    """True when a layer pads its input with zeros, so that a constant looks different at the
-    borders.
-    """
-    padding = getattr(module, "padding", 0)
-    pads = (
-        padding != "valid"
-        if isinstance(padding, str)
-        else any(padding if isinstance(padding, tuple) else (padding,))
+def _total(before: ConstantChannels | None, now: ConstantChannels) -> ConstantChannels:
+    """One row for what was dropped from a group in earlier passes and in this one."""
+    if before is None:
+        return now
+    return ConstantChannels(
+        group=now.group,
+        size=before.size,
+        constant=before.removed + now.constant,
+        unread=before.unread + now.unread,
+        removed=before.removed + now.removed,
+        reason=now.reason,
     )
-    transposed = bool(getattr(module, "transposed", False))
-    return transposed or (bool(pads) and getattr(module, "padding_mode", "zeros") == "zeros")
 
 
-def _produced(module: nn.Module, value: Tensor) -> Tensor:
-    """The constant (out,) that each output channel gives when it reads `value` (in,), NaN where it
-    varies.
+def without_masks(model: nn.Module) -> nn.Module:
+    """A copy of `model` in which the masks of `torch.nn.utils.prune` are multiplied into the
+    weights and removed.
     """
-    rows = next(t for n, t in layers.axis_slices(module, "out") if n == "weight").detach()
-    out_size, groups = rows.shape[0], int(getattr(module, "groups", 1))
-    bias = getattr(module, "bias", None)
-    base = torch.zeros(out_size, dtype=rows.dtype) if bias is None else bias.detach()
-    silent = (rows == 0).reshape(out_size, -1).all(1)
-    usable = value.clone()
-    if zero_padded(module):
-        usable[usable != 0] = torch.nan
-    # each output row reads the inputs of its own group; a weight of zero hides even an unknown
-    # input
-    per_group = usable.reshape(groups, -1).repeat_interleave(out_size // groups, 0)
-    taps = (
-        rows.reshape(out_size, per_group.shape[1], -1)
-        if not getattr(module, "transposed", False)
-        else None
+    baked = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed_tensors(model)})
+    for module in baked.modules():
+        buffers = [name for name, _ in module.named_buffers(recurse=False)]
+        for name in [b.removesuffix("_mask") for b in buffers if b.endswith("_mask")]:
+            if hasattr(module, f"{name}_orig"):
+                prune.remove(module, name)
+    return baked
+
+
+def _drop_once(
+    model: nn.Module, graph: ChannelGraph, example: Tensor
+) -> tuple[nn.Module, list[ConstantChannels]]:
+    """One pass over all groups: what is constant or unread in `model` as it is now."""
+    read = constant_inputs(model, example)
+    keep: dict[ChannelGroup, Tensor] = {}
+    rows: list[ConstantChannels] = []
+    for group in graph.groups:
+        if not consumers(model, group):
+            continue
+        state = _state(model, group, read)
+        dropped, reason = _droppable(state)
+        if state.constant.any():
+            rows.append(_row(group, state, dropped, reason))
+        if dropped.any():
+            keep[group] = ~dropped
+    if not keep:
+        return model, rows
+
+    absorbed = copy.deepcopy(model)
+    _absorb(absorbed, _dropped_inputs(model, keep, read))
+    return shrink(absorbed, keep), rows
+
+
+# -- Which channels of a group can be dropped
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is known of each channel of a group; bool (C,) each."""
+
+    constant: Tensor
+    """The same for every input, or not read."""
+    exact: Tensor
+    """Constant, and every consumer can do without it."""
+    unread: Tensor
+    """Every consumer multiplies it by zero."""
+
+
+def _state(model: nn.Module, group: ChannelGroup, read: dict[str, Tensor]) -> _State:
+    constant = torch.ones(group.size, dtype=torch.bool)
+    foldable = torch.ones(group.size, dtype=torch.bool)
+    unread = torch.ones(group.size, dtype=torch.bool)
+    for member in consumers(model, group):
+        layer = model.get_submodule(member.layer)
+        value = read[member.layer][member.index]
+        all_zero = (_rows(layer, "in") == 0).flatten(1).all(1).cpu()
+        ignored = all_zero[member.index].all(1)
+        unread &= ignored
+        constant &= ~value.isnan().any(1) | ignored
+        if zero_padded(layer):
+            foldable &= (value == 0).all(1) | ignored
+    return _State(constant, constant & foldable, unread)
+
+
+def _droppable(state: _State) -> tuple[Tensor, str]:
+    """The channels to drop (C,), and why not all constant ones are."""
+    reason = ""
+    if (state.constant & ~state.exact).any():
+        reason = (
+            "a constant other than 0 meets a zero-padded convolution, which differs at the borders"
+        )
+    dropped = state.exact.clone()
+    if dropped.all():
+        dropped[0] = False
+        reason = "the last channel of a group stays"
+    return dropped, reason
+
+
+def _row(group: ChannelGroup, state: _State, dropped: Tensor, reason: str) -> ConstantChannels:
+    return ConstantChannels(
+        group=group.name,
+        size=group.size,
+        constant=int(state.constant.sum()),
+        unread=int(state.unread.sum()),
+        removed=int(dropped.sum()),
+        reason=reason,
     )
-    if taps is None:
-        return torch.where(silent, base, torch.nan)
-    reads = (taps != 0).any(2)
-    terms = torch.where(reads, taps.sum(2) * per_group, 0.0)
-    return terms.sum(1) + base
+
+
+# -- What the consumers of dropped channels absorb
+
+
+def _dropped_inputs(
+    model: nn.Module, keep: dict[ChannelGroup, Tensor], read: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """For each consumer the constants (in,) that it reads from dropped channels, NaN elsewhere."""
+    inputs: dict[str, Tensor] = {}
+    for group, mask in keep.items():
+        for member in consumers(model, group):
+            size = layers.axis_size(model.get_submodule(member.layer), "in")
+            if member.layer not in inputs:
+                inputs[member.layer] = torch.full((size,), torch.nan, dtype=torch.float64)
+            positions = member.index[~mask].reshape(-1)
+            constants = read[member.layer][positions]
+            inputs[member.layer][positions] = constants.to(torch.float64)
+    return inputs
+
+
+def _absorb(model: nn.Module, inputs: dict[str, Tensor]) -> None:
+    """Add to each layer's bias what `inputs` (in,), NaN where kept, always contributed. Changes
+    `model` in place.
+    """
+    for name, value in inputs.items():
+        layer = model.get_submodule(name)
+        weight = _rows(layer, "in").double()  # (in, out / groups, *kernel)
+        per_input = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+        groups = int(getattr(layer, "groups", 1))
+        terms = (per_input * value.nan_to_num(0.0)[:, None]).reshape(groups, -1, per_input.shape[1])
+        contributed = terms.sum(1).reshape(-1)  # (out,)
+        if not bool((contributed != 0).any()):
+            continue
+        old = getattr(layer, "bias", None)
+        bias = contributed if old is None else old.detach().double() + contributed
+        layer.register_parameter("bias", nn.Parameter(bias.to(layer.get_parameter("weight").dtype)))
+
+
+# -- Constants through the network
 
 
 def constant_inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """For every mixing layer the constant (in,) that stands at each input position, NaN where it
-    depends on the input.
+    """For every mixing layer the constant (in,) at each input position, NaN where it depends on the
+    input. `example` (N, C, H, W) is an input.
     """
     was_training = model.training
     run = _ConstantRun(symbolic_trace(model.eval()))
@@ -155,139 +227,98 @@ def constant_inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
     return run.read
 
 
-def _absorbable(
-    model: nn.Module, group: ChannelGroup, read: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each channel of `group` (C,): does it never change or is never read; can every consumer
-    do without it; does nobody read it?
+class _ConstantRun(fx.Interpreter):
+    """Runs a network on NaN for "unknown"; `read` has what every mixing layer reads at each input
+    position, a constant or NaN.
     """
-    known, exact, unread = (torch.ones(group.size, dtype=torch.bool) for _ in range(3))
-    for member in consumers(model, group):
-        layer = model.get_submodule(member.layer)
-        value = read[member.layer][member.index]
-        columns = next(t for n, t in layers.axis_slices(layer, "in") if n == "weight").detach()
-        ignored = (columns == 0).flatten(1).all(1).cpu()[member.index].all(1)
-        unread &= ignored
-        known &= ~value.isnan().any(1) | ignored
-        if zero_padded(layer):
-            exact &= (value == 0).all(1) | ignored
-    return known, known & exact, unread
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.read: dict[str, Tensor] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Constants through one layer; a mixing layer gives a constant only where it provably
+        writes one.
+        """
+        name = str(target)
+        module = self.fetch_attr(name)
+        if not layers.is_mixing(module):
+            out = super().call_module(target, args, kwargs)
+            return _norm_constants(module, out) if isinstance(module, layers.BatchNorm) else out
+
+        dim = 1 if layers.is_conv(module) else -1
+        value = _constant_along(args[0], dim)
+        known = self.read.get(name)  # a layer called twice must read the same constant both times
+        self.read[name] = value if known is None else torch.where(known == value, value, torch.nan)
+
+        shape = _output_shape(module, args[0])
+        view = [1] * len(shape)
+        view[dim] = -1
+        return _written(module, value).reshape(view).expand(shape).clone()
 
 
-def _absorb(model: nn.Module, dropped: dict[str, Tensor]) -> None:
-    """Add to each layer's bias what its `dropped` inputs (NaN where kept) always contributed. In
-    place.
+def _output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
+    empty = {n: torch.empty_like(p, device="meta") for n, p in module.named_parameters()}
+    out = torch.func.functional_call(module, empty, (torch.empty_like(x, device="meta"),))
+    return tuple(out.shape)
+
+
+def _constant_along(x: Tensor, dim: int) -> Tensor:
+    """The value (size,) of each channel along `dim` where it is the same everywhere, else NaN."""
+    flat = x.movedim(dim, 0).reshape(x.shape[dim], -1)
+    same = (flat == flat[:, :1]).all(1)
+    return torch.where(same, flat[:, 0], torch.nan)
+
+
+def _norm_constants(norm: nn.Module, out: Tensor) -> Tensor:
+    """`out` (N, C, ...) of a BatchNorm, with the bias where the scale is zero, whatever it
+    reads.
     """
-    for name, value in dropped.items():
-        layer = model.get_submodule(name)
-        columns = next(t for n, t in layers.axis_slices(layer, "in") if n == "weight").detach()
-        used = value.nan_to_num(0.0).double()
-        groups, out_size = int(getattr(layer, "groups", 1)), layers.axis_size(layer, "out")
-        sums = (
-            columns.double().flatten(2).sum(2) if columns.dim() > 2 else columns.double()
-        )  # (in, out / groups)
-        parts = (sums * used[:, None]).reshape(groups, -1, sums.shape[1]).sum(1).reshape(-1)
-        if not bool((parts != 0).any()):
-            continue
-        old = getattr(layer, "bias", None)
-        base = torch.zeros(out_size, dtype=torch.float64) if old is None else old.detach().double()
-        layer.register_parameter("bias", nn.Parameter((base + parts).to(columns.dtype)))
+    weight = getattr(norm, "weight", None)
+    bias = getattr(norm, "bias", None)
+    if weight is None or not bool((weight == 0).any()):
+        return out
+    value = torch.zeros_like(weight) if bias is None else bias.detach()
+    shape = [1, -1, *[1] * (out.dim() - 2)]
+    return torch.where((weight == 0).reshape(shape), value.reshape(shape).expand_as(out), out)
 
 
-def drop_constant_channels(
-    model: nn.Module, graph: ChannelGraph, example: Tensor
-) -> tuple[nn.Module, list[ConstantChannels]]:
-    """A smaller model that computes exactly what `model` computes, and a row for each group that
-    had constant or unread channels.
+def zero_padded(module: nn.Module) -> bool:
+    """True when a layer pads its input with zeros, so that a constant differs at the borders."""
+    if bool(getattr(module, "transposed", False)):
+        return True
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return False
+    padding = getattr(module, "padding", 0)
+    if isinstance(padding, str):
+        return padding != "valid"
+    return any(padding if isinstance(padding, tuple) else (padding,))
 
-    `graph` is the trace of `model` for inputs like `example`. Masks of torch.nn.utils.prune are
-    made permanent in the result. A group keeps at least one channel. Groups without a consumer of
-    their own are left alone.
+
+def _written(module: nn.Module, value: Tensor) -> Tensor:
+    """The constant (out,) that each output channel of a mixing layer has when it reads `value`
+    (in,), NaN where it varies.
     """
-    small, rows = _drop_once(without_masks(model), graph, example)
-    table = {row.group: row for row in rows}
-    while any(row.removed for row in rows):
-        small, rows = _drop_once(small, trace(small, example), example)
-        table |= {row.group: _joined(table.get(row.group), row) for row in rows}
-    return small, list(table.values())
+    weight = _rows(module, "out")  # of a transposed convolution grouped by output
+    bias = getattr(module, "bias", None)
+    size = len(weight)
+    base = torch.zeros(size, dtype=weight.dtype) if bias is None else bias.detach()
+    if bool(getattr(module, "transposed", False)):
+        silent = (weight == 0).reshape(size, -1).all(1)
+        return torch.where(silent, base, torch.nan)
+
+    usable = value.clone()
+    if zero_padded(module):
+        usable[usable != 0] = torch.nan
+    # each output reads the inputs of its own group; a zero weight hides even an unknown input
+    groups = int(getattr(module, "groups", 1))
+    inputs = usable.reshape(groups, -1).repeat_interleave(size // groups, 0)
+    taps = weight.reshape(size, inputs.shape[1], -1)
+    reads = (taps != 0).any(2)
+    terms = torch.where(reads, taps.sum(2) * inputs, 0.0)
+    return terms.sum(1) + base
 
 
-def without_masks(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which the masks of torch.nn.utils.prune are multiplied into the weights
-    and gone.
-    """
-    baked = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed_tensors(model)})
-    for module in baked.modules():
-        for name in [
-            n.removesuffix("_mask")
-            for n, _ in module.named_buffers(recurse=False)
-            if n.endswith("_mask")
-        ]:
-            if hasattr(module, f"{name}_orig"):
-                prune.remove(module, name)
-    return baked
-
-
-def _joined(before: ConstantChannels | None, now: ConstantChannels) -> ConstantChannels:
-    """One row for what went from a group in earlier passes and in this one."""
-    if before is None:
-        return now
-    gone = before.removed
-    return ConstantChannels(
-        now.group,
-        before.size,
-        gone + now.constant,
-        before.unread + now.unread,
-        gone + now.removed,
-        now.reason,
-    )
-
-
-def _drop_once(
-    model: nn.Module, graph: ChannelGraph, example: Tensor
-) -> tuple[nn.Module, list[ConstantChannels]]:
-    read = constant_inputs(model, example)
-    keep: dict[ChannelGroup, Tensor] = {}
-    rows: list[ConstantChannels] = []
-    dropped: dict[str, Tensor] = {}
-    for group in graph.groups:
-        members = consumers(model, group)
-        if not members:
-            continue
-        constant, gone, unread = _absorbable(model, group, read)
-        reason = ""
-        if (constant & ~gone).any():
-            reason = (
-                "a constant other than 0 meets a zero-padded convolution, which differs at "
-                "the borders"
-            )
-        if gone.all():
-            gone[0] = False
-            reason = "the last channel of a group stays"
-        if constant.any():
-            rows.append(
-                ConstantChannels(
-                    group.name,
-                    group.size,
-                    int(constant.sum()),
-                    int(unread.sum()),
-                    int(gone.sum()),
-                    reason,
-                )
-            )
-        if not gone.any():
-            continue
-        keep[group] = ~gone
-        for member in members:
-            layer = model.get_submodule(member.layer)
-            value = dropped.setdefault(
-                member.layer,
-                torch.full((layers.axis_size(layer, "in"),), torch.nan, dtype=torch.float64),
-            )
-            where = member.index[gone].reshape(-1)
-            value[where] = read[member.layer][where].to(value.dtype)
-    if not keep:
-        return model, rows
-    absorbed = copy.deepcopy(model)
-    _absorb(absorbed, dropped)
-    return shrink(absorbed, keep), rows
+def _rows(layer: nn.Module, axis: str) -> Tensor:
+    """The weight of a mixing layer with `axis` in front, (size of the axis, ...)."""
+    return next(t for name, t in layers.axis_slices(layer, axis) if name == "weight").detach()

@@ -1,10 +1,10 @@
-"""Convolutions whose gradients are right on every processor.
+"""Convolutions whose gradients are correct on every processor.
 
 oneDNN's backward pass of a 1x1 convolution with a stride and fewer than 8 input channels, in
 channels_last order, writes past its workspace on x86 processors without AVX-512
 (uxlfoundation/oneDNN#6035): it hangs, crashes, or returns wrong gradients. Pruning makes such
-layers: the shortcut of a residual block that was cut to a few channels. The same function without
-that kernel is a strided slice of the input and a 1x1 convolution of stride 1.
+layers: the shortcut of a residual block that was cut to a few channels. A strided slice of the
+input followed by a 1x1 convolution of stride 1 is the same function, without that kernel.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 SAFE_CHANNELS = 8
-"""From so many input channels on the kernel is right."""
+"""Number of input channels from which on the kernel is correct."""
 
 
 class safe_convolutions(TorchFunctionMode):
-    """While it is active in this thread, 2-D convolutions are computed so that their gradients are
-    right on every processor.
+    """A context in which this thread computes 2-D convolutions so that their gradients are correct
+    on every processor.
 
-    Wrap every forward pass whose gradients are wanted in it. The networks themselves do not change,
-    so neither does what is traced or exported from them outside.
+    Wrap every forward pass that a backward pass follows. The networks themselves do not change, so
+    neither does what is traced or exported from them outside.
     """
 
     def __torch_function__(
@@ -35,8 +35,9 @@ class safe_convolutions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """`func` of its arguments, or what is equal to it."""
-        return (_conv2d if func is F.conv2d else func)(*args, **(kwargs or {}))
+        """`func` of its arguments; `F.conv2d` is replaced by an equal function."""
+        function = _conv2d if func is F.conv2d else func
+        return function(*args, **(kwargs or {}))
 
 
 def _conv2d(
@@ -48,17 +49,17 @@ def _conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d` of `input` (B, C, H, W) and `weight` (O, C / groups, kH, kW),
-    without the kernel that is wrong.
+    """`torch.nn.functional.conv2d` of `input` (N, C, H, W) and `weight` (O, C / groups, kH, kW),
+    without the faulty kernel.
     """
     rows, columns = _pair(stride)
-    wrong = (
+    faulty = (
         (rows, columns) != (1, 1)
         and weight.shape[1] < SAFE_CHANNELS
         and weight.shape[2:] == (1, 1)
         and groups == 1
     )
-    if not wrong or input.dim() != 4 or input.device.type != "cpu" or padding == "same":
+    if not faulty or input.dim() != 4 or input.device.type != "cpu" or padding == "same":
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     high, wide = (0, 0) if padding == "valid" else _pair(padding)
     if high or wide:

@@ -1,40 +1,58 @@
-"""Channel groups: which channels of a network must live or die together.
+"""Channel groups: which channels of a network must stay or go together.
 
     trace(model, example) -> ChannelGraph
 
-Every activation is shadowed by a tensor of integer *labels* of the same shape: equal labels, same
-channel. A layer that mixes channels hands out fresh labels; anything that moves data (view, cat,
-chunk, permute, ...) is simply executed on the labels; an elementwise operation couples the labels
-that meet. What is coupled is one channel, and channels that touch the same layers in the same way
-form a group. So coupling is solved for each channel: chunks, channel shuffles and flattened maps
-need no code of their own.
+How they are found, in three steps:
 
-A channel whose removal would need other code (a hard-coded view), or that an operation mixes in a
-way that cannot be cut exactly (LayerNorm, attention), is *frozen*, with the reason. No weight is
-read: shapes come from the meta device.
+1. *Label* (`core/labels`). Every activation is shadowed by a tensor of integer labels of the same
+   shape; equal labels mean the same channel. A layer that mixes channels (Linear, Conv) writes
+   fresh labels. An operation that moves data (view, cat, chunk, permute, ...) is executed on the
+   labels themselves. An elementwise operation couples the labels that meet.
+2. *Couple* (`_components`). Labels that are coupled, directly or through others, are one channel.
+3. *Group* (`_grouped`). Channels that occupy the same axes of the same layers equally often form
+   one group. In a residual network, all convolutions that write one residual stream share a group.
+
+Because coupling is solved label by label, chunks, channel shuffles and flattened maps need no code
+of their own.
+
+A channel is *frozen*, with the reason, when its removal would need different source code (a
+hard-coded view), or when an operation mixes channels in a way that cannot be cut exactly
+(LayerNorm, attention). No weight is read: shapes come from the meta device.
 """
 
 from __future__ import annotations
 
-import copy
-import threading
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from edgecompress.core import layers
 from edgecompress.core.labels import LabelTracer
+from edgecompress.core.ledger import Axis
+from edgecompress.core.symbolic import computed_tensors, meta_copy, symbolic_trace
 from edgecompress.errors import EdgecompressError, UsageError
+
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "Member",
+    "computed_tensors",
+    "consumers",
+    "meta_copy",
+    "symbolic_trace",
+    "trace",
+]
 
 
 @dataclass(frozen=True)
 class Member:
-    """The part of a group in one axis of one layer: `index` (C, r) holds the r positions that each
-    of C channels owns there.
+    """The part of a group that lies in one axis of one layer.
+
+    `index` (C, r) holds, for each of the group's C channels, the r positions it owns on that axis.
+    r is 1 except where a channel is spread out, e.g. over the H * W inputs of a Linear behind a
+    flatten.
     """
 
     layer: str
@@ -44,8 +62,9 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """`size` channels that live or die one by one, each across all `members`. `frozen` is the
-    reason they must all stay.
+    """`size` channels; each one stays or goes in all `members` at once.
+
+    `frozen` is None for a prunable group, else the reason why all its channels must stay.
     """
 
     name: str
@@ -59,14 +78,14 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """All channel groups of a model as traced with inputs of `input_shape` (N, C, H, W)."""
+    """All channel groups of a model, traced with inputs of `input_shape` (N, C, H, W)."""
 
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[ChannelGroup, ...]
     input_shape: tuple[int, ...]
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shape of the output of every mixing layer (of its last call), by layer name; its batch is the
-    example's.
+    """Output shape of every mixing layer (of its last call) by layer name, with the batch size of
+    the example.
     """
 
     def group(self, name: str) -> ChannelGroup:
@@ -79,87 +98,12 @@ class ChannelGraph:
         )
 
 
-def computed_tensors(model: nn.Module) -> list[Tensor]:
-    """Tensors that hang on modules as plain attributes, as torch.nn.utils.prune leaves `weight`:
-    `copy.deepcopy` refuses them.
-    """
-    return [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor)
-    ]
-
-
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A structural copy of `model` in eval mode whose tensors are on the meta device: no weight is
-    read or copied.
-    """
-    memo: dict[int, object] = {
-        id(t): torch.empty_like(t, device="meta", requires_grad=False)
-        for t in computed_tensors(model)
-    }
-    for tensor in [*model.parameters(), *model.buffers()]:
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = (
-            nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-        )
-    return copy.deepcopy(model, memo).eval()
-
-
-class _OwnThread(fx.Tracer):
-    """Records what its own thread runs. torch.fx changes how every module of the process is called
-    meanwhile: here as without a trace.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
-
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-
-_tracing = threading.RLock()
-"""Held by the thread that traces: two at once would undo each other's change of `nn.Module`."""
-
-
-def symbolic_trace(model: nn.Module) -> fx.GraphModule:
-    """`torch.fx` trace of `model`; other threads may run and train networks meanwhile. Raises
-    `UsageError` naming what stops it.
-    """
-    try:
-        with _tracing:
-            tracer = _OwnThread()
-            graph = tracer.trace(model)
-            return fx.GraphModule(tracer.root, graph, type(model).__name__)
-    except Exception as error:  # fx raises whatever the model's own code raises on a Proxy
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"{type(model).__name__} cannot be traced by torch.fx: {reason}; make its "
-            "forward free of branches on tensor values"
-        ) from error
-
-
 def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
     """The channel groups of `model` for inputs like `example` (N, C, H, W), of which only shape and
     dtype are used.
 
-    The model is traced in eval mode, as a copy on the meta device; it is neither changed nor read.
-    Raises `UsageError` when torch.fx cannot trace it or the example does not fit.
+    A copy of the model is traced in eval mode on the meta device; `model` is neither changed nor
+    read. Raises `UsageError` when torch.fx cannot trace it or the example does not fit.
     """
     traced = symbolic_trace(meta_copy(model))
     tracer = LabelTracer(traced)
@@ -172,82 +116,145 @@ def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
             f"{type(model).__name__} cannot run on an input of shape {tuple(example.shape)}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return _groups(tracer, tuple(example.shape))
-
-
-def _classes(edges: list[Tensor], count: int) -> Tensor:
-    """Smallest label that every label is coupled to, shape (count,): connected components by
-    pointer jumping.
-    """
-    root = torch.arange(count)
-    if edges:
-        pairs = torch.unique(torch.cat(edges), dim=0)
-        while True:
-            low = torch.minimum(root[pairs[:, 0]], root[pairs[:, 1]])
-            new = root.clone()
-            for side in (0, 1):
-                new.scatter_reduce_(0, root[pairs[:, side]], low, "amin")
-            new = new[new]
-            if torch.equal(new, root):
-                break
-            root = new
-    return root
-
-
-def _groups(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
-    root = _classes(tracer.edges, tracer.count)
-    axes = list(tracer.recorded)
-    positions = {key: root[labels] for key, labels in tracer.recorded.items()}
-
-    # A channel is known by the axes it touches, how often, and where it was handed out; equal marks
-    # make one group.
-    marks: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for number, key in enumerate(axes):
-        values, counts = positions[key].unique(return_counts=True)
-        for value, times in zip(values.tolist(), counts.tolist(), strict=True):
-            marks[value].append((number, times))
-    reasons: dict[int, str] = {}
-    for labels, why in tracer.freezes:
-        for value in root[labels].unique().tolist():
-            reasons.setdefault(value, why)
-    signatures: dict[tuple[tuple[tuple[int, int], ...], str | None], list[int]] = defaultdict(list)
-    for value, mark in marks.items():
-        signatures[(tuple(mark), reasons.get(value))].append(value)
-
-    group_of = torch.full((tracer.count,), -1)
-    rank_of = torch.zeros(tracer.count, dtype=torch.long)
-    for number, values in enumerate(signatures.values()):
-        owned = torch.tensor(values).sort().values
-        group_of[owned] = number
-        rank_of[owned] = torch.arange(len(values))
-
-    sizes = [len(values) for values in signatures.values()]
-    members: dict[int, list[Member]] = defaultdict(list)
-    for (layer, axis), values in positions.items():
-        owner, rank = group_of[values], rank_of[values]
-        for number in owner.unique().tolist():
-            where = (owner == number).nonzero()[:, 0]
-            ordered = where[rank[where].argsort(stable=True)]
-            members[number].append(Member(layer, axis, ordered.reshape(sizes[number], -1)))
-
-    prunable: list[ChannelGroup] = []
-    frozen: list[ChannelGroup] = []
-    names: dict[str, int] = defaultdict(int)
-    for number, ((_, reason), values) in enumerate(signatures.items()):
-        parts = tuple(members[number])
-        name = next((m.layer for m in parts if m.axis != "in"), "input")
-        names[name] += 1
-        label = name if names[name] == 1 else f"{name}:{names[name]}"
-        group = ChannelGroup(label, len(values), parts, reason)
-        (prunable if reason is None else frozen).append(group)
-    return ChannelGraph(tuple(prunable), tuple(frozen), input_shape, dict(tracer.output_shapes))
+    return _graph(tracer, tuple(example.shape))
 
 
 def consumers(model: nn.Module, group: ChannelGroup) -> list[Member]:
     """The members of `group` that are inputs of a mixing layer: what a mask or a gate acts on.
 
-    The input of a convolution whose groups are dropped whole (a depthwise one among them) is not
-    one: it is cut with the group.
+    The input of a convolution that loses whole groups (depthwise included) is not a consumer: it is
+    cut together with its output.
     """
-    inputs = (m for m in group.members if m.axis == "in")
-    return [m for m in inputs if not layers.loses_whole_groups(model.get_submodule(m.layer))]
+    inputs = (member for member in group.members if member.axis == "in")
+    return [
+        member
+        for member in inputs
+        if not layers.loses_whole_groups(model.get_submodule(member.layer))
+    ]
+
+
+# -- From labels to groups
+
+
+_Footprint = tuple[tuple[int, int], ...]
+"""The axes on which a channel has positions, as (number of the axis, count of positions)."""
+
+
+@dataclass(frozen=True)
+class _Grouping:
+    """Channels sorted into groups. A channel is named by its smallest label."""
+
+    channels: list[list[int]]
+    """The channels of each group."""
+    reasons: list[str | None]
+    """Why each group is frozen, or None."""
+    group_of: Tensor
+    """Group of each label, (labels,); -1 where the label is no channel's name."""
+    rank_of: Tensor
+    """Place of each channel within its group, (labels,)."""
+
+
+def _graph(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
+    """The `ChannelGraph` of a finished label trace."""
+    ledger = tracer.ledger
+    channel_of = _components(ledger.edges, ledger.count)
+    channels_along = {axis: channel_of[labels] for axis, labels in ledger.recorded.items()}
+
+    grouping = _grouped(
+        _footprints(channels_along), _reasons(ledger.freezes, channel_of), channel_of
+    )
+    groups = _named(grouping, _members(grouping, channels_along))
+
+    return ChannelGraph(
+        tuple(group for group in groups if group.frozen is None),
+        tuple(group for group in groups if group.frozen is not None),
+        input_shape,
+        dict(tracer.output_shapes),
+    )
+
+
+def _components(edges: list[Tensor], count: int) -> Tensor:
+    """For each of `count` labels the smallest label that it is coupled to, (count,).
+
+    `edges` are pairs of coupled labels, (n, 2) each. Connected components by pointer jumping: all
+    pairs at once pull both sides to the smaller root, then every label jumps to its root's root.
+    """
+    root = torch.arange(count)
+    if not edges:
+        return root
+    pairs = torch.unique(torch.cat(edges), dim=0)
+    while True:
+        left, right = root[pairs[:, 0]], root[pairs[:, 1]]
+        smaller = torch.minimum(left, right)
+        lowered = root.clone()
+        lowered.scatter_reduce_(0, left, smaller, "amin")
+        lowered.scatter_reduce_(0, right, smaller, "amin")
+        lowered = lowered[lowered]
+        if torch.equal(lowered, root):
+            return root
+        root = lowered
+
+
+def _footprints(channels_along: dict[Axis, Tensor]) -> dict[int, _Footprint]:
+    """For each channel the axes that it occupies, and with how many positions."""
+    footprints: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, channels in enumerate(channels_along.values()):
+        values, counts = channels.unique(return_counts=True)
+        for channel, count in zip(values.tolist(), counts.tolist(), strict=True):
+            footprints[channel].append((number, count))
+    return {channel: tuple(footprint) for channel, footprint in footprints.items()}
+
+
+def _reasons(freezes: list[tuple[Tensor, str]], channel_of: Tensor) -> dict[int, str]:
+    """For each frozen channel the first reason that was given for it."""
+    reasons: dict[int, str] = {}
+    for labels, reason in freezes:
+        for channel in channel_of[labels].unique().tolist():
+            reasons.setdefault(channel, reason)
+    return reasons
+
+
+def _grouped(
+    footprints: dict[int, _Footprint], reasons: dict[int, str], channel_of: Tensor
+) -> _Grouping:
+    """Channels with the same footprint and the same reason to be frozen form one group."""
+    by_signature: dict[tuple[_Footprint, str | None], list[int]] = defaultdict(list)
+    for channel, footprint in footprints.items():
+        by_signature[(footprint, reasons.get(channel))].append(channel)
+
+    group_of = torch.full_like(channel_of, -1)
+    rank_of = torch.zeros_like(channel_of)
+    for number, channels in enumerate(by_signature.values()):
+        # labels are numbered in the order of the forward pass, so sorting keeps the layer's order
+        ordered = torch.tensor(channels).sort().values
+        group_of[ordered] = number
+        rank_of[ordered] = torch.arange(len(channels))
+
+    reasons_of = [reason for _, reason in by_signature]
+    return _Grouping(list(by_signature.values()), reasons_of, group_of, rank_of)
+
+
+def _members(grouping: _Grouping, channels_along: dict[Axis, Tensor]) -> list[list[Member]]:
+    """For each group its part in every axis, with the positions in the order of its channels."""
+    members: list[list[Member]] = [[] for _ in grouping.channels]
+    for (layer, axis), channels in channels_along.items():
+        group = grouping.group_of[channels]
+        rank = grouping.rank_of[channels]
+        for number in group.unique().tolist():
+            positions = (group == number).nonzero()[:, 0]
+            in_order = positions[rank[positions].argsort(stable=True)]
+            size = len(grouping.channels[number])
+            members[number].append(Member(layer, axis, in_order.reshape(size, -1)))
+    return members
+
+
+def _named(grouping: _Grouping, members: list[list[Member]]) -> list[ChannelGroup]:
+    """The groups, each named after the first layer that writes it; further ones get `:2`, `:3`."""
+    groups = []
+    uses: dict[str, int] = defaultdict(int)
+    for channels, reason, parts in zip(grouping.channels, grouping.reasons, members, strict=True):
+        layer = next((member.layer for member in parts if member.axis != "in"), "input")
+        uses[layer] += 1
+        name = layer if uses[layer] == 1 else f"{layer}:{uses[layer]}"
+        groups.append(ChannelGroup(name, len(channels), tuple(parts), reason))
+    return groups

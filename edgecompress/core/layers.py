@@ -2,16 +2,20 @@
 
 A layer has named *axes*. Mixing layers (Linear, Conv, ConvTranspose) have `"in"` and `"out"`;
 channelwise layers (BatchNorm, InstanceNorm, GroupNorm, PReLU) have `"through"`; a bare `Parameter`
-or buffer has one axis a dimension, `"dim0"`, `"dim1"`, ... A grouped convolution keeps its `"in"`
-and `"out"` axes; which of its channels live and die together is the graph's business.
+or buffer has one axis per dimension, `"dim0"`, `"dim1"`, ... A grouped convolution keeps its `"in"`
+and `"out"` axes; which of its channels must go together is decided by `core/labels`.
 
-Shapes: Linear.weight (out, in); Conv.weight (out, in / groups, *kernel); ConvTranspose.weight (in,
-out / groups, *kernel); BatchNorm.weight, .bias, .running_mean, .running_var (C,).
+Shapes of the tensors:
+
+    Linear.weight                                       (out, in)
+    Conv.weight                                         (out, in / groups, *kernel)
+    ConvTranspose.weight                                (in, out / groups, *kernel)
+    BatchNorm.weight, .bias, .running_mean, .running_var    (C,)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +31,7 @@ BatchNorm = _BatchNorm
 
 @dataclass(frozen=True)
 class Cut:
-    """What becomes of a layer: new tensors by name and new integer attributes by name."""
+    """A layer after a change of size: its new tensors and its new integer attributes, by name."""
 
     tensors: dict[str, Tensor]
     attributes: dict[str, int]
@@ -46,16 +50,16 @@ def is_conv(module: nn.Module) -> bool:
 
 
 def is_channelwise(module: nn.Module) -> bool:
-    """True for layers with parameters or statistics for each channel, which mix no channels."""
+    """True for layers with parameters or statistics per channel that mix no channels."""
     return isinstance(module, (_BatchNorm, _InstanceNorm, nn.PReLU))
 
 
 def loses_whole_groups(module: nn.Module) -> bool:
     """True for a convolution that is cut by dropping whole groups (a depthwise one always is).
 
-    A grouped convolution can be cut in two ways: whole groups go, or every group loses the same
-    positions. The way that leaves more choices is taken: many narrow groups are dropped whole, few
-    wide ones are narrowed together.
+    A grouped convolution can be cut in two ways: complete groups go, or every group loses the same
+    positions. The way that leaves more choices is taken: many narrow groups are dropped one by one,
+    few wide ones are narrowed together.
     """
     if not isinstance(module, _ConvNd) or module.groups == 1:
         return False
@@ -86,6 +90,64 @@ def axis_size(module: nn.Module, axis: str) -> int:
     raise EdgecompressError(f"{type(module).__name__} has no axis '{axis}'")
 
 
+def axis_dim(axis: str) -> int:
+    """The dimension of a bare tensor that `"dim0"`, `"dim1"`, ... names."""
+    return int(axis.removeprefix("dim"))
+
+
+def weight_axes(layer: nn.Module) -> tuple[str, str]:
+    """The axes in dimension 0 and dimension 1 of a mixing layer's weight."""
+    return ("in", "out") if isinstance(layer, _ConvTransposeNd) else ("out", "in")
+
+
+def channel_tensors(layer: nn.Module) -> dict[str, Tensor]:
+    """The parameters and statistics (C,) of a channelwise layer, by name."""
+    size = axis_size(layer, "through")
+    named = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    return {name: tensor for name, tensor in named if tuple(tensor.shape) == (size,)}
+
+
+def mixing_attributes(layer: nn.Module, inputs: int, outputs: int) -> dict[str, int]:
+    """The attributes of a mixing layer with that many input and output channels."""
+    if isinstance(layer, nn.Linear):
+        return {"in_features": inputs, "out_features": outputs}
+    return {"in_channels": inputs, "out_channels": outputs}
+
+
+def channelwise_attributes(layer: nn.Module, size: int, groups: int = 1) -> dict[str, int]:
+    """The attributes of a channelwise layer with `size` channels; `groups` are those of a
+    GroupNorm.
+    """
+    if isinstance(layer, nn.GroupNorm):
+        return {"num_channels": size, "num_groups": groups}
+    return {"num_parameters" if isinstance(layer, nn.PReLU) else "num_features": size}
+
+
+# -- Cutting
+
+
+def cut(layer: nn.Module | Tensor, kept: Mapping[str, Tensor]) -> Cut:
+    """The tensors and attributes of `layer` when only the positions `kept` stay.
+
+    `kept` maps an axis to a bool tensor (size of the axis,); an axis that is absent stays complete.
+    For a bare tensor the result is under the name `""`. Raises `EdgecompressError` when the groups
+    of a convolution would end with unequal widths.
+    """
+    if isinstance(layer, Tensor):
+        for axis, mask in kept.items():
+            layer = _pick(layer, axis_dim(axis), mask)
+        return Cut({"": layer.detach().clone()}, {})
+    masks = {
+        axis: kept.get(axis, torch.ones(axis_size(layer, axis), dtype=torch.bool))
+        for axis in axes(layer)
+    }
+    if isinstance(layer, nn.Linear):
+        return _cut_linear(layer, masks)
+    if isinstance(layer, _ConvNd):
+        return _cut_conv(layer, masks)
+    return _cut_channelwise(layer, masks["through"])
+
+
 def _pick(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
     """A copy of `tensor` with the positions of `dim` where `kept` (size of dim,) is true."""
     return tensor.detach().index_select(dim, kept.nonzero()[:, 0].to(tensor.device)).clone()
@@ -95,294 +157,189 @@ def _cut_linear(layer: nn.Linear, kept: Mapping[str, Tensor]) -> Cut:
     tensors = {"weight": _pick(_pick(layer.weight, 0, kept["out"]), 1, kept["in"])}
     if layer.bias is not None:
         tensors["bias"] = _pick(layer.bias, 0, kept["out"])
-    return Cut(
-        tensors, {"in_features": int(kept["in"].sum()), "out_features": int(kept["out"].sum())}
-    )
+    return Cut(tensors, mixing_attributes(layer, int(kept["in"].sum()), int(kept["out"].sum())))
 
 
 def _cut_conv(layer: _ConvNd, kept: Mapping[str, Tensor]) -> Cut:
-    """Cut a convolution, group by group; groups that lost every channel are dropped.
-
-    Raises `EdgecompressError` when what is left of the groups differs in width, since no
-    convolution computes that.
-    """
-    first, second = ("in", "out") if isinstance(layer, _ConvTransposeNd) else ("out", "in")
-    blocks, rows, columns = layer.weight.detach().chunk(layer.groups, 0), kept[first], kept[second]
-    row_parts, column_parts = rows.chunk(layer.groups), columns.chunk(layer.groups)
+    """Cut a convolution group by group; groups that lost every channel are dropped."""
+    row_axis, column_axis = weight_axes(layer)
+    groups = zip(
+        layer.weight.detach().chunk(layer.groups, 0),
+        kept[row_axis].chunk(layer.groups),
+        kept[column_axis].chunk(layer.groups),
+        strict=True,
+    )
     parts = [
-        _pick(_pick(block, 0, r), 1, c)
-        for block, r, c in zip(blocks, row_parts, column_parts, strict=True)
-        if r.any() or c.any()
+        _pick(_pick(weight, 0, rows), 1, columns)
+        for weight, rows, columns in groups
+        if rows.any() or columns.any()
     ]
     if len({tuple(part.shape[:2]) for part in parts}) != 1 or 0 in parts[0].shape:
         raise EdgecompressError(
-            f"a cut leaves the {layer.groups} groups of a convolution with unequal widths"
+            f"a cut leaves the {layer.groups} groups of a convolution with unequal widths: drop "
+            "complete groups, or the same positions of each"
         )
     tensors = {"weight": torch.cat(parts, 0)}
     if layer.bias is not None:
         tensors["bias"] = _pick(layer.bias, 0, kept["out"])
-    sizes = {
-        "in_channels": int(kept["in"].sum()),
-        "out_channels": int(kept["out"].sum()),
-        "groups": len(parts),
-    }
-    return Cut(tensors, sizes)
+    sizes = mixing_attributes(layer, int(kept["in"].sum()), int(kept["out"].sum()))
+    return Cut(tensors, {**sizes, "groups": len(parts)})
 
 
-def _cut_channelwise(layer: nn.Module, kept: Mapping[str, Tensor]) -> Cut:
-    through, size = kept["through"], axis_size(layer, "through")
-    named = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
-    tensors = {
-        name: _pick(t, 0, through) for name, t in named if t.dim() == 1 and t.shape[0] == size
-    }
-    left = int(through.sum())
-    if isinstance(layer, nn.GroupNorm):
-        return Cut(tensors, {"num_channels": left, "num_groups": left * layer.num_groups // size})
-    return Cut(tensors, {"num_parameters" if isinstance(layer, nn.PReLU) else "num_features": left})
+def _cut_channelwise(layer: nn.Module, kept: Tensor) -> Cut:
+    tensors = {name: _pick(tensor, 0, kept) for name, tensor in channel_tensors(layer).items()}
+    left = int(kept.sum())
+    # the channels of each normalised group go together, so what is left is a number of groups
+    groups = left * int(getattr(layer, "num_groups", 1)) // len(kept)
+    return Cut(tensors, channelwise_attributes(layer, left, groups))
 
 
-def cut(layer: nn.Module | Tensor, kept: Mapping[str, Tensor]) -> Cut:
-    """The tensors and attributes of `layer` when only the positions `kept` stay.
-
-    `kept` maps an axis to a bool tensor of its size; an axis that is absent stays whole. For a bare
-    tensor the result is under the name `""`.
-    """
-    if isinstance(layer, Tensor):
-        for axis, mask in kept.items():
-            layer = _pick(layer, int(axis.removeprefix("dim")), mask)
-        return Cut({"": layer.detach().clone()}, {})
-    whole = {
-        axis: kept.get(axis, torch.ones(axis_size(layer, axis), dtype=torch.bool))
-        for axis in axes(layer)
-    }
-    if isinstance(layer, nn.Linear):
-        return _cut_linear(layer, whole)
-    if isinstance(layer, _ConvNd):
-        return _cut_conv(layer, whole)
-    return _cut_channelwise(layer, whole)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Where one of several networks' layers goes in the wide one: for each axis its positions there
-    (size,).
-
-    `share` (out,) is what its weights are multiplied by, row by row: 1, or 1 / N where N networks
-    write the same output.
-    """
-
-    positions: Mapping[str, Tensor]
-    share: Tensor
-
-
-def joined(parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]) -> Cut:
-    """One layer that holds all `parts`, each at its place; `sizes` are those of its axes. What no
-    part fills is zero.
-
-    Parts that share an output position are added, input positions may be shared too. Raises
-    `EdgecompressError` when the parts of a grouped or channelwise layer do not lie side by side.
-    """
-    first = parts[0]
-    if isinstance(first, (nn.Linear, _ConvNd)):
-        grouped = isinstance(first, _ConvNd) and first.groups > 1
-        return (
-            _joined_groups(parts, places, sizes) if grouped else _joined_dense(parts, places, sizes)
-        )
-    tensors, size = {}, axis_size(first, "through")
-    taken = torch.cat([place.positions["through"] for place in places])
-    if len(taken) != sizes["through"] or len(taken.unique()) != len(taken):
-        raise EdgecompressError(
-            f"the {type(first).__name__}s of several networks would share channels"
-        )
-    named = [*first.named_parameters(recurse=False), *first.named_buffers(recurse=False)]
-    for name, tensor in named:
-        if tensor.dim() != 1 or tensor.shape[0] != size:
-            continue
-        wide = tensor.new_zeros(len(taken))
-        for part, place in zip(parts, places, strict=True):
-            wide[place.positions["through"].to(wide.device)] = getattr(part, name).detach()
-        tensors[name] = wide
-    if isinstance(first, nn.GroupNorm):
-        return Cut(
-            tensors, {"num_channels": len(taken), "num_groups": first.num_groups * len(parts)}
-        )
-    return Cut(
-        tensors, {"num_parameters" if isinstance(first, nn.PReLU) else "num_features": len(taken)}
-    )
-
-
-def _joined_dense(
-    parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]
-) -> Cut:
-    first = parts[0].get_parameter("weight")
-    rows, columns = ("in", "out") if isinstance(parts[0], _ConvTransposeNd) else ("out", "in")
-    weight = first.new_zeros(sizes[rows], sizes[columns], *first.shape[2:])
-    bias = first.new_zeros(sizes["out"])
-    for part, place in zip(parts, places, strict=True):
-        at = (
-            place.positions[rows][:, None].to(weight.device),
-            place.positions[columns][None, :].to(weight.device),
-        )
-        weight[at] += scale_outputs(part, place.share).detach()
-        if getattr(part, "bias", None) is not None:
-            bias[place.positions["out"].to(bias.device)] += part.get_parameter(
-                "bias"
-            ).detach() * place.share.to(bias)
-    tensors = (
-        {"weight": weight}
-        if getattr(parts[0], "bias", None) is None
-        else {"weight": weight, "bias": bias}
-    )
-    names = (
-        ("in_features", "out_features")
-        if isinstance(parts[0], nn.Linear)
-        else ("in_channels", "out_channels")
-    )
-    return Cut(tensors, {names[0]: sizes["in"], names[1]: sizes["out"]})
-
-
-def _joined_groups(
-    parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]
-) -> Cut:
-    """Grouped convolutions lie side by side, group after group: nothing crosses from one part to
-    another.
-    """
-    for axis in ("in", "out"):
-        laid = torch.cat([place.positions[axis] for place in places])
-        if not torch.equal(laid, torch.arange(sizes[axis])):
-            raise EdgecompressError(
-                "the channels of several grouped convolutions would not lie side by side"
-            )
-    tensors = {"weight": torch.cat([part.get_parameter("weight").detach() for part in parts])}
-    if getattr(parts[0], "bias", None) is not None:
-        tensors["bias"] = torch.cat([part.get_parameter("bias").detach() for part in parts])
-    groups = sum(int(getattr(part, "groups", 1)) for part in parts)
-    return Cut(
-        tensors, {"in_channels": sizes["in"], "out_channels": sizes["out"], "groups": groups}
-    )
+# -- Other views of a layer's tensors
 
 
 def reordered(layer: nn.Module | Tensor, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `layer` with the positions of its axes in another order: position i takes what
-    stood at `orders[axis][i]`.
+    """The tensors of `layer` with the positions of its axes permuted: position i takes the values
+    from position `orders[axis][i]`; `orders[axis]` is (size of the axis,).
 
-    Of grouped convolutions only depthwise ones can be reordered, with inputs and outputs alike.
+    Of grouped convolutions only depthwise ones can be permuted, with equal orders for inputs and
+    outputs.
     """
     if isinstance(layer, Tensor):
-        whole = layer.detach()
-        for axis, places in orders.items():
-            whole = whole.index_select(int(axis.removeprefix("dim")), places.to(whole.device))
-        return {"": whole.clone()}
-    tensors = {}
-    depthwise = isinstance(layer, _ConvNd) and layer.groups > 1
-    rows, columns = ("in", "out") if isinstance(layer, _ConvTransposeNd) else ("out", "in")
-    for name, tensor in [
-        *layer.named_parameters(recurse=False),
-        *layer.named_buffers(recurse=False),
-    ]:
-        value = tensor.detach()
-        if is_mixing(layer) and name == "weight":
-            if rows in orders:
-                value = value.index_select(0, orders[rows].to(value.device))
-            if columns in orders and not depthwise:
-                value = value.index_select(1, orders[columns].to(value.device))
-        else:
-            order = orders.get("out" if is_mixing(layer) else "through")
-            if order is not None and value.dim() == 1 and len(value) == len(order):
-                value = value.index_select(0, order.to(value.device))
-        tensors[name] = value.clone()
-    return tensors
+        permuted = layer.detach()
+        for axis, order in orders.items():
+            permuted = _permuted(permuted, axis_dim(axis), order)
+        return {"": permuted.clone()}
+    named = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    return {name: _reordered(layer, name, t.detach(), orders).clone() for name, t in named}
+
+
+def _reordered(layer: nn.Module, name: str, tensor: Tensor, orders: Mapping[str, Tensor]) -> Tensor:
+    """One tensor of a layer, permuted along every axis that it carries."""
+    if is_mixing(layer) and name == "weight":
+        rows, columns = weight_axes(layer)
+        tensor = _permuted(tensor, 0, orders.get(rows))
+        depthwise = int(getattr(layer, "groups", 1)) > 1
+        return tensor if depthwise else _permuted(tensor, 1, orders.get(columns))
+    order = orders.get("out" if is_mixing(layer) else "through")
+    if order is None or tensor.dim() != 1 or len(tensor) != len(order):
+        return tensor
+    return _permuted(tensor, 0, order)
+
+
+def _permuted(tensor: Tensor, dim: int, order: Tensor | None) -> Tensor:
+    return tensor if order is None else tensor.index_select(dim, order.to(tensor.device))
 
 
 def axis_slices(layer: nn.Module, axis: str) -> list[tuple[str, Tensor]]:
     """`(name, tensor)` of every parameter that carries `axis`, moved so that the axis is dimension
-    0: shape (size, ...).
+    0: (size of the axis, ...).
 
     For an ungrouped layer these are views. For the input axis of a grouped convolution the groups
-    are laid one after the other, so that row i holds the weights that read input channel i.
+    follow one another, so that row i holds the weights that read input channel i.
     """
+    if not is_mixing(layer):
+        size = axis_size(layer, axis)
+        named = layer.named_parameters(recurse=False)
+        return [(name, tensor) for name, tensor in named if tuple(tensor.shape) == (size,)]
+    weight = _weight(layer)
+    bias = getattr(layer, "bias", None) if axis == "out" else None
+    slices = [("weight", weight if axis == weight_axes(layer)[0] else _by_column(layer, weight))]
+    return slices if bias is None else [*slices, ("bias", bias)]
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """The weight of a mixing layer.
+
+    It is a plain tensor, which `get_parameter` refuses, under `functional_call` and where
+    `torch.nn.utils.prune` masks it.
+    """
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
+def _by_column(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The weight with the axis of dimension 1 in front, group after group."""
     if isinstance(layer, nn.Linear):
-        if axis == "in":
-            return [("weight", layer.weight.transpose(0, 1))]
-        return [
-            ("weight", layer.weight),
-            *([("bias", layer.bias)] if layer.bias is not None else []),
-        ]
-    if isinstance(layer, _ConvNd):
-        first = "in" if isinstance(layer, _ConvTransposeNd) else "out"
-        bias = [("bias", layer.bias)] if axis == "out" and layer.bias is not None else []
-        if axis == first:
-            return [("weight", layer.weight), *bias]
-        blocks = layer.weight.chunk(layer.groups, 0)
-        return [("weight", torch.cat([block.transpose(0, 1) for block in blocks], 0)), *bias]
-    size = axis_size(layer, axis)
-    return [
-        (n, p)
-        for n, p in layer.named_parameters(recurse=False)
-        if p.dim() == 1 and p.shape[0] == size
-    ]
+        return weight.transpose(0, 1)
+    groups = weight.chunk(int(getattr(layer, "groups", 1)), 0)
+    return torch.cat([group.transpose(0, 1) for group in groups], 0)
 
 
 def input_sums(layer: nn.Module, values: Tensor) -> Tensor:
-    """Sum of `values`, shaped like the weight of a mixing `layer`, over everything that reads each
-    input position: (in,).
+    """Sums (in,) of `values`, shaped like the weight of a mixing `layer`, over all weights that
+    read each input position.
     """
     if isinstance(layer, nn.Linear):
         return values.sum(0)
-    groups = int(getattr(layer, "groups", 1))
     if isinstance(layer, _ConvTransposeNd):
         return values.flatten(1).sum(1)
-    return values.reshape(groups, -1, *values.shape[1:]).sum(1).flatten(2).sum(2).reshape(-1)
+    return _sums_by_column(layer, values)
 
 
 def output_sums(layer: nn.Module, values: Tensor) -> Tensor:
-    """Sum of `values`, shaped like the weight of a mixing `layer`, over everything that makes each
-    output position: (out,).
+    """Sums (out,) of `values`, shaped like the weight of a mixing `layer`, over all weights that
+    write each output position.
     """
-    if not isinstance(layer, _ConvTransposeNd):
-        return values.flatten(1).sum(1)
-    return values.reshape(layer.groups, -1, *values.shape[1:]).sum(1).flatten(2).sum(2).reshape(-1)
+    if isinstance(layer, _ConvTransposeNd):
+        return _sums_by_column(layer, values)
+    return values.flatten(1).sum(1)
+
+
+def _sums_by_column(layer: nn.Module, values: Tensor) -> Tensor:
+    """Sums of `values`, shaped like a convolution's weight, for each position of the axis in
+    dimension 1, group after group.
+    """
+    groups = int(getattr(layer, "groups", 1))
+    per_group = values.reshape(groups, -1, *values.shape[1:]).sum(1)
+    return per_group.flatten(2).sum(2).reshape(-1)
 
 
 def scale_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
-    """The weight of a mixing `layer` when it reads input position i times `factor[i]`; `factor` has
-    shape (in,).
+    """The weight of a mixing `layer` that reads input position i multiplied by `factor[i]`, with
+    `factor` (in,). Raises `EdgecompressError` for a layer that does not mix.
     """
-    weight: Tensor = layer.weight  # type: ignore[assignment] # no Parameter where functional_call put a tensor in its place
+    weight = _weight(layer)
     factor = factor.to(weight)
     if isinstance(layer, nn.Linear):
         return weight * factor
     if not isinstance(layer, _ConvNd):
         raise EdgecompressError(
-            f"{type(layer).__name__} reads no mixed channels: only Linear and convolutions do"
+            f"{type(layer).__name__} does not mix channels: give a Linear or a convolution"
         )
-    spatial = [1] * (weight.dim() - 2)
     if isinstance(layer, _ConvTransposeNd):
-        return weight * factor.reshape(-1, 1, *spatial)
-    per_group = factor.reshape(layer.groups, 1, -1, *spatial)
-    blocks = weight.reshape(layer.groups, -1, *weight.shape[1:])
-    return (blocks * per_group).reshape_as(weight)
+        return weight * _along_rows(factor, weight)
+    return _scaled_columns(layer, weight, factor)
 
 
 def scale_outputs(layer: nn.Module, factor: Tensor) -> Tensor:
-    """The weight of a mixing `layer` when its output channel i is multiplied by `factor[i]`;
-    `factor` has shape (out,).
+    """The weight of a mixing `layer` whose output channel i is multiplied by `factor[i]`, with
+    `factor` (out,).
     """
     weight = layer.get_parameter("weight")
     factor = factor.to(weight)
-    if not isinstance(layer, _ConvTransposeNd):
-        return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
-    blocks = weight.reshape(layer.groups, -1, *weight.shape[1:])
-    return (blocks * factor.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))).reshape_as(
-        weight
-    )
+    if isinstance(layer, _ConvTransposeNd):
+        return _scaled_columns(layer, weight, factor)
+    return weight * _along_rows(factor, weight)
+
+
+def _along_rows(factor: Tensor, weight: Tensor) -> Tensor:
+    """`factor` (rows,) in a shape that multiplies dimension 0 of `weight`."""
+    return factor.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _scaled_columns(layer: nn.Module, weight: Tensor, factor: Tensor) -> Tensor:
+    """`weight` of a convolution with dimension 1 multiplied by `factor`, group after group."""
+    groups = int(getattr(layer, "groups", 1))
+    per_group = factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+    blocks = weight.reshape(groups, -1, *weight.shape[1:])
+    return (blocks * per_group).reshape_as(weight)
 
 
 def unit_weights(layer: nn.Module) -> float:
-    """Weights for one (input, output) pair of a mixing layer; for one output where whole groups are
-    cut (`loses_whole_groups`).
+    """Weights for one (input, output) pair of a mixing layer; for one output where it loses whole
+    groups (`loses_whole_groups`).
 
-    A convolution whose groups are all narrowed holds in * out / groups kernels.
+    A convolution whose groups are all narrowed has in * out / groups kernels.
     """
     kernel = 1
     for extent in getattr(layer, "kernel_size", ()):

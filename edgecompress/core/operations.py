@@ -1,6 +1,6 @@
-"""Names of the operations that the label tracer knows, as functions, methods or module classes.
+"""Names of the operations that the label trace knows: functions, methods, or module classes.
 
-What is in none of these sets freezes the channels that it reads.
+An operation in none of these sets freezes the channels that it reads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IDENTITY = frozenset(
     floor ceil round
     """.split()
 )
-"""One tensor in, the same shape out, each value by itself."""
+"""One tensor in, one of the same shape out, computed value by value."""
 
 ELEMENTWISE = frozenset(
     """
@@ -26,7 +26,7 @@ ELEMENTWISE = frozenset(
     pow radd rsub rmul maximum minimum max_elementwise addcmul
     """.split()
 )
-"""Several tensors, broadcast; what meets is one channel."""
+"""Several tensors, broadcast; channels at the same position are coupled."""
 
 SPATIAL = frozenset(
     """
@@ -38,7 +38,7 @@ SPATIAL = frozenset(
     adaptive_max_pool2d interpolate boolean_dispatch pad
     """.split()
 )
-"""Each channel by itself, over its map."""
+"""Each channel by itself, over its feature map."""
 
 MOVES = frozenset(
     """
@@ -46,25 +46,25 @@ MOVES = frozenset(
     flatten Flatten stack
     """.split()
 )
-"""Data moves without a size written into the code."""
+"""Data moves, without a size in the code."""
 
 REDUCTIONS = frozenset(
     """
     mean sum amax amin std var norm
     """.split()
 )
-"""Some dimensions go."""
+"""Some dimensions are reduced."""
 
 RESHAPES = frozenset(
     """
     view reshape unflatten Unflatten
     """.split()
 )
-"""Data moves to sizes that may be written into the code."""
+"""Data moves to sizes that may be numbers in the code."""
 
 SPLITS = frozenset(
     """
     chunk split tensor_split
     """.split()
 )
-"""One tensor in parts."""
+"""One tensor is split into several."""

@@ -1,35 +1,47 @@
 """Scores in, keep masks out: which channels stay.
 
-`scores` maps a group to a tensor (C,), higher = keep. `cheapest` removes channels where a byte (or
-MAC) costs the least importance, across the whole network, until every budget holds. Nothing here
-reads a weight.
+`scores` maps a group to a tensor (C,), higher = keep. Three ways to choose:
+
+    cheapest      channels compete over the network: those go that cost the least score per byte (or
+                  MAC, or parameter) saved, until every budget holds
+    uniform       the largest common share of channels that holds every budget
+    top           the best channels for given widths, each group by itself; `top_overall` ranks all
+                  groups together (`core/ranking`)
+
+Nothing here reads a weight. Ties go to the earlier group and the lower channel, so that a choice is
+reproducible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from edgecompress.core import layers
 from edgecompress.core.graph import ChannelGraph, ChannelGroup
+from edgecompress.core.price import Price, Pricer, Widths, full_widths, pricer
+from edgecompress.core.ranking import best_first, mask_of, top, top_overall
 
+__all__ = [
+    "Budget",
+    "Price",
+    "Pricer",
+    "Selection",
+    "Widths",
+    "block_of",
+    "cheapest",
+    "floor_of",
+    "full_widths",
+    "pricer",
+    "top",
+    "top_overall",
+    "uniform",
+]
 
-@dataclass(frozen=True)
-class Price:
-    """What a network costs in some unit, as a function of the widths that are left.
-
-    A mixing layer costs `per_weight[layer]` for each of its weights and `per_output[layer]` for
-    each output channel; a channelwise layer costs `per_channel[layer]` for each channel; `fixed`
-    comes on top.
-    """
-
-    per_weight: Mapping[str, float]
-    per_output: Mapping[str, float]
-    fixed: float = 0.0
-    per_channel: Mapping[str, float] = field(default_factory=dict)
+SPARE = 0.03
+"""Share of a budget that may stay free before widths leave the multiples of `round_to`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Budget:
 @dataclass(frozen=True)
 class Selection:
     """A choice of channels: the masks, and what each budget costs with them. `met` is false when
-    the floors stopped it.
+    the floors were reached first.
     """
 
     keep: dict[ChannelGroup, Tensor]
@@ -51,101 +63,9 @@ class Selection:
     met: bool
 
 
-class Widths:
-    """Widths of all mixing layers as a linear function of the number of channels kept in each
-    group.
-    """
-
-    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
-        self.layers = [n for n, m in model.named_modules() if layers.is_mixing(m)]
-        number = {name: i for i, name in enumerate(self.layers)}
-        shape = (len(graph.groups), len(self.layers))
-        self.rows = {axis: torch.zeros(shape, dtype=torch.float64) for axis in ("in", "out")}
-        for g, group in enumerate(graph.groups):
-            for member in group.members:
-                if member.layer in number and member.axis in self.rows:
-                    self.rows[member.axis][g, number[member.layer]] += member.index.shape[1]
-        sizes = torch.tensor([g.size for g in graph.groups], dtype=torch.float64)
-        modules = [model.get_submodule(n) for n in self.layers]
-        self.full = {
-            a: torch.tensor([layers.axis_size(m, a) for m in modules], dtype=torch.float64)
-            for a in ("in", "out")
-        }
-        self.fixed = {a: self.full[a] - sizes @ self.rows[a] for a in ("in", "out")}
-        # positions that one channel of each group owns in a channelwise layer, (G,)
-        self.through = {
-            member.layer: torch.zeros(len(graph.groups), dtype=torch.float64)
-            for group in graph.groups
-            for member in group.members
-            if member.axis == "through"
-        }
-        for g, group in enumerate(graph.groups):
-            for member in group.members:
-                if member.axis == "through":
-                    self.through[member.layer][g] += member.index.shape[1]
-        # weights = unit * in * out; where whole groups go, each output reads a fixed number of
-        # inputs: weights = unit * out
-        self.whole = torch.tensor([layers.loses_whole_groups(m) for m in modules])
-        self.unit = torch.tensor([layers.unit_weights(m) for m in modules], dtype=torch.float64)
-
-    def at(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs (L,) of every layer when `kept` (G,) channels are left."""
-        return kept @ self.rows["in"] + self.fixed["in"], kept @ self.rows["out"] + self.fixed[
-            "out"
-        ]
-
-
-class Pricer:
-    """Evaluates a `Price` and its gradient for numbers of kept channels. Vectors: kept (G,), cost
-    scalar, gradient (G,).
-    """
-
-    def __init__(self, widths: Widths, price: Price) -> None:
-        self.widths = widths
-        self.per_weight = torch.tensor(
-            [price.per_weight.get(n, 0.0) for n in widths.layers], dtype=torch.float64
-        )
-        self.per_output = torch.tensor(
-            [price.per_output.get(n, 0.0) for n in widths.layers], dtype=torch.float64
-        )
-        self.per_group = torch.zeros(len(widths.rows["in"]), dtype=torch.float64)
-        for name, each in price.per_channel.items():
-            self.per_group += each * widths.through.get(name, torch.zeros_like(self.per_group))
-        self.fixed = price.fixed
-
-    def cost(self, kept: Tensor) -> float:
-        """The price of the network with `kept` (G,) channels left in each group."""
-        a, b = self.widths.at(kept)
-        weights = self.widths.unit * b * torch.where(self.widths.whole, torch.ones_like(a), a)
-        return (
-            float((self.per_weight * weights + self.per_output * b).sum() + self.per_group @ kept)
-            + self.fixed
-        )
-
-    def gradient(self, kept: Tensor) -> Tensor:
-        """Price of one more channel in each group, (G,)."""
-        a, b = self.widths.at(kept)
-        pair = self.per_weight * self.widths.unit
-        by_out = pair * torch.where(self.widths.whole, torch.ones_like(a), a) + self.per_output
-        by_in = pair * torch.where(self.widths.whole, torch.zeros_like(b), b)
-        return self.widths.rows["out"] @ by_out + self.widths.rows["in"] @ by_in + self.per_group
-
-
-def pricer(model: nn.Module, graph: ChannelGraph, price: Price) -> Pricer:
-    """A `Pricer` for `price` on the groups of `graph`, the trace of `model`."""
-    return Pricer(Widths(model, graph), price)
-
-
-def full_widths(graph: ChannelGraph) -> Tensor:
-    """Channels of every prunable group, (G,), float64: the `kept` of a network that is not
-    pruned.
-    """
-    return torch.tensor([float(group.size) for group in graph.groups], dtype=torch.float64)
-
-
 def block_of(size: int, round_to: int) -> int:
-    """Channels that go at once from a group of `size`: `round_to`, but one by one where that were
-    more than a quarter.
+    """Channels that go at once from a group of `size`: `round_to`, but one by one where that would
+    be more than a quarter of the group.
     """
     return round_to if size >= 4 * round_to else 1
 
@@ -155,6 +75,75 @@ def floor_of(size: int, floor: float, round_to: int) -> int:
     (`block_of`), never above `size`.
     """
     return min(size, max(block_of(size, round_to), round(size * floor)))
+
+
+def _floor(
+    group: ChannelGroup,
+    floor: float,
+    round_to: int,
+    sizes: Mapping[str, int] | None,
+    only: Collection[str] | None,
+) -> int:
+    if only is not None and group.name not in only:
+        return group.size
+    original = (sizes or {}).get(group.name, group.size)
+    return min(group.size, floor_of(original, floor, round_to))
+
+
+class _Limits:
+    """The budgets, with what evaluates them."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, budgets: Sequence[Budget]) -> None:
+        widths = Widths(model, graph)
+        self.pricers = [Pricer(widths, budget.price) for budget in budgets]
+        self.limits = [budget.limit for budget in budgets]
+
+    def costs(self, kept: Tensor) -> list[float]:
+        """What each budget costs with `kept` (G,) channels left."""
+        return [evaluated.cost(kept) for evaluated in self.pricers]
+
+    def hold(self, costs: Sequence[float]) -> bool:
+        """Is every budget met?"""
+        return all(cost <= limit for cost, limit in zip(costs, self.limits, strict=True))
+
+    def spare(self, costs: Sequence[float]) -> float:
+        """The share of its limit that the tightest budget has left."""
+        return min(1 - cost / limit for cost, limit in zip(costs, self.limits, strict=True))
+
+    def pressure(self, kept: Tensor, costs: Sequence[float]) -> Tensor:
+        """Price of one channel of each group (G,), summed over the budgets that are exceeded, each
+        in units of its limit.
+        """
+        pressure = torch.zeros_like(kept)
+        for evaluated, limit, cost in zip(self.pricers, self.limits, costs, strict=True):
+            if cost > limit:
+                pressure += evaluated.gradient(kept) / limit
+        return pressure
+
+
+class _Ranking:
+    """The channels of each group from best to worst, and the score that any width retains."""
+
+    def __init__(self, groups: Sequence[ChannelGroup], scores: Mapping[ChannelGroup, Tensor]):
+        self.groups = groups
+        self.order = [best_first(scores[group]) for group in groups]
+        self.totals = [
+            torch.cat(
+                [torch.zeros(1, dtype=torch.float64), scores[group].double()[order].cumsum(0)]
+            )
+            for group, order in zip(groups, self.order, strict=True)
+        ]
+
+    def between(self, number: int, narrow: int, wide: int) -> float:
+        """Score that group `number` has at width `wide` and no longer at `narrow`."""
+        return float(self.totals[number][wide] - self.totals[number][narrow])
+
+    def masks(self, kept: Tensor) -> dict[ChannelGroup, Tensor]:
+        """Keep masks of the `kept` (G,) best channels of each group."""
+        return {
+            group: mask_of(order, int(count))
+            for group, order, count in zip(self.groups, self.order, kept.tolist(), strict=True)
+        }
 
 
 def cheapest(
@@ -168,101 +157,139 @@ def cheapest(
     sizes: Mapping[str, int] | None = None,
     only: Collection[str] | None = None,
 ) -> Selection:
-    """Remove, until every budget holds, the channels whose loss of score a unit of cost is
-    smallest.
+    """Remove, until every budget holds, the channels whose loss of score per unit of cost is
+    smallest. `scores` maps each group to (C,), higher = keep.
 
     Widths end on multiples of `round_to` in groups at least four times as wide (one that starts off
-    a multiple may keep its size), and finer where more than 3 % of a budget would stay free; no
-    group falls below `floor_of` its size (that in `sizes`, by name, where the network was wider
-    before: several cuts end at the same floors as one). With `only`, other groups (by name) stay
-    whole. Ties go to the earlier group and the lower channel. When the floors are reached first,
-    `met` is false and the masks are those of the smallest network.
+    a multiple may keep its size), and finer where more than 3 % of a budget would stay free. No
+    group falls below `floor_of` its size; where the network was wider before, give its original
+    widths in `sizes`, by group name, so that several cuts end at the same floors as one. With
+    `only`, groups not named in it keep all channels. When the floors are reached first, `met` is
+    false and the masks are those of the smallest network.
     """
-    widths = Widths(model, graph)
-    pricers = [Pricer(widths, b.price) for b in budgets]
-    order = [scores[g].double().argsort(descending=True, stable=True) for g in graph.groups]
-    totals = [
-        torch.cat([torch.zeros(1, dtype=torch.float64), scores[g].double()[o].cumsum(0)])
-        for g, o in zip(graph.groups, order, strict=True)
-    ]
-    kept = full_widths(graph)
-    floors = [_floor(g, floor, round_to, sizes, only) for g in graph.groups]
+    limits = _Limits(model, graph, budgets)
+    ranking = _Ranking(graph.groups, scores)
+    floors = [_floor(group, floor, round_to, sizes, only) for group in graph.groups]
 
-    def next_width(g: int) -> int:
-        width, block = int(kept[g]), block_of(graph.groups[g].size, round_to)
-        step = max(block, graph.groups[g].size // 64 // block * block)
-        lower = (width - 1) // step * step if block > 1 else width - step
-        return max(lower, floors[g])
+    kept = _descend(graph.groups, limits, ranking, floors, round_to)
+    if limits.hold(limits.costs(kept)):
+        kept = _give_back(kept, graph.groups, limits, ranking, round_to)
 
-    costs = [p.cost(kept) for p in pricers]
-    while any(c > b.limit for c, b in zip(costs, budgets, strict=True)):
-        price = torch.zeros(len(graph.groups), dtype=torch.float64)
-        for p, b, c in zip(pricers, budgets, costs, strict=True):
-            if c > b.limit:
-                price += p.gradient(kept) / b.limit
-        best, choice = float("inf"), -1
-        for g in range(len(graph.groups)):
-            width = next_width(g)
-            saved = float(price[g]) * (int(kept[g]) - width)
-            if width < int(kept[g]) and saved > 0:
-                lost = float(totals[g][int(kept[g])] - totals[g][width])
-                if lost / saved < best:
-                    best, choice = lost / saved, g
-        if choice < 0:
+    costs = limits.costs(kept)
+    return Selection(ranking.masks(kept), tuple(costs), limits.hold(costs))
+
+
+def _descend(
+    groups: Sequence[ChannelGroup],
+    limits: _Limits,
+    ranking: _Ranking,
+    floors: Sequence[int],
+    round_to: int,
+) -> Tensor:
+    """Channels left in each group (G,) when every budget holds, or when all are at their floors.
+
+    Greedy: each step takes the next block from the group that loses the least score per unit of
+    cost saved.
+    """
+    kept = torch.tensor([float(group.size) for group in groups], dtype=torch.float64)
+    costs = limits.costs(kept)
+    while not limits.hold(costs):
+        step = _cheapest_step(kept, limits.pressure(kept, costs), groups, ranking, floors, round_to)
+        if step is None:
             break
-        kept[choice] = next_width(choice)
-        costs = [p.cost(kept) for p in pricers]
-    met = all(c <= b.limit for c, b in zip(costs, budgets, strict=True))
-    if met:
-        costs = _fill(kept, graph, totals, pricers, budgets, round_to)
-    return Selection(_masks(graph, order, kept), tuple(costs), met)
+        number, width = step
+        kept[number] = width
+        costs = limits.costs(kept)
+    return kept
 
 
-def _fill(
+def _cheapest_step(
     kept: Tensor,
-    graph: ChannelGraph,
-    totals: list[Tensor],
-    pricers: list[Pricer],
-    budgets: tuple[Budget, ...],
+    pressure: Tensor,
+    groups: Sequence[ChannelGroup],
+    ranking: _Ranking,
+    floors: Sequence[int],
     round_to: int,
-) -> list[float]:
-    """Give back, in place, what the last steps took too much: blocks of `round_to` first, of fewer
-    channels while over 3 % is free.
+) -> tuple[int, int] | None:
+    """The group that loses the least score per unit of cost saved, and its next width; None when
+    all are at their floors. `kept` and `pressure` are (G,).
     """
-    costs = [p.cost(kept) for p in pricers]
-    block = round_to
-    while block >= 1 and budgets:
-        full = min(1 - c / b.limit for c, b in zip(costs, budgets, strict=True)) < 0.03
-        if full and block < round_to:
-            break
-        gains = []
-        for g, group in enumerate(graph.groups):
-            width = min(int(kept[g]) + block, group.size)
-            if width > int(kept[g]):
-                gains.append((float(totals[g][width] - totals[g][int(kept[g])]), g, width))
-        for _, g, width in sorted(gains, key=lambda gain: (-gain[0], gain[1])):
-            old = float(kept[g])
-            kept[g] = width
-            tried = [p.cost(kept) for p in pricers]
-            if all(c <= b.limit for c, b in zip(tried, budgets, strict=True)):
-                costs = tried
-                break
-            kept[g] = old
-        else:
-            block //= 2
-    return costs
+    best: tuple[int, int] | None = None
+    best_ratio = float("inf")
+    for number, group in enumerate(groups):
+        width = int(kept[number])
+        narrower = _next_width(group.size, width, floors[number], round_to)
+        saved = float(pressure[number]) * (width - narrower)
+        if narrower >= width or saved <= 0:
+            continue
+        ratio = ranking.between(number, narrower, width) / saved
+        if ratio < best_ratio:
+            best = (number, narrower)
+            best_ratio = ratio
+    return best
 
 
-def _floor(
-    group: ChannelGroup,
-    floor: float,
+def _next_width(size: int, width: int, floor: int, round_to: int) -> int:
+    """Width of a group of `size` after one more step down from `width`.
+
+    A step is one block, or 1/64 of a wide group, so that the number of steps stays bounded.
+    """
+    block = block_of(size, round_to)
+    step = max(block, size // 64 // block * block)
+    if block == 1:
+        return max(width - step, floor)
+    return max((width - 1) // step * step, floor)  # down to the next multiple
+
+
+def _give_back(
+    kept: Tensor,
+    groups: Sequence[ChannelGroup],
+    limits: _Limits,
+    ranking: _Ranking,
     round_to: int,
-    sizes: Mapping[str, int] | None,
-    only: Collection[str] | None,
-) -> int:
-    if only is not None and group.name not in only:
-        return group.size
-    return min(group.size, floor_of((sizes or {}).get(group.name, group.size), floor, round_to))
+) -> Tensor:
+    """`kept` (G,) with channels added where the last steps took more than the budgets require.
+
+    Blocks of `round_to` come first; blocks of half the size, a quarter, ... only while more than
+    3 % of every budget is free.
+    """
+    if not limits.limits:
+        return kept
+    block = round_to
+    while block >= 1:
+        if block < round_to and limits.spare(limits.costs(kept)) < SPARE:
+            break
+        wider = _widened(kept, groups, limits, ranking, block)
+        if wider is None:
+            block //= 2
+        else:
+            kept = wider
+    return kept
+
+
+def _widened(
+    kept: Tensor,
+    groups: Sequence[ChannelGroup],
+    limits: _Limits,
+    ranking: _Ranking,
+    block: int,
+) -> Tensor | None:
+    """`kept` (G,) with one block more in the group that gains the most score and still fits; None
+    when none fits.
+    """
+    gains = []
+    for number, group in enumerate(groups):
+        width = int(kept[number])
+        wider = min(width + block, group.size)
+        if wider > width:
+            gains.append((ranking.between(number, width, wider), number, wider))
+
+    for _, number, wider in sorted(gains, key=lambda gain: (-gain[0], gain[1])):
+        candidate = kept.clone()
+        candidate[number] = wider
+        if limits.hold(limits.costs(candidate)):
+            return candidate
+    return None
 
 
 def uniform(
@@ -278,93 +305,52 @@ def uniform(
     only: Collection[str] | None = None,
 ) -> Selection:
     """Keep the largest common share of channels that holds every budget: of each group (`scope`
-    local), or of all together (global).
+    local), or of all together (global). `scores` maps each group to (C,), higher = keep.
 
     Locally each group keeps its best channels; globally scores are divided by their group's mean
     and ranked across groups. Floors, `sizes` and `only` as in `cheapest`; local widths are
     multiples of `round_to`.
     """
-    pricers = [Pricer(Widths(model, graph), b.price) for b in budgets]
-    floors = {g.name: _floor(g, floor, round_to, sizes, only) for g in graph.groups}
+    limits = _Limits(model, graph, budgets)
+    floors = {group.name: _floor(group, floor, round_to, sizes, only) for group in graph.groups}
 
     def at(share: float) -> Selection:
         widths = {
-            g.name: max(floors[g.name], _rounded(g.size * share, block_of(g.size, round_to)))
-            for g in graph.groups
+            group.name: max(floors[group.name], _share_of(group.size, share, round_to))
+            for group in graph.groups
         }
         keep = top(scores, widths) if scope == "local" else top_overall(scores, widths, floors)
         kept = torch.tensor([float(keep[g].sum()) for g in graph.groups], dtype=torch.float64)
-        costs = tuple(p.cost(kept) for p in pricers)
-        return Selection(
-            keep, costs, all(c <= b.limit for c, b in zip(costs, budgets, strict=True))
-        )
+        costs = limits.costs(kept)
+        return Selection(keep, tuple(costs), limits.hold(costs))
 
-    best, low, high = at(0.0), 0.0, 1.0
-    if at(1.0).met:
-        return at(1.0)
-    for _ in range(20 if best.met else 0):
+    return _largest_that_holds(at)
+
+
+def _largest_that_holds(at: Callable[[float], Selection]) -> Selection:
+    """`at` the largest share in 0..1 whose selection meets the budgets, by bisection; at 0 when
+    none does.
+    """
+    full = at(1.0)
+    if full.met:
+        return full
+    best = at(0.0)
+    if not best.met:
+        return best
+    low = 0.0
+    high = 1.0
+    for _ in range(20):
         middle = (low + high) / 2
-        tried = at(middle)
-        if tried.met:
-            best, low = tried, middle
+        selection = at(middle)
+        if selection.met:
+            best = selection
+            low = middle
         else:
             high = middle
     return best
 
 
-def _rounded(width: float, block: int) -> int:
-    return round(width / block) * block
-
-
-def top(
-    scores: Mapping[ChannelGroup, Tensor], widths: Mapping[str, int]
-) -> dict[ChannelGroup, Tensor]:
-    """Local choice: the `widths[name]` best channels of each group, of equal ones the lower. Groups
-    not named stay whole.
-    """
-    keep = {}
-    for group, values in scores.items():
-        width = min(widths.get(group.name, group.size), group.size)
-        keep[group] = _best(values, width)
-    return keep
-
-
-def top_overall(
-    scores: Mapping[ChannelGroup, Tensor], widths: Mapping[str, int], floors: Mapping[str, int]
-) -> dict[ChannelGroup, Tensor]:
-    """Global choice: as many channels as `widths` leaves in all, those with the highest scores
-    divided by their group's mean.
-
-    Groups not named in `widths` stay whole; no other falls below `floors[name]`. Of equal scores
-    the earlier group and lower channel stay.
-    """
-    chosen = [group for group in scores if group.name in widths]
-    keep = {group: torch.ones(group.size, dtype=torch.bool) for group in scores}
-    total = sum(min(widths[group.name], group.size) for group in chosen)
-    ranked = []
-    for group in chosen:
-        relative = scores[group].double() / scores[group].double().mean().clamp_min(1e-30)
-        must = _best(relative, min(floors.get(group.name, 1), group.size))
-        keep[group] = must
-        ranked.append(torch.where(must, torch.inf, relative))
-    if chosen:
-        order = torch.cat(ranked).argsort(descending=True, stable=True)
-        stays = torch.zeros(len(order), dtype=torch.bool)
-        stays[order[: max(total, sum(int(keep[g].sum()) for g in chosen))]] = True
-        keep |= dict(zip(chosen, stays.split([g.size for g in chosen]), strict=True))
-    return keep
-
-
-def _best(values: Tensor, count: int) -> Tensor:
-    mask = torch.zeros(len(values), dtype=torch.bool)
-    mask[values.double().argsort(descending=True, stable=True)[:count]] = True
-    return mask
-
-
-def _masks(graph: ChannelGraph, order: list[Tensor], kept: Tensor) -> dict[ChannelGroup, Tensor]:
-    keep = {}
-    for group, ranked, count in zip(graph.groups, order, kept.tolist(), strict=True):
-        mask = torch.zeros(group.size, dtype=torch.bool)
-        mask[ranked[: int(count)]] = True
-        keep[group] = mask
-    return keep
+def _share_of(size: int, share: float, round_to: int) -> int:
+    """`share` of `size`, to the nearest block."""
+    block = block_of(size, round_to)
+    return round(size * share / block) * block

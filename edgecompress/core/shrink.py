@@ -1,8 +1,8 @@
-"""Build the smaller network that a keep mask describes: `shrink(model, keep)`, and its twin in
-place, `masked(model, keep)`.
+"""Build the smaller network that keep masks describe, `shrink(model, keep)`, and its counterpart of
+the original size, `masked(model, keep)`.
 
-Law 3: in eval mode `masked(model, keep)(x) == shrink(model, keep)(x)`: a channel is gone exactly
-when every consumer reads zero.
+Law 3: in eval mode `masked(model, keep)(x) == shrink(model, keep)(x)`. A channel is gone exactly
+when every consumer reads zero in its place.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from edgecompress.core.graph import ChannelGroup, consumers
 from edgecompress.errors import UsageError
 
 Keep = Mapping[ChannelGroup, Tensor]
-"""For each group a bool tensor (C,), true where the channel stays. A group that is absent stays
-whole.
+"""Keep masks: for each group a bool tensor (C,), true where the channel stays. A group that is
+absent keeps all channels.
 """
 
 
 def check_keep(keep: Keep) -> None:
-    """Raises `UsageError` for a mask of the wrong shape or type, an emptied group, or a cut in a
+    """Raises `UsageError` for a mask of the wrong shape or type, a group left empty, or a cut in a
     frozen one.
     """
     for group, mask in keep.items():
         if mask.dtype != torch.bool or tuple(mask.shape) != (group.size,):
-            shape = tuple(mask.shape)
             raise UsageError(
-                f"keep mask of group '{group.name}' is {mask.dtype} {shape}: give torch.bool "
-                f"({group.size},)"
+                f"keep mask of group '{group.name}' is {mask.dtype} {tuple(mask.shape)}: give "
+                f"torch.bool ({group.size},)"
             )
         if not mask.any():
             raise UsageError(
@@ -42,34 +41,38 @@ def check_keep(keep: Keep) -> None:
             )
         if group.frozen is not None and not mask.all():
             raise UsageError(
-                f"group '{group.name}' must stay whole ({group.frozen}): drop none of its channels"
+                f"group '{group.name}' is frozen ({group.frozen}): drop none of its channels"
             )
 
 
 def kept_positions(model: nn.Module, keep: Keep) -> dict[str, dict[str, Tensor]]:
-    """`{layer: {axis: bool (size,)}}`: the positions of each cut axis that stay."""
+    """`{layer: {axis: bool (size,)}}`: the positions that stay, for each axis that is cut.
+
+    Raises `UsageError` when a group was traced on another model.
+    """
     kept: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for group, mask in keep.items():
         if mask.all():
             continue
         for member in group.members:
-            layer = find(model, member.layer)
-            if member.axis not in kept[member.layer]:
-                size = (
-                    layer.shape[int(member.axis[3:])]
-                    if isinstance(layer, Tensor)
-                    else layers.axis_size(layer, member.axis)
-                )
-                kept[member.layer][member.axis] = torch.ones(size, dtype=torch.bool)
+            axes = kept[member.layer]
+            if member.axis not in axes:
+                size = _size(find(model, member.layer), member.axis)
+                axes[member.axis] = torch.ones(size, dtype=torch.bool)
             dropped = member.index[~mask.cpu()].reshape(-1)
-            positions = kept[member.layer][member.axis]
-            if dropped.numel() and int(dropped.max()) >= positions.numel():
+            if dropped.numel() and int(dropped.max()) >= len(axes[member.axis]):
                 raise UsageError(
                     f"group '{group.name}' was traced on another model: trace this one and "
                     "choose again"
                 )
-            positions[dropped] = False
+            axes[member.axis][dropped] = False
     return dict(kept)
+
+
+def _size(layer: nn.Module | Tensor, axis: str) -> int:
+    if isinstance(layer, Tensor):
+        return layer.shape[layers.axis_dim(axis)]
+    return layers.axis_size(layer, axis)
 
 
 def shrink(model: nn.Module, keep: Keep) -> nn.Module:
@@ -78,18 +81,18 @@ def shrink(model: nn.Module, keep: Keep) -> nn.Module:
     The result shares no memory with `model`. Raises `UsageError` as `check_keep` does.
     """
     check_keep(keep)
-    return rebuilt(
-        model,
-        {
-            name: layers.cut(find(model, name), axes)
-            for name, axes in kept_positions(model, keep).items()
-        },
-    )
+    changed = {
+        name: layers.cut(find(model, name), axes)
+        for name, axes in kept_positions(model, keep).items()
+    }
+    return rebuilt(model, changed)
 
 
 def rebuilt(model: nn.Module, changed: Mapping[str, layers.Cut]) -> nn.Module:
-    """A copy of `model` in which the layers `changed`, by name, have other tensors and
-    attributes.
+    """A copy of `model` in which the layers `changed`, by name, have new tensors and attributes.
+
+    `copy.deepcopy` is given the new tensors as the copies of the old ones, so parameters that
+    layers share stay shared.
     """
     memo: dict[int, object] = {}
     for name, cut in changed.items():
@@ -107,8 +110,9 @@ def rebuilt(model: nn.Module, changed: Mapping[str, layers.Cut]) -> nn.Module:
 
 
 def masked(model: nn.Module, keep: Keep) -> nn.Module:
-    """A copy of `model`, of the same size, in which every consumer of a dropped channel reads zero
-    from it.
+    """A copy of `model`, of the same size, in which every consumer of a dropped channel reads zero.
+
+    Raises `UsageError` as `check_keep` does.
     """
     check_keep(keep)
     factors: dict[str, Tensor] = {}
@@ -130,11 +134,11 @@ def find(model: nn.Module, name: str) -> nn.Module | Tensor:
     """The submodule, parameter or buffer called `name`. Raises `UsageError` when the model has
     none.
     """
-    found: object = model
+    attribute: object = model
     for part in name.split(".") if name else []:
-        found = getattr(found, part, None)
-    if not isinstance(found, (nn.Module, Tensor)):
+        attribute = getattr(attribute, part, None)
+    if not isinstance(attribute, (nn.Module, Tensor)):
         raise UsageError(
             f"no layer '{name}' in {type(model).__name__}: the keep masks come from another model"
         )
-    return found
+    return attribute

@@ -3,11 +3,11 @@ class.
 
     fold_batchnorm   Conv/Linear followed by its BatchNorm becomes one layer (the BatchNorm turns
                      into `nn.Identity`)
-    fold_pool        an adaptive average pool that enlarges its input multiplies into the Linear
+    fold_pool        an adaptive average pool that enlarges its input is multiplied into the Linear
                      that reads it
-    unfold_pool      the way back: the least-norm Linear of the original size that computes the same
+    unfold_pool      the inverse: the least-norm Linear of the original size that computes the same
 
-`fold_pool` holds for the traced input size only, and its result says so (`FoldedPool.input_shape`).
+`fold_pool` is exact only for the traced input size, `FoldedPool.input_shape`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from edgecompress.core.layers import BatchNorm
 
 @dataclass(frozen=True)
 class FoldedPool:
-    """A pool from (h, w) to (H, W) that went into a Linear: `linear` reads C * h * w values instead
-    of C * H * W.
+    """A pool from (h, w) to (H, W) that can be multiplied into the layer `linear`, which then reads
+    C * h * w values instead of C * H * W.
     """
 
     pool: str
     linear: str
     channels: int
     pooled: tuple[int, int]
-    """What the pool made, (H, W)."""
+    """What the pool writes, (H, W)."""
     read: tuple[int, int]
     """What the pool reads, (h, w), for inputs of `input_shape`."""
     input_shape: tuple[int, ...]
 
     @property
     def parameters_removed_per_output(self) -> int:
-        """Weights less for each output of the Linear."""
+        """Weights saved for each output of the Linear."""
         return self.channels * (self.pooled[0] * self.pooled[1] - self.read[0] * self.read[1])
 
 
@@ -62,27 +62,34 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     with s = gamma / sqrt(var + eps) (Jacob et al. 2018, section 3.2). Computed in float64. A layer
     whose output is read by others too is left alone.
     """
-    graph = symbolic_trace(meta_copy(model)).graph
-    calls = _single_calls(graph)
+    calls = _single_calls(symbolic_trace(meta_copy(model)).graph)
     folded = copy.deepcopy(model).eval()
     for name, node in calls.items():
         norm = folded.get_submodule(name)
-        source = node.args[0]
         if not isinstance(norm, BatchNorm) or norm.running_mean is None or norm.running_var is None:
             continue
-        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
-            continue
-        layer = folded.get_submodule(str(source.target))
-        plain = isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        if not plain or calls.get(str(source.target)) is not source:
-            continue
-        _fold_pair(layer, norm)
-        parent, _, child = name.rpartition(".")
-        setattr(folded.get_submodule(parent), child, nn.Identity())
+        layer = _layer_before(node, calls, folded)
+        if layer is not None:
+            _fold_pair(layer, norm)
+            parent, _, child = name.rpartition(".")
+            setattr(folded.get_submodule(parent), child, nn.Identity())
     return folded
 
 
+def _layer_before(node: fx.Node, calls: dict[str, fx.Node], model: nn.Module) -> nn.Module | None:
+    """The Conv or Linear of `model` whose output only `node` reads, else None."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+        return None
+    name = str(source.target)
+    if calls.get(name) is not source:
+        return None
+    layer = model.get_submodule(name)
+    return layer if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) else None
+
+
 def _fold_pair(layer: nn.Module, norm: BatchNorm) -> None:
+    """Multiply `norm` into the weight and bias of `layer`, in place."""
     weight = layer.get_parameter("weight")
     mean, var = (
         t.detach().double() for t in (norm.running_mean, norm.running_var) if t is not None
@@ -98,31 +105,39 @@ def _fold_pair(layer: nn.Module, norm: BatchNorm) -> None:
 
 
 def find_pools(model: nn.Module, example: Tensor) -> list[FoldedPool]:
-    """Adaptive average pools that enlarge their input and are read by one Linear through a
-    flatten.
+    """Adaptive average pools that enlarge their input and are read by one Linear through a flatten,
+    for inputs like `example` (N, C, H, W).
     """
     traced = symbolic_trace(meta_copy(model))
     ShapeProp(traced).propagate(torch.empty_like(example, device="meta"))
     calls = _single_calls(traced.graph)
-    found = []
-    for name, node in calls.items():
-        if not isinstance(traced.get_submodule(name), nn.AdaptiveAvgPool2d):
-            continue
-        linear = _linear_behind(traced, node)
-        before, after = _shape(node.args[0]), _shape(node)
-        if linear is None or calls.get(linear) is None or len(before) != 4:
-            continue
-        (h, w), (big_h, big_w) = before[2:], after[2:]
-        if big_h * big_w > h * w and big_h >= h and big_w >= w:
-            found.append(
-                FoldedPool(
-                    name, linear, before[1], (big_h, big_w), (h, w), tuple(example.shape[1:])
-                )
-            )
-    return found
+    input_shape = tuple(example.shape[1:])
+    pools = [_pool(traced, name, node, calls, input_shape) for name, node in calls.items()]
+    return [pool for pool in pools if pool is not None]
+
+
+def _pool(
+    traced: fx.GraphModule,
+    name: str,
+    node: fx.Node,
+    calls: dict[str, fx.Node],
+    input_shape: tuple[int, ...],
+) -> FoldedPool | None:
+    """The pool called `name` when it can be folded into the Linear behind it, else None."""
+    if not isinstance(traced.get_submodule(name), nn.AdaptiveAvgPool2d):
+        return None
+    linear = _linear_behind(traced, node)
+    read, pooled = _shape(node.args[0]), _shape(node)
+    if linear is None or linear not in calls or len(read) != 4:
+        return None
+    (h, w), (big_h, big_w) = read[2:], pooled[2:]
+    if big_h < h or big_w < w or (big_h, big_w) == (h, w):
+        return None
+    return FoldedPool(name, linear, read[1], (big_h, big_w), (h, w), input_shape)
 
 
 def _shape(node: object) -> tuple[int, ...]:
+    """The shape of a node's output, as shape propagation found it."""
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return tuple(meta.shape) if meta is not None else ()
 
@@ -158,17 +173,17 @@ def _resize_linear(
     """`model` with the Linear of `fold` multiplied by `rows` and `columns` along its two map axes,
     and its pool set to `output`.
 
-    Channels are taken a few at a time, so that the float64 copies stay small beside the weight.
+    A few channels are computed at a time, so that the float64 copies stay small next to the weight.
     """
     linear = model.get_submodule(fold.linear)
     weight = linear.get_parameter("weight")
     side = (rows.shape[0], columns.shape[0])
     maps = weight.detach().reshape(weight.shape[0], fold.channels, *side)
-    parts = []
-    for part in maps.split(max(1, 2**22 // (weight.shape[0] * side[0] * side[1]) + 1), dim=1):
-        parts.append(
-            torch.einsum("ochw,hi,wj->ocij", part.double(), rows, columns).to(weight.dtype)
-        )
+    channels_at_once = 2**22 // (weight.shape[0] * side[0] * side[1]) + 1
+    parts = [
+        torch.einsum("ochw,hi,wj->ocij", part.double(), rows, columns).to(weight.dtype)
+        for part in maps.split(channels_at_once, dim=1)
+    ]
     resized = torch.cat(parts, 1).flatten(1)
     new = nn.Parameter(resized, weight.requires_grad)
     result = copy.deepcopy(model, {id(weight): new})

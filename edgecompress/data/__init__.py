@@ -1,5 +1,5 @@
-"""Data sets: three splits (train, validation, test) of uint8 images, split independently of the
-run's seed.
+"""Data sets with three splits (train, validation, test) of uint8 images; the split does not depend
+on the seed of a run.
 """
 
 from edgecompress.data.images import DataSet, Images

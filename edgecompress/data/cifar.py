@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from edgecompress.data.download import Archive, unpacked
-from edgecompress.data.images import Augmentation, DataSet, Images, channel_statistics, stratified
+from edgecompress.data.images import Augmentation, DataSet, Images, pixel_statistics, stratified
 from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import UsageError
 
@@ -23,8 +23,9 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Cifar:
-    """What is in an archive; a record is `labels` bytes, the last of them the class, then the
-    pixels.
+    """The contents of an archive: file names, and the number of label bytes.
+
+    A record is `labels` bytes, the last of them the class, then the pixels of one image.
     """
 
     archive: Archive
@@ -61,25 +62,26 @@ ARCHIVES = {
 
 
 def load_cifar(name: str) -> DataSet:
-    """`cifar10` or `cifar100`. Raises `EnvironmentMissingError` with the file to place and where,
-    when it cannot be downloaded.
+    """The data set `cifar10` or `cifar100`.
+
+    Raises `EnvironmentMissingError` with the file to place and where, when the archive cannot be
+    downloaded, and `UsageError` when it is damaged.
     """
     cifar = ARCHIVES[name]
     root = unpacked(name, cifar.archive)
-    whole = _read([root / part for part in cifar.train], cifar)
+    training = _read([root / part for part in cifar.train], cifar)
     test = _read([root / cifar.test], cifar)
-    classes = tuple(
-        line.strip() for line in (root / cifar.names).read_text().splitlines() if line.strip()
-    )
-    kept, held = stratified(whole.labels, (0.1,))
-    train, validation = (whole.rows(i) for i in (kept, held))
-    preprocess = Preprocess(*channel_statistics(train.pixels))
+    names = (root / cifar.names).read_text().splitlines()
+    classes = tuple(line.strip() for line in names if line.strip())
+    train, validation = (training.rows(index) for index in stratified(training.labels, (0.1,)))
+    preprocess = Preprocess(*pixel_statistics(train.pixels))
     return DataSet(
         name, name, classes, train, validation, test, preprocess, Augmentation(flip=True, shift=4)
     )
 
 
 def _read(paths: list[Path], cifar: Cifar) -> Images:
+    """The records of all files, as pixels (N, 3, 32, 32) and labels (N,)."""
     size = cifar.labels + PIXELS
     raw = np.concatenate([np.fromfile(path, dtype=np.uint8) for path in paths])
     if raw.size % size or not raw.size:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from edgecompress.data.images import DataSet, Images, channel_statistics, stratified
+from edgecompress.data.images import DataSet, Images, pixel_statistics, stratified
 from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import EnvironmentMissingError
 
@@ -17,8 +17,10 @@ SIDE = 32
 
 
 def load_digits() -> DataSet:
-    """1,168 training, 269 validation and 360 test images (65 / 15 / 20 %, each class in
-    proportion).
+    """1,169 training, 269 validation and 359 test images: 65 / 15 / 20 %, each class in
+    proportion.
+
+    Raises `EnvironmentMissingError` when scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits as read
@@ -32,7 +34,7 @@ def load_digits() -> DataSet:
     pixels = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(bunch.target).long()
     train, validation, test = (
-        Images(pixels[i], labels[i]) for i in stratified(labels, (0.15, 0.20))
+        Images(pixels[index], labels[index]) for index in stratified(labels, (0.15, 0.20))
     )
     classes = tuple(str(digit) for digit in range(10))
     return DataSet(
@@ -42,5 +44,5 @@ def load_digits() -> DataSet:
         train,
         validation,
         test,
-        Preprocess(*channel_statistics(train.pixels)),
+        Preprocess(*pixel_statistics(train.pixels)),
     )

@@ -1,4 +1,4 @@
-"""Archives of data sets: downloaded once into the cache, checked, unpacked."""
+"""Archives of data sets: downloaded once into the cache, checked by their MD5, unpacked."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from edgecompress.files import cache_dir
 
 @dataclass(frozen=True)
 class Archive:
-    """Where a data set comes from: a tar file that unpacks into `folder`, with the MD5 (hex) of
-    each version that was published.
+    """The source of a data set: a tar file that unpacks into `folder`, with the MD5 (hex) of each
+    version that was published.
     """
 
     url: str
@@ -27,11 +27,11 @@ class Archive:
 
 
 def unpacked(name: str, archive: Archive) -> Path:
-    """The folder of the archive's files: as it was unpacked before, or from the archive, which is
-    downloaded if it is not there.
+    """The folder with the archive's files. The archive is downloaded and unpacked when the folder
+    does not exist yet.
 
     Raises `EnvironmentMissingError` with the file to place and where, when it cannot be downloaded,
-    `UsageError` for a damaged one.
+    and `UsageError` when its MD5 is not one of those published.
     """
     home = cache_dir() / "data"
     root = home / archive.folder
@@ -41,17 +41,8 @@ def unpacked(name: str, archive: Archive) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     if not packed.is_file():
         _download(name, archive, packed)
-    hashed = hashlib.md5(usedforsecurity=False)
-    with packed.open("rb") as file:
-        while block := file.read(2**20):
-            hashed.update(block)
-    digest = hashed.hexdigest()
-    if digest not in archive.md5:
-        wanted = " or ".join(archive.md5)
-        raise UsageError(
-            f"'{packed}' has MD5 {digest}, not {wanted}: remove it and place the file from "
-            f"{archive.url}"
-        )
+    _check(packed, archive)
+    # unpacked elsewhere and moved, so that a folder with the final name is always complete
     with tempfile.TemporaryDirectory(dir=home) as work:
         with tarfile.open(packed) as opened:
             opened.extractall(work, filter="data")
@@ -59,11 +50,25 @@ def unpacked(name: str, archive: Archive) -> Path:
     return root
 
 
+def _check(packed: Path, archive: Archive) -> None:
+    hashed = hashlib.md5(usedforsecurity=False)
+    with packed.open("rb") as file:
+        while block := file.read(2**20):
+            hashed.update(block)
+    digest = hashed.hexdigest()
+    if digest not in archive.md5:
+        published = " or ".join(archive.md5)
+        raise UsageError(
+            f"'{packed}' has MD5 {digest}, not {published}: remove it and place the file from "
+            f"{archive.url}"
+        )
+
+
 def _download(name: str, archive: Archive, packed: Path) -> None:
     part = packed.with_suffix(".part")
     try:
-        with urllib.request.urlopen(archive.url, timeout=30) as answer, part.open("wb") as file:
-            shutil.copyfileobj(answer, file)
+        with urllib.request.urlopen(archive.url, timeout=30) as response, part.open("wb") as file:
+            shutil.copyfileobj(response, file)
     except (urllib.error.URLError, OSError) as error:
         part.unlink(missing_ok=True)
         raise EnvironmentMissingError(

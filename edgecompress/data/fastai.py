@@ -47,11 +47,11 @@ NAMES = {
 
 
 def load_fastai(name: str, image_size: int | None, skip_bad: bool = False) -> DataSet:
-    """`imagenette` or `imagewoof`: `train/` (a tenth of which is the validation split) and `val/`,
-    which is the test split.
+    """The data set `imagenette` or `imagewoof`: a tenth of `train/` is the validation split, `val/`
+    is the test split. `image_size` is the side of the stored squares, in pixels.
 
-    Raises `EnvironmentMissingError` with the file to place and where, when it cannot be downloaded,
-    `UsageError` without `image_size`.
+    Raises `EnvironmentMissingError` with the file to place and where, when the archive cannot be
+    downloaded, and `UsageError` without `image_size`.
     """
     if image_size is None:
         raise UsageError(

@@ -1,9 +1,11 @@
-"""Images in memory: uint8 tensors; a batch is augmented as a whole, then resized and normalised.
+"""Data sets and their augmentation.
 
-Shapes: `Images.pixels` (N, C, H, W) uint8, `labels` (N,) int64; a regression has float32 inputs,
-and labels (N, K). A batch that a network reads is float32 (B, C, h, w). How an image changes in one
-view is a function of (seed, view, its place in the split), so that two processes, or a teacher's
-cache and its student, see the same pixels.
+Shapes: `Images.pixels` (N, C, H, W) uint8, `labels` (N,) int64; a regression has float32 inputs and
+labels (N, K). The input of a network is float32 (B, C, h, w). A batch is augmented as uint8, then
+resized and normalised.
+
+How an image is augmented is a function of (seed, view, its place in the split), so that two
+processes, or a teacher's cache and its student, see the same pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from edgecompress.data.task import Task
 
 @dataclass(frozen=True)
 class Images:
-    """One split."""
+    """One split: `pixels` (N, C, H, W), in memory or on disk, and `labels` (N,)."""
 
     pixels: Tensor | FilePixels
     labels: Tensor
@@ -31,31 +33,29 @@ class Images:
         return int(self.labels.shape[0])
 
     def digest(self) -> str:
-        """SHA-256 (hex) of pixels and labels: what this split is."""
+        """SHA-256 (hex) of pixels and labels."""
         hashed = hashlib.sha256(self._pixel_bytes())
         hashed.update(self.labels.numpy().tobytes())
         return hashed.hexdigest()
 
     def rows(self, index: Tensor) -> Images:
-        """The images at `index` (n,)."""
+        """The images at `index`, (n,) int64."""
         pixels = self.pixels[index] if isinstance(self.pixels, Tensor) else self.pixels.rows(index)
         return Images(pixels, self.labels[index])
 
     def _pixel_bytes(self) -> bytes:
-        return (
-            self.pixels.numpy().tobytes()
-            if isinstance(self.pixels, Tensor)
-            else self.pixels.digest()
-        )
+        if isinstance(self.pixels, Tensor):
+            return self.pixels.numpy().tobytes()
+        return self.pixels.digest()
 
     def pixel_digest(self) -> str:
-        """SHA-256 (hex) of the pixels; of images on disk, of the digest of their files."""
+        """SHA-256 (hex) of the pixels; for images on disk, of the digest of their files."""
         return hashlib.sha256(self._pixel_bytes()).hexdigest()
 
 
 def stream(*parts: object) -> torch.Generator:
-    """A generator (CPU) of random numbers that `parts` alone decide: the same on every machine and
-    in every process.
+    """A random generator on the CPU whose seed depends on `parts` alone: the same on every machine
+    and in every process.
     """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -63,18 +63,19 @@ def stream(*parts: object) -> torch.Generator:
 
 @dataclass(frozen=True)
 class View:
-    """What one view does to each image of a split: mirrored or not (N,), offset of the crop (N, 2),
-    centre of the hole (N, 2).
-    """
+    """What one view does to each of the N images of a split. None skips a step."""
 
     flips: Tensor | None
+    """Mirrored or not, bool (N,)."""
     offsets: Tensor | None
+    """Row and column of the crop in the padded image, (N, 2)."""
     holes: Tensor | None
+    """Row and column of the hole's centre, (N, 2)."""
     augmentation: Augmentation
 
     def __call__(self, pixels: Tensor, ids: Tensor, fill: Tensor | None = None) -> Tensor:
-        """`pixels` (B, C, H, W), the images `ids` (B,) of the split, changed; holes take the value
-        `fill` (C,) (default 0).
+        """The augmented `pixels` (B, C, H, W), which are the images `ids` (B,) of the split. Holes
+        have the value `fill` (C,), by default 0.
         """
         device = pixels.device
         if self.offsets is not None:
@@ -88,41 +89,39 @@ class View:
 
 
 def _shifted(pixels: Tensor, offsets: Tensor, shift: int) -> Tensor:
-    """Crops of the images, which go on beyond their edges by `shift` pixels of the same colour, at
-    `offsets` (B, 2) in 0..2 shift.
+    """Crops of `pixels` (B, C, H, W), padded by `shift` pixels with their edge values, at `offsets`
+    (B, 2) in 0..2 shift.
     """
     count, channels, height, width = pixels.shape
-    rows = (offsets[:, :1] - shift + torch.arange(height, device=pixels.device)).clamp_(
-        0, height - 1
-    )
-    columns = (offsets[:, 1:] - shift + torch.arange(width, device=pixels.device)).clamp_(
-        0, width - 1
-    )
-    flat = (
-        (rows[:, :, None] * width + columns[:, None, :])
-        .reshape(count, 1, -1)
-        .expand(-1, channels, -1)
-    )
-    return pixels.flatten(2).gather(2, flat).reshape(pixels.shape)
+    rows = _clamped(offsets[:, :1] - shift, height)
+    columns = _clamped(offsets[:, 1:] - shift, width)
+    # one index per pixel, the same for all channels
+    flat = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, -1)
+    shifted = pixels.flatten(2).gather(2, flat.expand(-1, channels, -1))
+    return shifted.reshape(pixels.shape)
+
+
+def _clamped(starts: Tensor, size: int) -> Tensor:
+    """(B, size): for each of `starts` (B, 1) the `size` positions from there on, within the
+    image.
+    """
+    return (starts + torch.arange(size, device=starts.device)).clamp_(0, size - 1)
 
 
 def _with_holes(pixels: Tensor, centres: Tensor, side: int, fill: Tensor | None) -> Tensor:
+    """`pixels` (B, C, H, W) with a square hole around `centres` (B, 2), of value `fill` (C,)."""
     height, width = pixels.shape[2:]
     rows = (torch.arange(height, device=pixels.device) - centres[:, :1]).abs() < side / 2
     columns = (torch.arange(width, device=pixels.device) - centres[:, 1:]).abs() < side / 2
     hole = (rows[:, :, None] & columns[:, None, :])[:, None]
-    value = (
-        torch.zeros(pixels.shape[1], device=pixels.device)
-        if fill is None
-        else fill.to(pixels.device)
-    )
-    return torch.where(hole, value.to(pixels.dtype)[None, :, None, None], pixels)
+    value = torch.zeros(pixels.shape[1]) if fill is None else fill
+    return torch.where(hole, value.to(pixels)[None, :, None, None], pixels)
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random horizontal flips, crops shifted by at most `shift` pixels (edges repeated), and a
-    square hole of side `cutout`.
+    square hole of side `cutout` pixels.
     """
 
     flip: bool = False
@@ -131,35 +130,29 @@ class Augmentation:
 
     @property
     def active(self) -> bool:
-        """Does it change anything?"""
+        """True when it changes anything."""
         return self.flip or self.shift > 0 or self.cutout > 0
 
     def view(self, count: int, side: tuple[int, int], seed: int, number: int) -> View:
         """View `number` of a split of `count` images of `side` (H, W)."""
-        drawn = stream("view", seed, number)
-        flips = torch.rand(count, generator=drawn) < 0.5 if self.flip else None
-        offsets = (
-            torch.randint(0, 2 * self.shift + 1, (count, 2), generator=drawn)
-            if self.shift
-            else None
-        )
-        holes = (
-            (torch.rand(count, 2, generator=drawn) * torch.tensor(side)).long()
-            if self.cutout
-            else None
-        )
+        generator = stream("view", seed, number)
+        flips = offsets = holes = None
+        if self.flip:
+            flips = torch.rand(count, generator=generator) < 0.5
+        if self.shift:
+            offsets = torch.randint(0, 2 * self.shift + 1, (count, 2), generator=generator)
+        if self.cutout:
+            holes = (torch.rand(count, 2, generator=generator) * torch.tensor(side)).long()
         return View(flips, offsets, holes, self)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Three splits with what is needed to read them: class names, and how pixels become what a
-    network reads.
-    """
+    """Three splits, the names of the classes, and how pixels become the input of a network."""
 
     name: str
     label: str
-    """How outputs call it, e.g. `digits (demo)`."""
+    """Its name in outputs and reports, e.g. `digits (demo)`."""
     classes: tuple[str, ...]
     train: Images
     validation: Images
@@ -170,7 +163,7 @@ class DataSet:
     """Files that could not be read and were skipped."""
     task: Task = field(default_factory=Task)
     parts: tuple[DataSet, ...] = ()
-    """The data sets that were joined to this one."""
+    """The data sets that were joined into this one."""
 
     @property
     def native_shape(self) -> tuple[int, int, int]:
@@ -180,11 +173,11 @@ class DataSet:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one image as a network reads it."""
+        """(C, h, w) of one image as the input of a network."""
         return self.preprocess.shape(self.native_shape)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to what a network reads, float32 (B, C, h, w)."""
+        """uint8 `pixels` (B, C, H, W) to the input of a network, float32 (B, C, h, w)."""
         return self.preprocess(pixels)
 
     def digest(self) -> str:
@@ -193,17 +186,17 @@ class DataSet:
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def training_key(self) -> dict[str, Any]:
-        """What decides the pixels of the training split: its digest and the augmentation, as JSON
-        values.
+        """What determines the augmented pixels of the training split: its digest and the
+        augmentation, as JSON values.
         """
         return {"pixels": self.train.pixel_digest(), "augmentation": asdict(self.augmentation)}
 
 
-def channel_statistics(pixels: Tensor | FilePixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 `pixels` (N, C, H, W), in 0..1; a
-    constant channel has 0.001.
+def pixel_statistics(pixels: Tensor | FilePixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 `pixels` (N, C, H, W), in 0..1; the
+    deviation of a constant channel is 0.001.
 
-    Of images on disk, those of 2,000 of them, evenly spread.
+    For images on disk they are computed from 2,000 images, evenly spread.
     """
     if not isinstance(pixels, Tensor):
         pixels = pixels[torch.linspace(0, len(pixels) - 1, min(len(pixels), 2000)).long()]
@@ -213,10 +206,10 @@ def channel_statistics(pixels: Tensor | FilePixels) -> tuple[tuple[float, ...], 
 
 
 def stratified(labels: Tensor, shares: tuple[float, ...], seed: int = 20221121) -> list[Tensor]:
-    """Split indices 0..N-1 into parts of the given `shares` (the rest goes to the first), each
-    class in proportion.
+    """Split the indices of `labels` (N,) into parts, each class in proportion: first the rest, then
+    one part per entry of `shares`.
 
-    Independent of the run's seed: the same data always gives the same split.
+    Independent of the seed of a run: the same data always give the same split.
     """
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in range(len(shares) + 1)]

@@ -1,4 +1,4 @@
-"""`A+B`: two or more data sets as one, for a network with a head for each (`merge --heads
+"""`A+B`: two or more data sets as one, for a network with one head per data set (`merge --heads
 separate`).
 """
 
@@ -9,59 +9,65 @@ from dataclasses import replace
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
-from edgecompress.data.images import DataSet, Images, channel_statistics
+from edgecompress.data.images import DataSet, Images, pixel_statistics
 from edgecompress.data.preprocess import Preprocess
 from edgecompress.data.task import Heads, Task
 from edgecompress.errors import UsageError
 
 
 def joined(parts: Sequence[DataSet]) -> DataSet:
-    """The images of all `parts`, whose labels follow one another; classes are called `part: class`.
+    """The images of all `parts` in order, with the labels of each part offset by the classes before
+    it; classes are called `part: class`.
 
-    Raises `UsageError` for parts that are no classification, or whose images differ in shape.
+    Raises `UsageError` for parts that are not plain classifications, whose images differ in shape,
+    or that do not fit into memory.
     """
-    shapes = {part.native_shape for part in parts}
     name = "+".join(part.name for part in parts)
+    _check(parts, name)
+    sizes = tuple(len(part.classes) for part in parts)
+    offsets = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    train = _concatenated([part.train for part in parts], offsets)
+    return DataSet(
+        name=name,
+        label=" + ".join(part.label for part in parts),
+        classes=tuple(f"{part.name}: {label}" for part in parts for label in part.classes),
+        train=train,
+        validation=_concatenated([part.validation for part in parts], offsets),
+        test=_concatenated([part.test for part in parts], offsets),
+        preprocess=Preprocess(*pixel_statistics(train.pixels)),
+        augmentation=parts[0].augmentation,
+        skipped=tuple(file for part in parts for file in part.skipped),
+        task=Heads(sizes),
+        parts=tuple(parts),
+    )
+
+
+def _check(parts: Sequence[DataSet], name: str) -> None:
     if any(type(part.task) is not Task for part in parts):
         raise UsageError(
-            f"data '{name}' joins what is no plain classification: give digits, cifar10, "
+            f"data '{name}' has a part that is no plain classification: give digits, cifar10, "
             "folder:DIR, ..."
         )
+    shapes = {part.native_shape for part in parts}
     if len(shapes) > 1:
         raise UsageError(
             f"data '{name}' joins images of shapes {sorted(shapes)}: pass --image-size so "
             "that they are alike"
         )
-    sizes = tuple(len(part.classes) for part in parts)
-    starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
-
-    def together(split: str) -> Images:
-        pieces: list[Images] = [getattr(part, split) for part in parts]
-        labels = [piece.labels + start for piece, start in zip(pieces, starts, strict=True)]
-        return Images(torch.cat([piece.pixels[:] for piece in pieces]), torch.cat(labels))
-
-    if not all(isinstance(part.train.pixels, torch.Tensor) for part in parts):
+    if not all(isinstance(part.train.pixels, Tensor) for part in parts):
         raise UsageError(
             f"data '{name}' does not fit into memory: join smaller images (--image-size)"
         )
-    train = together("train")
-    classes = tuple(f"{part.name}: {label}" for part in parts for label in part.classes)
-    return DataSet(
-        name,
-        " + ".join(part.label for part in parts),
-        classes,
-        train,
-        together("validation"),
-        together("test"),
-        Preprocess(*channel_statistics(train.pixels)),
-        parts[0].augmentation,
-        tuple(f for part in parts for f in part.skipped),
-        Heads(sizes),
-        tuple(parts),
-    )
+
+
+def _concatenated(splits: Sequence[Images], offsets: Sequence[int]) -> Images:
+    """The images of all splits, with each split's labels shifted by its offset."""
+    labels = [split.labels + offset for split, offset in zip(splits, offsets, strict=True)]
+    return Images(torch.cat([split.pixels[:] for split in splits]), torch.cat(labels))
 
 
 def part_of(data: DataSet, number: int) -> DataSet:
-    """Part `number` of joined `data`, its images read as the whole's are."""
+    """Part `number` of joined `data`, with the preprocessing of the joined data set."""
     return replace(data.parts[number], preprocess=data.preprocess)

@@ -1,7 +1,7 @@
-"""From pixels in memory to what a network reads: resize, centre crop, normalise.
+"""From pixels in memory to the input of a network: resize, centre crop, normalise.
 
-A network keeps its own `Preprocess` (in its checkpoint's notes and its file's metadata), so that a
-teacher may read other sizes and statistics than its student.
+A network keeps its own `Preprocess` (in the manifest of its checkpoint and the metadata of its
+file), so that a teacher may read other sizes and statistics than its student.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ expect.
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The shorter side is resized to `resize` pixels, the middle square of side `crop` cut out,
-    then (pixels / `scale` - mean) / std.
+    """Resize the shorter side to `resize` pixels, cut out the central square of side `crop`, then
+    compute (pixels / `scale` - mean) / std.
 
-    `mean` and `std` (C,) are of values in 0..1. None leaves that step out. `scale` is 1 where the
-    inputs are no pixels.
+    `mean` and `std` have one value per channel, for values in 0..1. None skips a step. `scale` is 1
+    where the inputs are not pixels.
     """
 
     mean: tuple[float, ...]
@@ -36,7 +36,7 @@ class Preprocess:
     scale: float = 255
 
     def shape(self, native: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, h, w) of what images of shape `native` (C, H, W) become."""
+        """The input shape (C, h, w) for images of shape `native` (C, H, W)."""
         channels, height, width = native
         if self.resize is not None:
             height, width = _resized(height, width, self.resize)
@@ -45,41 +45,26 @@ class Preprocess:
         return channels, height, width
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32 (B, C, h, w), on the device of `pixels`."""
+        """uint8 `pixels` (N, C, H, W) to float32 (N, C, h, w), on the same device."""
         images = pixels.float()
-        height, width = images.shape[2:]
-        if self.resize is not None and (height, width) != (
-            wanted := _resized(height, width, self.resize)
-        ):
-            images = F.interpolate(
-                images,
-                size=wanted,
-                mode="bilinear",
-                align_corners=False,
-                antialias=wanted[0] < height,
-            )
-            images = images.round_().clamp_(0, 255)  # as an image library stores it
+        if self.resize is not None:
+            images = _resize(images, self.resize)
         if self.crop is not None:
-            top, left = (max(0, (side - self.crop) // 2) for side in images.shape[2:])
-            images = images[:, :, top : top + self.crop, left : left + self.crop]
-        mean, std = (
-            torch.tensor(values, device=images.device).reshape(1, -1, 1, 1)
-            for values in (self.mean, self.std)
-        )
+            images = _centre_crop(images, self.crop)
+        mean = torch.tensor(self.mean, device=images.device).reshape(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).reshape(1, -1, 1, 1)
         return images.div(self.scale).sub_(mean).div_(std)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` takes them back."""
+        """As JSON values, which `from_dict` reads; the scale of pixels is left out."""
         values = asdict(self)
-        return (
-            values
-            if self.scale != 255
-            else {key: value for key, value in values.items() if key != "scale"}
-        )
+        if self.scale == 255:
+            del values["scale"]
+        return values
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Preprocess:
-        """What `as_dict` gave."""
+        """The inverse of `as_dict`."""
         return Preprocess(
             tuple(values["mean"]),
             tuple(values["std"]),
@@ -89,6 +74,27 @@ class Preprocess:
         )
 
 
+def _resize(images: Tensor, shorter: int) -> Tensor:
+    """float (N, C, H, W) with the shorter side resized, in whole grey levels as an image library
+    stores them.
+    """
+    height, width = images.shape[2:]
+    size = _resized(height, width, shorter)
+    if size == (height, width):
+        return images
+    images = F.interpolate(
+        images, size=size, mode="bilinear", align_corners=False, antialias=size[0] < height
+    )
+    return images.round_().clamp_(0, 255)
+
+
+def _centre_crop(images: Tensor, side: int) -> Tensor:
+    top = max(0, (images.shape[2] - side) // 2)
+    left = max(0, (images.shape[3] - side) // 2)
+    return images[:, :, top : top + side, left : left + side]
+
+
 def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Height and width when the shorter of them becomes `shorter`."""
     scale = shorter / min(height, width)
     return max(shorter, round(height * scale)), max(shorter, round(width * scale))

@@ -1,4 +1,4 @@
-"""Names of data sets: `digits`, `cifar10`, `folder:DIR`, ..., and `A+B` for several with a head
+"""Data sets by name: `digits`, `cifar10`, `folder:DIR`, ..., and `A+B` for several with one head
 each.
 """
 
@@ -19,7 +19,7 @@ from edgecompress.errors import UnknownNameError, UsageError
 
 
 def data_names() -> dict[str, str]:
-    """Name of every known data set with a line about it."""
+    """The name of every known data set, with a one-line description."""
     return {
         "digits": "1,797 handwritten digits (scikit-learn), 32×32 RGB, 10 classes; embedded, for "
         "demonstration",
@@ -30,9 +30,9 @@ def data_names() -> dict[str, str]:
         "imagewoof": "9,025 + 3,929 photographs of 10 breeds of dogs, shorter side 160; "
         "downloaded once (92 MB)",
         "sine": "30,000 samples of y = sin(10 pi x) + noise: a regression, for merging (model mlp)",
-        "folder:DIR": "images in a folder a class; DIR/train with DIR/test or DIR/val, or one "
+        "folder:DIR": "images, one folder per class; DIR/train with DIR/test or DIR/val, or one "
         "tree that is split",
-        "A+B": "several of these as one, each with a head of its own (merge --heads separate)",
+        "A+B": "several of these as one, with one head per data set (merge --heads separate)",
     }
 
 
@@ -46,38 +46,49 @@ def load_data(
 ) -> DataSet:
     """The data set called `name`. Raises `UsageError` for an unknown name or unusable files.
 
-    With `image_size` networks read squares of that side: the shorter side of an image is resized to
-    `resize` (default `image_size`) and the middle cut out. `normalize` takes the statistics of the
-    training split (`data`) or ImageNet's (`imagenet`).
+    With `image_size`, in pixels, networks read squares of that side: the shorter side of an image
+    is resized to `resize` (default `image_size`) and the central square is cut out. `normalize`
+    takes the statistics of the training split (`data`) or ImageNet's (`imagenet`). With `skip_bad`
+    corrupt images of a folder are skipped.
     """
     if resize is not None and (image_size is None or resize < image_size):
         raise UsageError(
             f"--resize {resize} is smaller than the image cut from it ({image_size}): give "
             "--image-size, at most as large"
         )
-    data = _load(name, resize or image_size, skip_bad)
+    shorter = resize or image_size
+    data = _load(name, shorter, skip_bad)
     if data.task.metric != "accuracy":
         if image_size is not None or normalize != "data":
             raise UsageError(
                 f"data '{name}' holds no images: leave --image-size, --resize and --normalize out"
             )
         return data
-    mean, std = (data.preprocess.mean, data.preprocess.std) if normalize == "data" else IMAGENET
+
+    mean, std = _statistics(data, name, normalize)
+    stored = data.native_shape[1:]
+    if image_size is None or (stored == (image_size, image_size) and shorter == image_size):
+        return replace(data, preprocess=Preprocess(mean, std))
+    return replace(data, preprocess=Preprocess(mean, std, shorter, image_size))
+
+
+def _statistics(
+    data: DataSet, name: str, normalize: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, for values in 0..1."""
+    if normalize == "data":
+        return data.preprocess.mean, data.preprocess.std
+    mean, std = IMAGENET
     if len(mean) != data.native_shape[0]:
         raise UsageError(
             f"--normalize imagenet is for RGB, data '{name}' has {data.native_shape[0]} "
             "channel(s): use --normalize data"
         )
-    if (
-        image_size is None
-        or data.native_shape[1:] == (image_size, image_size) == (resize or image_size,) * 2
-    ):
-        return replace(data, preprocess=Preprocess(mean, std))
-    return replace(data, preprocess=Preprocess(mean, std, resize or image_size, image_size))
+    return mean, std
 
 
 def _load(name: str, size: int | None, skip_bad: bool) -> DataSet:
-    """Images as they are kept in memory; those of a folder are not kept larger than `size`."""
+    """The data set as it is kept in memory; images of a folder are stored at most `size` large."""
     if name == "digits":
         return load_digits()
     if name in ARCHIVES:

@@ -1,7 +1,7 @@
-"""The sine problem of Pašen (2022): x ~ U(0, 1), y = sin(10 pi x) + z with z ~ N(0, 0.2) (a
-standard deviation).
+"""The sine problem of Pašen (2022): x ~ U(0, 1), y = sin(10 pi x) + z, where z is normal noise with
+a standard deviation of 0.2.
 
-The noise's variance, 0.04, is the floor of the test loss (mean square error): no function has less.
+The variance of the noise, 0.04, is the floor of the test loss (mean squared error).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class SineData:
-    """Three sets, drawn independently of any run's seed."""
+    """Three splits, drawn independently of the seed of a run."""
 
     train: Samples
     validation: Samples
@@ -38,7 +38,7 @@ class SineData:
 
 
 def load_sine(train: int = 10_000, held: int = 10_000) -> SineData:
-    """`train` training samples, and `held` for validation and for test each."""
+    """`train` training samples, and `held` samples each for validation and test."""
 
     def draw(name: str, count: int) -> Samples:
         generator = stream("sine", name)
@@ -50,19 +50,19 @@ def load_sine(train: int = 10_000, held: int = 10_000) -> SineData:
 
 
 def sine_data_set() -> DataSet:
-    """The same samples as a data set of "images" (N, 1, 1, 1) float32 with labels (N, 1)."""
+    """The same samples as a data set of images (N, 1, 1, 1) float32 with labels (N, 1)."""
     data = load_sine()
     train, validation, test = (
         Images(part.x[:, :, None, None], part.y)
         for part in (data.train, data.validation, data.test)
     )
     return DataSet(
-        "sine",
-        "sine",
-        ("y",),
-        train,
-        validation,
-        test,
-        Preprocess((0.0,), (1.0,), scale=1),
+        name="sine",
+        label="sine",
+        classes=("y",),
+        train=train,
+        validation=validation,
+        test=test,
+        preprocess=Preprocess((0.0,), (1.0,), scale=1),
         task=Regression(),
     )

@@ -1,5 +1,5 @@
-"""What the outputs of a network are for: the loss against the labels, and the score that says how
-good they are (higher is better).
+"""What the outputs of a network are compared with: the loss against the labels, and the score
+(higher is better).
 """
 
 from __future__ import annotations
@@ -26,24 +26,30 @@ class Task:
         return "accuracy"
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy against labels that keep 1 - `smoothing` and share the rest (Szegedy
-        et al. 2016), a scalar.
+        """Mean cross-entropy, a scalar, of `outputs` (N, K) against `labels` (N,).
+
+        With label smoothing (Szegedy et al. 2016) the target is 1 - `smoothing` for the label plus
+        `smoothing` / K for each class.
         """
         return F.cross_entropy(outputs, labels, label_smoothing=smoothing)
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """Share of samples whose largest logit is at the label."""
+        """Accuracy 0..1 of `outputs` (N, K): the share of samples whose largest logit is that of
+        the label (N,).
+        """
         return float((outputs.argmax(1) == labels).double().mean())
 
     def metadata(self) -> dict[str, Any]:
-        """What a file says of it, as JSON values; nothing for plain classification."""
+        """The entries in the metadata of an exported file, as JSON values; none for plain
+        classification.
+        """
         return {}
 
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """Outputs and labels (N, K) float32. The score is R², the share of the labels' variance that
-    the outputs explain, at most 1.
+    """Regression: outputs and labels (N, K) float32. The score is R², the share of the labels'
+    variance that the outputs explain, at most 1.
     """
 
     @property
@@ -52,14 +58,16 @@ class Regression(Task):
         return "r2"
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Mean square error, a scalar; labels are not smoothed."""
+        """Mean squared error, a scalar, of `outputs` and `labels` (N, K). `smoothing` has no
+        effect.
+        """
         return F.mse_loss(outputs, labels)
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """1 - mean square error / variance of the labels."""
-        wanted = labels.double()
-        unexplained = (outputs.double() - wanted).square().sum()
-        return float(1 - unexplained / (wanted - wanted.mean(0)).square().sum())
+        """R² of `outputs` (N, K): 1 - mean squared error / variance of `labels` (N, K)."""
+        targets = labels.double()
+        unexplained = (outputs.double() - targets).square().sum()
+        return float(1 - unexplained / (targets - targets.mean(0)).square().sum())
 
     def metadata(self) -> dict[str, Any]:
         """As JSON values."""
@@ -68,15 +76,15 @@ class Regression(Task):
 
 @dataclass(frozen=True)
 class Heads(Task):
-    """Several classifications side by side: outputs (N, sum of `sizes`), a sample's label in the
-    range of one head, which alone counts.
+    """Several classifications side by side: outputs (N, sum of `sizes`). A sample's label lies in
+    the range of one head, and only that head's logits count for it.
     """
 
     sizes: tuple[int, ...]
 
     def _own(self, outputs: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each head its logits (n, size) of the samples that are its own, and their labels
-        within it.
+        """For each head the logits (n, size) of its own n samples, and their labels (n,) within
+        it.
         """
         for end, size in zip(accumulate(self.sizes), self.sizes, strict=True):
             rows = (labels >= end - size) & (labels < end)
@@ -84,7 +92,9 @@ class Heads(Task):
                 yield outputs[rows, end - size : end], labels[rows] - (end - size)
 
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy of each sample in its own head, a scalar."""
+        """Mean cross-entropy, a scalar, of `outputs` (N, sum of `sizes`) against `labels` (N,),
+        each sample in its own head.
+        """
         parts = [
             F.cross_entropy(logits, own, label_smoothing=smoothing, reduction="sum")
             for logits, own in self._own(outputs, labels)
@@ -92,11 +102,14 @@ class Heads(Task):
         return torch.stack(parts).sum() / len(labels)
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """Share of samples that their own head gets right."""
-        return sum(
+        """Accuracy 0..1 of `outputs` (N, sum of `sizes`), each sample in its own head, against
+        `labels` (N,).
+        """
+        correct = [
             float((logits.argmax(1) == own).double().sum())
             for logits, own in self._own(outputs, labels)
-        ) / len(labels)
+        ]
+        return sum(correct) / len(labels)
 
     def metadata(self) -> dict[str, Any]:
         """As JSON values."""

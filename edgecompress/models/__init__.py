@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Networks by name, and their pretrained weights."""
 
 from edgecompress.models.registry import ModelSource, build, model_names
 

@@ -1,11 +1,12 @@
 """Networks by name: our own, torchvision's, timm's, and the user's factories.
 
-vgg16, resnet18, ...             torchvision's own classes, with a head for the data's classes
-resnet20, resnet18-cifar, ...    ours, for 32×32 images
-vgg16-nobias                     torchvision's VGG16 without biases (the source's teacher); takes
-                                 VGG16's weights
-torchvision:NAME  timm:NAME      the same, said in full pkg.mod:factory  file.py:factory the user's:
-called as factory(num_classes=..., in_channels=...), or with fewer arguments
+vgg16, resnet18, ...            torchvision's own classes, with a head for the data's classes
+resnet20, resnet18-cifar, ...   ours, for 32×32 images
+vgg16-nobias                    torchvision's VGG16 without biases (the teacher of García
+                                González, 2022); accepts VGG16's weights
+torchvision:NAME, timm:NAME     NAME from that library
+pkg.mod:factory, file.py:factory   the user's, called as factory(num_classes=...,
+                                in_channels=...) or with those arguments that it accepts
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from torch import nn
 
@@ -30,18 +32,13 @@ from edgecompress.models.vision import torchvision, vgg16_nobias
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a network is built from: its name, the number of classes, and the image shape (C, H,
-    W).
+    """What a network is built from: its name, the number of classes, and the shape (C, H, W) of its
+    input images.
     """
 
     name: str
     num_classes: int
     image_shape: tuple[int, int, int]
-
-
-def _mlp(num_classes: int, in_channels: int, source: ModelSource) -> nn.Module:
-    channels, height, width = source.image_shape
-    return Mlp(channels * height * width, (100,), num_classes)
 
 
 _OWN: dict[str, Callable[..., nn.Module]] = {
@@ -61,32 +58,32 @@ def _torchvision_names() -> list[str]:
 
 
 def model_names() -> list[str]:
-    """Every bare name that `build` knows."""
+    """Every name that `build` knows without a prefix."""
     return sorted([*_OWN, "mlp", *_torchvision_names()])
 
 
 def runs_user_code(name: str) -> bool:
-    """True for `file.py:factory` and `pkg.mod:factory`: building it executes code that is not
-    ours.
-    """
+    """True for `file.py:factory` and `pkg.mod:factory`: building them executes the user's code."""
     head, _, rest = name.partition(":")
     return bool(rest) and head not in ("torchvision", "timm")
 
 
 def build(source: ModelSource) -> nn.Module:
-    """A freshly initialised network. Raises `UsageError` for an unknown name or a factory that
-    cannot be called.
+    """A freshly initialised network: images (N, C, H, W) to logits (N, num_classes).
+
+    Raises `UsageError` for an unknown name, a factory that cannot be called, or images that the
+    network cannot read, and `EnvironmentMissingError` when its library is not installed.
     """
-    name, (channels, _, _) = source.name, source.image_shape
-    head, _, rest = name.partition(":")
+    name = source.name
     if name == "mlp":
-        return _mlp(source.num_classes, channels, source)
+        return Mlp(math.prod(source.image_shape), (100,), source.num_classes)
     if name in _OWN:
-        return _OWN[name](num_classes=source.num_classes, in_channels=channels)
-    if head == "timm":
+        return _OWN[name](num_classes=source.num_classes, in_channels=source.image_shape[0])
+    prefix, _, rest = name.partition(":")
+    if prefix == "timm":
         return _from_timm(rest, source)
-    if rest and head != "torchvision":
-        return _from_factory(head, rest, source)
+    if rest and prefix != "torchvision":
+        return _from_factory(prefix, rest, source)
     return _from_torchvision(rest or name, source)
 
 
@@ -98,14 +95,14 @@ def _from_torchvision(name: str, source: ModelSource) -> nn.Module:
             f"model '{name}' reads RGB, the data has {source.image_shape[0]} channel(s): use "
             "RGB images"
         )
-    extra: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        extra = {"aux_logits": False, "init_weights": True}
+    # without the auxiliary classifiers, which have outputs of their own in training
+    auxiliary = name in ("googlenet", "inception_v3")
+    options = {"aux_logits": False, "init_weights": True} if auxiliary else {}
     model = torchvision().models.get_model(
-        name, weights=None, num_classes=source.num_classes, **extra
+        name, weights=None, num_classes=source.num_classes, **options
     )
     if not isinstance(model, nn.Module):
-        raise UsageError(f"torchvision gave no module for '{name}'")
+        raise UsageError(f"torchvision returned no module for '{name}'")
     return model
 
 
@@ -122,11 +119,12 @@ def _from_timm(name: str, source: ModelSource) -> nn.Module:
         name, pretrained=False, num_classes=source.num_classes, in_chans=source.image_shape[0]
     )
     if not isinstance(model, nn.Module):
-        raise UsageError(f"timm gave no module for '{name}'")
+        raise UsageError(f"timm returned no module for '{name}'")
     return model
 
 
 def _from_factory(where: str, attribute: str, source: ModelSource) -> nn.Module:
+    """What the user's factory returns, called with those of our arguments that it accepts."""
     factory = getattr(_module(where), attribute, None)
     if not callable(factory):
         raise UsageError(
@@ -144,11 +142,15 @@ def _from_factory(where: str, attribute: str, source: ModelSource) -> nn.Module:
     return model
 
 
-_files: dict[tuple[Path, bytes], Any] = {}
+_files: dict[tuple[Path, bytes], ModuleType] = {}
+"""Modules by path and content: a file that has not changed is one module, so that all networks
+built from it are of one class.
+"""
 
 
-def _module(where: str) -> Any:
-    torchvision()  # so that the user's own import of it works beside a CPU build of torch
+def _module(where: str) -> ModuleType:
+    """The module called `where`, or the Python file at that path."""
+    torchvision()  # so that the user's own import of it works with a CPU build of torch
     if not where.endswith(".py"):
         try:
             return importlib.import_module(where)
@@ -161,9 +163,7 @@ def _module(where: str) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         raise UsageError(f"model file '{where}' does not exist: give file.py:factory")
     key = (path.resolve(), path.read_bytes())
-    if (
-        key not in _files
-    ):  # a file that has not changed is one module: what it builds is of one class
+    if key not in _files:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         _files[key] = module

@@ -24,14 +24,14 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Residual block."""
+        """Output (N, out, H / stride, W / stride) for `x` (N, in, H, W)."""
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):
-    """Stages of `blocks[i]` blocks with `widths[i]` channels behind a 3×3 stem; logits (N,
-    num_classes).
+    """A 3×3 stem, then stages of `blocks[i]` blocks with `widths[i]` channels; images (N, C, H, W)
+    to logits (N, num_classes).
     """
 
     def __init__(

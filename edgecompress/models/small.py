@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """Two 5×5 convolutions (6, 16), average pools, fully connected 120-84; logits (N,
-    num_classes).
+    """Two 5×5 convolutions (6, 16), average pools, fully connected 120-84; images (N, C, H, W) to
+    logits (N, num_classes).
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:

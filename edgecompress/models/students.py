@@ -1,9 +1,9 @@
 """The three students of García González (Politecnico di Torino, 2022): 3×3 convolutions, a pool to
 7×7, fully connected layers.
 
-Bias-free as in the source. Every convolution is followed by ReLU, every group of them by 2×2 max
-pooling: student 1 has three groups, students 2 and 3 have five (8 | 16 | 32 | 64 64 | 128 128), so
-that 224×224 arrives at the pool as 7×7 and 32×32 as 1×1. Dropout is off in evaluation (the source's
+Without biases, as in the source. Every convolution is followed by ReLU, every group of them by 2×2
+max pooling: student 1 has three groups, students 2 and 3 have five (8 | 16 | 32 | 64 64 | 128 128),
+so that 224×224 reaches the pool as 7×7 and 32×32 as 1×1. Dropout is off in evaluation (the source's
 listing left it on).
 """
 
@@ -26,7 +26,7 @@ validation there), bytes of the weights.
 
 
 class Student(nn.Module):
-    """Student `number` (1, 2 or 3) for inputs (N, in_channels, H, W); logits (N, num_classes)."""
+    """Student `number` (1, 2 or 3): images (N, in_channels, H, W) to logits (N, num_classes)."""
 
     def __init__(
         self, number: int, num_classes: int = 10, in_channels: int = 3, dropout: float = 0.55

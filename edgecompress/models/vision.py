@@ -1,8 +1,8 @@
-"""Import torchvision, also where its compiled operators do not load (a CUDA build of it beside a
-CPU torch).
+"""Import torchvision, also where its compiled operators do not load (a CUDA build of it next to a
+CPU build of torch).
 
-torchvision then stops at import for want of the schemas of `torchvision::nms` and `::qnms`;
-declaring them is enough for its models.
+The import then fails because the schemas of `torchvision::nms` and `::qnms` are missing. Declaring
+them is enough for its models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library: list[torch.library.Library] = []  # a library lives as long as this reference
+_libraries: list[torch.library.Library] = []
+"""Keeps the declarations alive: they end with the last reference to their library."""
 
 
 def torchvision() -> ModuleType:
@@ -39,13 +40,15 @@ def torchvision() -> ModuleType:
     library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:
         library.define(schema)
-    _library.append(library)
+    _libraries.append(library)
     return importlib.import_module("torchvision")
 
 
 def vgg16_nobias(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """torchvision's VGG16 without a bias anywhere, under the same names: the teacher of García
-    González (2022), listing D.1.
+    """torchvision's VGG16 without biases, with the same layer names: images (N, 3, H, W) to logits
+    (N, num_classes). The teacher of García González (2022), listing D.1.
+
+    Raises `UsageError` unless `in_channels` is 3.
     """
     if in_channels != 3:
         raise UsageError(

@@ -1,5 +1,5 @@
-"""Pretrained weights: `imagenet` (torchvision's own download) or a file of tensors. A head of
-another width is replaced.
+"""Pretrained weights: `imagenet` (torchvision's own download) or a file of tensors. A head with
+another number of classes keeps its fresh initialisation.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ def load_weights(source: ModelSource, weights: str) -> nn.Module:
     """A network built from `source` with the tensors of `weights`: `imagenet`, or a .safetensors or
     .pt file of tensors.
 
-    Tensors that the network has no place for (the biases, for `vgg16-nobias`) are left out. The
-    last layer keeps its fresh initialisation when the file's has another number of classes. Raises
-    `UsageError` when other tensors do not fit, `EnvironmentMissingError` when `imagenet` is not on
-    disk and cannot be downloaded.
+    Tensors that the network does not have (the biases, for `vgg16-nobias`) are ignored. The last
+    layer keeps its fresh initialisation when that in the file has another number of classes.
+
+    Raises `UsageError` when other tensors do not fit, and `EnvironmentMissingError` when `imagenet`
+    is not on disk and cannot be downloaded.
     """
     path = imagenet_file(source.name) if weights == "imagenet" else Path(weights)
-    return place(build(source), read_tensors(path), str(path))
+    model = build(source)
+    load_into_(model, read_tensors(path), str(path))
+    return model
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file, or from a .pt file that holds nothing but tensors
+    """Tensors by name from a .safetensors file, or from a .pt file that holds only tensors
     (`weights_only`).
+
+    Raises `UsageError` for a missing or damaged file, and for one that would have to be unpickled.
     """
     if not path.is_file():
         raise UsageError(f"weights '{path}' do not exist: give a .safetensors or .pt file")
@@ -45,7 +50,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # unpickling refuses in many ways; each means the same to the user
         if isinstance(error, (SafetensorError, OSError)):
             raise UsageError(
-                f"weights '{path}' cannot be read: {str(error).splitlines()[0]}; give a whole file"
+                f"weights '{path}' cannot be read: {str(error).splitlines()[0]}; replace it"
             ) from error
         raise UsageError(
             f"weights '{path}' need unpickling, which can run code: save the state dict with "
@@ -57,7 +62,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _without_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the masks of torch.nn.utils.prune multiplied in: `weight_orig` and
+    """The tensors with the masks of `torch.nn.utils.prune` multiplied in: `weight_orig` and
     `weight_mask` become `weight`.
     """
     plain = dict(tensors)
@@ -68,8 +73,12 @@ def _without_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def place(model: nn.Module, tensors: dict[str, Tensor], path: str) -> nn.Module:
-    """`model` with `tensors` in place; only the last layer may differ in its number of classes."""
+def load_into_(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+    """Load `tensors`, read from `path`, into `model`, in place; only the last layer may differ in
+    its number of classes.
+
+    Raises `UsageError` naming the first tensor that does not fit.
+    """
     expected = model.state_dict()
     last = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
     wrong = [
@@ -86,37 +95,38 @@ def place(model: nn.Module, tensors: dict[str, Tensor], path: str) -> nn.Module:
         )
     fitting = {k: v for k, v in tensors.items() if k in expected and v.shape == expected[k].shape}
     model.load_state_dict(fitting, strict=False)
-    return model
 
 
 def imagenet_file(name: str) -> Path:
-    """The file of torchvision's default ImageNet weights for `name`: from our cache, torch's cache,
+    """The file of torchvision's default ImageNet weights for `name`: from our cache, from torch's,
     or downloaded into ours.
 
-    Raises `EnvironmentMissingError` with the file to place and where, when there is no network.
+    Raises `UsageError` for a model without ImageNet weights, and `EnvironmentMissingError` with the
+    file to place and where, when it cannot be downloaded.
     """
-    models = torchvision().models
+    url = _imagenet_url(name)
+    filename = Path(urlparse(url).path).name
+    cached = cache_dir() / "weights" / filename
+    for path in (cached, Path(torch.hub.get_dir()) / "checkpoints" / filename):
+        if path.is_file():
+            return path
+    hash_prefix = filename.rpartition("-")[2].split(".")[0]
     try:
-        url = models.get_model_weights(
-            name.removeprefix("torchvision:").removesuffix("-nobias")
-        ).DEFAULT.url
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(cached), hash_prefix=hash_prefix, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise EnvironmentMissingError(
+            f"weights 'imagenet' for {name} cannot be downloaded here: place the file "
+            f"{filename} (from {url}) at {cached}"
+        ) from error
+    return cached
+
+
+def _imagenet_url(name: str) -> str:
+    base = name.removeprefix("torchvision:").removesuffix("-nobias")
+    try:
+        return str(torchvision().models.get_model_weights(base).DEFAULT.url)
     except ValueError as error:
         raise UsageError(
             f"model '{name}' has no ImageNet weights: use --weights FILE, or a torchvision model"
         ) from error
-    filename = Path(urlparse(url).path).name
-    wanted = cache_dir() / "weights" / filename
-    for path in (wanted, Path(torch.hub.get_dir()) / "checkpoints" / filename):
-        if path.is_file():
-            return path
-    try:
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            url, str(wanted), hash_prefix=filename.rpartition("-")[2].split(".")[0], progress=False
-        )
-    except (OSError, RuntimeError) as error:
-        raise EnvironmentMissingError(
-            f"weights 'imagenet' for {name} cannot be downloaded here: place the file "
-            f"{filename} (from {url}) at {wanted}"
-        ) from error
-    return wanted

@@ -1,0 +1,281 @@
+"""What each operation does to labels: one rule per kind of operation in `core/operations`.
+
+A rule reads the labels of an operation's arguments, enters into the ledger what the operation
+couples or freezes, and returns the labels of its output. An operation without a rule freezes what
+it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from edgecompress.core import operations
+from edgecompress.core.ledger import Ledger, anonymous, flat, narrowed, spread, varies
+
+Argument = Any
+"""What a traced call is given or returns: tensors, numbers, and containers of them."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operation in the traced network."""
+
+    name: str
+    """Name of the function, the method, or the module's class."""
+    node: fx.Node
+    """Its arguments as they are in the code: a number there cannot follow a cut."""
+    function: Callable[..., Argument]
+    args: tuple[Argument, ...]
+    """Its arguments, with tensors on the meta device."""
+    kwargs: Mapping[str, Argument]
+    labels: tuple[Argument, ...]
+    """The same arguments, with labels in the place of tensors."""
+    label_kwargs: Mapping[str, Argument]
+    out: Argument
+
+    @property
+    def label_tensors(self) -> list[Tensor]:
+        """The labels of every tensor among the arguments."""
+        leaves = [*flat(self.labels), *flat(dict(self.label_kwargs))]
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def replay(self) -> Argument:
+        """Run the operation on the labels themselves."""
+        return self.function(*self.labels, **self.label_kwargs)
+
+    def written(self, place: int, default: Argument = None) -> Argument:
+        """The positional argument at `place` as it is in the code."""
+        return self.node.args[place] if len(self.node.args) > place else default
+
+
+Rule = Callable[[Ledger, Call, Tensor], Argument]
+"""(ledger, call, its output, one tensor) -> labels of the output."""
+
+
+def apply(ledger: Ledger, call: Call) -> Argument:
+    """The labels of the output of `call`: a tensor, tensors in containers, or None for no
+    tensor.
+    """
+    out, tensors = call.out, call.label_tensors
+    if not isinstance(out, (Tensor, tuple, list)) or isinstance(out, torch.Size) or not tensors:
+        return anonymous(out) if isinstance(out, Tensor) else None
+    if not isinstance(out, Tensor):
+        return _several_results(ledger, call)
+    return _rule_for(call)(ledger, call, out)
+
+
+def _several_results(ledger: Ledger, call: Call) -> Argument:
+    if call.name in operations.SPLITS:
+        return _split(ledger, call)
+    if call.name in operations.MOVES:
+        return call.replay()
+    ledger.freeze(call.label_tensors, f"operation {call.name} with several results")
+    return anonymous(call.out)
+
+
+def _rule_for(call: Call) -> Rule:
+    count = len(call.label_tensors)
+    if call.name in operations.IDENTITY and count == 1:
+        return _identity
+    if call.name in ("max", "min") and count == 2:
+        return _elementwise
+    return RULES.get(call.name, _unknown)
+
+
+def _unknown(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    ledger.freeze(call.label_tensors, f"operation {call.name}")
+    return anonymous(out)
+
+
+def _identity(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
+    return call.label_tensors[0].expand(out.shape)
+
+
+# -- Operations on values
+
+
+def _elementwise(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
+    first, *rest = call.label_tensors
+    result = first.expand(out.shape)
+    for labels in rest:
+        result = _meet(ledger, result, labels, out)
+    return result
+
+
+def _meet(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """Labels of an elementwise operation on two tensors.
+
+    A value that is broadcast over channels belongs to all of them, so it must stay.
+    """
+    left, right = _with_leading_dims(left, out), _with_leading_dims(right, out)
+    for dim in range(out.dim()):
+        one, many = (left, right) if left.shape[dim] == 1 else (right, left)
+        if not varies(many, dim):
+            continue
+        if one.shape[dim] == 1:
+            ledger.freeze(one, "broadcast across channels")
+            return many.expand(out.shape)
+        if narrowed(one).shape[dim] == 1:
+            # broadcast earlier, by an expand to a size that does not follow a cut
+            ledger.freeze(one, "broadcast across channels")
+            ledger.freeze(many, "meets a value broadcast to its width")
+            return many.expand(out.shape)
+    ledger.couple(left, right)
+    return left.expand(out.shape)
+
+
+def _with_leading_dims(labels: Tensor, out: Tensor) -> Tensor:
+    """`labels` with the dimensions of size 1 in front that broadcasting to `out` adds."""
+    return labels.reshape([1] * (out.dim() - labels.dim()) + list(labels.shape))
+
+
+def _spatial(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    labels = call.label_tensors[0]
+    channels = ledger.along(labels, 1, call.name)
+    if out.shape[1] != labels.shape[1]:
+        ledger.freeze(labels, f"operation {call.name} changes the number of channels")
+        return anonymous(out)
+    return spread(channels, 1, out)
+
+
+def _reduce(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    """A reduction over height and width keeps the channels; one over channels freezes them."""
+    labels = call.label_tensors[0]
+    dims = _reduced_dims(call, labels.dim())
+    if any(varies(labels, dim) for dim in dims):
+        ledger.freeze(labels, f"{call.name} across channels")
+        return anonymous(out)
+    # along the reduced dimensions all labels are equal: the smallest is any of them
+    reduced = narrowed(labels).amin(dim=dims, keepdim=_keeps_dims(call))
+    return reduced.expand(out.shape)
+
+
+def _reduced_dims(call: Call, rank: int) -> list[int]:
+    positional = call.args[1] if len(call.args) > 1 else None
+    dims = call.kwargs.get("dim", call.kwargs.get("axis", positional))
+    if dims is None:
+        return list(range(rank))
+    return [dims] if isinstance(dims, int) else list(dims)
+
+
+def _keeps_dims(call: Call) -> bool:
+    positional = call.args[2] if len(call.args) > 2 else False
+    default = positional if isinstance(positional, bool) else False
+    return bool(call.kwargs.get("keepdim", default))
+
+
+# -- Operations that move data
+
+
+def _move(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    return call.replay()
+
+
+def _cat(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
+    parts: list[Tensor] = list(call.labels[0])
+    positional = call.args[1] if len(call.args) > 1 else 0
+    dim = call.kwargs.get("dim", call.kwargs.get("axis", positional)) % out.dim()
+    across = [place for place in range(out.dim()) if place != dim]
+
+    for place in across:
+        if all(part.stride(place) == 0 or part.shape[place] == 1 for part in parts):
+            parts = [part.narrow(place, 0, 1) for part in parts]
+
+    for place in across:
+        if parts[0].shape[place] > 1 and any(varies(part, place) for part in parts):
+            # a cat along height or width: channel c of all parts is channel c of the result
+            for part in parts[1:]:
+                ledger.couple(part.narrow(dim, 0, 1), parts[0].narrow(dim, 0, 1))
+
+    return torch.cat(parts, dim).expand(out.shape)
+
+
+def _reshape(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
+    """A size that is a number in the code cannot follow a cut.
+
+    Where the channels also extend along a dimension whose size can follow, those along the fixed
+    one are coupled; else all must stay.
+    """
+    labels = call.label_tensors[0]
+    moved = labels.reshape(out.shape)
+    literal = _literal_sizes(call, out)
+    carrying = [dim for dim in range(out.dim()) if varies(moved, dim)]
+    fixed = [dim for dim in carrying if literal[dim]]
+    if fixed and len(fixed) == len(carrying):
+        ledger.freeze(labels, f"a hard-coded {call.name} to {tuple(out.shape)}")
+        return moved
+    for dim in fixed:
+        ledger.couple(moved, moved.narrow(dim, 0, 1))
+    return moved
+
+
+def _literal_sizes(call: Call, out: Tensor) -> list[bool]:
+    """For each dimension of `out`: is its size a number in the code, neither -1 nor computed from a
+    shape?
+    """
+    if call.name in ("Unflatten", "unflatten"):
+        return [True] * out.dim()
+    sizes = list(call.node.args[1:])
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = list(sizes[0])
+    in_kwargs = call.node.kwargs.get("shape")
+    if not sizes and isinstance(in_kwargs, (tuple, list)):
+        sizes = list(in_kwargs)
+    if len(sizes) != out.dim():
+        return [False] * out.dim()  # the complete shape is computed from that of another tensor
+    return [isinstance(size, int) and size != -1 for size in sizes]
+
+
+def _split(ledger: Ledger, call: Call) -> Argument:
+    """A split into equal parts can follow a cut when the code fixes their number, not their
+    size.
+    """
+    labels = call.label_tensors[0]
+    parts = call.replay()
+    dim = call.node.kwargs.get("dim", call.written(2, 0))
+    if not isinstance(dim, int) or not varies(labels, dim):
+        return parts
+
+    by_keyword = [value for key, value in call.node.kwargs.items() if key != "dim"]
+    sections = call.written(1, by_keyword[0] if by_keyword else None)
+    fixes_number = call.name in ("chunk", "tensor_split") and isinstance(sections, int)
+    computed = isinstance(sections, fx.Node)
+    equal = len({part.shape[dim] for part in parts}) == 1
+    if (fixes_number or computed) and equal:
+        for part in parts[1:]:
+            ledger.couple(part, parts[0])
+    else:
+        ledger.freeze(labels, f"a hard-coded {call.name} of channels")
+    return parts
+
+
+def index(ledger: Ledger, labels: Tensor, position: Argument) -> Tensor:
+    """`labels[position]`; channels that an index leaves out cannot follow a cut."""
+    picked = labels[position]
+    if narrowed(picked).unique().numel() != narrowed(labels).unique().numel():
+        ledger.freeze(labels, "a hard-coded index into channels")
+    return picked
+
+
+def _shuffle(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
+    """`nn.ChannelShuffle`: all groups must lose the same positions."""
+    groups = int(getattr(call.function, "groups", 1))
+    channels = ledger.along(call.label_tensors[0], 1, "ChannelShuffle").reshape(groups, -1)
+    ledger.couple(channels, channels[:1])
+    return spread(channels.transpose(0, 1).reshape(-1), 1, out)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(operations.ELEMENTWISE, _elementwise),
+    **dict.fromkeys(operations.SPATIAL, _spatial),
+    **dict.fromkeys(operations.MOVES, _move),
+    **dict.fromkeys(operations.RESHAPES, _reshape),
+    **dict.fromkeys(operations.REDUCTIONS, _reduce),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    "ChannelShuffle": _shuffle,
+}
