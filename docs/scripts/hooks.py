@@ -1,4 +1,4 @@
-"""MkDocs hook: the README and the pages beside it are pages of the site, too."""
+"""MkDocs hook: the README and the other pages at the root become pages of the site."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ def check() -> str:
             str(case["caught"]),
             "",
             "",
+            "",
         )
         for name, case in result["injected"].items()
         if isinstance(case, dict) and "caught" in case
@@ -36,6 +37,7 @@ def check() -> str:
         "regressions reported",
         "differ by 2 %",
         "largest ratio",
+        "time, median",
     ]
     return table(columns, rows)
 
@@ -49,6 +51,7 @@ def _same(name: str, condition: str, tolerance: float, case: Mapping[str, Any]) 
         str(case["regression"]),
         str(case["beyond_2_percent"]),
         f"{case['largest_ratio']:.3f}",
+        f"{case['seconds']:.1f} s",
     )
 
 
