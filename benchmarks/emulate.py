@@ -35,13 +35,14 @@ PAYLOAD = 1400
 def pair(link: Mapping[str, object]) -> Graph:
     """Two hosts and one link."""
     hosts = {"a": {"role": "teacher"}, "b": {"role": "student"}}
-    return graph_from({"name": "pair", "hosts": hosts, "switches": {}, "links": [["a", "b", link]]})
+    links = [("a", "b", link)]
+    return graph_from({"name": "pair", "hosts": hosts, "switches": {}, "links": links})
 
 
 def built(link: Mapping[str, object]) -> Row:
     """Build a link once, and measure it."""
     with network(pair(link), "auto", lambda _: None) as net:
-        return net.built[0].row()
+        return dict(net.built[0].row())
 
 
 def links(bench: Bench) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgecompress.data import DataSet
     from edgecompress.lesson import Lesson
-    from edgecompress.online.session import Plan
+    from edgecompress.online.plan import Plan
     from edgecompress.train.fit import Learner
     from edgecompress.train.settings import FitSettings
 
@@ -282,7 +282,7 @@ def both_ends_here(lesson: Lesson, data: DataSet, staleness: int) -> dict[str, L
 
 def mutual_plan(lesson: Lesson, data: DataSet, settings: FitSettings, staleness: int) -> Plan:
     """The plan that the ends of an emulated session would agree on."""
-    from edgecompress.online.session import Plan, shape_of
+    from edgecompress.online.plan import Plan, shape_of
 
     return Plan(
         "one",

@@ -33,7 +33,7 @@ from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.core.stack import stack
 from edgecompress.data.sine import load_sine
-from edgecompress.methods.compare import SineSetting, compared, sine_experiment
+from edgecompress.methods.compare import Compared, SineSetting, compared, sine_experiment
 from edgecompress.methods.gates import Gated
 from edgecompress.models import ModelSource, build
 from edgecompress.report.plots import boxes
@@ -76,7 +76,7 @@ def sine(bench: Bench, budget: int, repeats: int, threads: int) -> None:
     show_sine(statistic, wall_s)
 
 
-def show_sine(statistic: Row, wall_s: float) -> None:
+def show_sine(statistic: Compared, wall_s: float) -> None:
     """One line per strategy."""
     for name, row in statistic["summary"].items():
         print(

@@ -1,7 +1,7 @@
 """Which classification CNNs of torchvision can be cut, and whether the laws hold on them at full
 width.
 
-    # all of them, 2 to 15 minutes on 2 cores; writes results/reach.json and docs/reach.md
+    # all of them, 2 to 15 minutes on 2 cores; writes results/reach.json
     python benchmarks/reach.py
 
 Each is built with random weights, traced at 64×64 (inception_v3: 96×96), cut to a random 60 % of
@@ -17,7 +17,7 @@ from collections import Counter
 
 import torch
 
-from common import RESULTS, ROOT, Bench, Row, bench_of, parser
+from common import ROOT, Bench, Row, bench_of, parser
 
 sys.path.insert(0, str(ROOT))
 from tests.reach import check_law_1, classification_cnns, law_3_difference, traced
@@ -51,54 +51,9 @@ def look(name: str) -> Row:
     }
 
 
-def page(rows: list[Row]) -> str:
-    """docs/reach.md."""
-    return "\n".join([*heading(rows), *map(table_row, rows), *frozen_list(rows)]) + "\n"
-
-
-def heading(rows: list[Row]) -> list[str]:
-    """What was done, and the head of the table."""
-    return [
-        "# Reach",
-        "",
-        f"{len(rows)} of torchvision's {len(classification_cnns())} classification CNNs, at "
-        "full width with random weights: traced, cut to",
-        "a random 60 % of the channels of every group, and compared with the masked twin "
-        "(law 3, float32; in brackets the largest",
-        "difference of a logit, divided by the largest logit where that is above 1; at most "
-        "1e-5 is allowed).",
-        "Written by `python benchmarks/reach.py`.",
-        "",
-        "| network | parameters | groups | prunable channels | frozen channels | masked = shrunk |",
-        "|---|---|---|---|---|---|",
-    ]
-
-
-def table_row(row: Row) -> str:
-    """One network."""
-    relative = row["difference"] / max(1.0, row["largest"])
-    holds = f"{'yes' if row['holds'] else '**no**'} ({relative:.1e})"
-    numbers = (
-        f"{row['params'] / 1e6:.1f} M | {row['groups']} | {row['channels']} | "
-        f"{row['frozen_channels']}"
-    )
-    return f"| {row['name']} | {numbers} | {holds} |"
-
-
-def frozen_list(rows: list[Row]) -> list[str]:
-    """What is frozen, by family of networks."""
-    reasons = {(row["name"].split("_")[0], reason) for row in rows for reason in row["frozen"]}
-    lines = [f"- {family}: {reason}" for family, reason in sorted(reasons)]
-    return ["", "What is frozen (must stay whole), and by which operation:", "", *lines]
-
-
 def store(bench: Bench, rows: list[Row]) -> None:
-    """The result, and the page: in docs/, or with --output and --smoke in the folder of the
-    result.
-    """
+    """The result; `python -m docs.generate` writes docs/reach.md from it."""
     bench.store(**bench.described(), rows=rows)
-    folder = ROOT / "docs" if bench.folder == RESULTS else bench.folder
-    (folder / "reach.md").write_text(page(rows))
 
 
 def main() -> None:

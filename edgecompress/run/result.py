@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import JsonValue
 
@@ -122,7 +122,8 @@ def layers_of(state: State, data: DataSet) -> list[JsonValue]:
     from edgecompress.measure.cost import cost, layer_table
 
     costs = cost(state.need_model(), torch.zeros(1, *data.image_shape))
-    return list(layer_table([asdict(row) for row in state.layers], costs))
+    rows = layer_table([asdict(row) for row in state.layers], costs)
+    return [cast(JsonValue, row) for row in rows]
 
 
 def _planned(state: State) -> Result:

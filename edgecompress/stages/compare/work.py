@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 from pydantic import JsonValue
 from torch import nn
@@ -15,7 +16,7 @@ from edgecompress.methods.distill import learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.run.context import Context
 from edgecompress.run.result import SCORES
-from edgecompress.run.state import Network, StageRow, State
+from edgecompress.run.state import Network, Section, StageRow, State
 from edgecompress.stages.common import (
     count,
     fit_settings,
@@ -79,7 +80,7 @@ def _section(
         "repeats": settings.repeats,
         "score": score,
         "results": {name: list(values) for name, values in results.items()},
-        **compared(results),
+        **cast(Section, compared(results)),
     }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 from pydantic import JsonValue
 
@@ -72,7 +73,7 @@ def _side(
         "params": costs.params,
         "macs": costs.macs,
         **runtime_score(context, loaded, context.data.test),
-        "latency_ms": dict(taken.summary()),
+        "latency_ms": cast(JsonValue, taken.summary()),
         "threads": taken.threads,
     }
 
