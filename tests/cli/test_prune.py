@@ -195,11 +195,11 @@ def test_a_network_that_torch_zeroed_becomes_smaller_and_says_the_same(tmp_path:
         (["--amount", "4 apples"], "50% of the parameters"),
         (["--layers", "features.00"], "did you mean features.0"),
         (["--criterion", "bn"], "needs BatchNorm"),
-        (["--criterion", "magic"], "'l1', 'l2', 'bn', 'taylor' or 'random'"),
+        (["--criterion", "magic"], "is not one of 'l1', 'l2', 'bn', 'taylor', 'random'"),
         (["--schedule", "soon", "--epochs", "2"], "'early', 'middle' or 'late'"),
         (["--schedule", "9", "--epochs", "2"], "allowed are 1..2"),
         (["--schedule", "early", "--steps", "2"], "drop --schedule"),
-        (["--scope", "all"], "'cost', 'local' or 'global'"),
+        (["--scope", "all"], "is not one of 'cost', 'local', 'global'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

@@ -1,0 +1,137 @@
+"""The result of a run as text: tables on stdout, those of `--verbose` on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgecompress.cli.console import print_json, print_line, stderr, stdout, table
+from edgecompress.units import format_count
+
+if TYPE_CHECKING:
+    from edgecompress.pipeline import Outcome
+
+
+def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
+    """Print the result of a run."""
+    from edgecompress.run.result import written
+
+    result: dict[str, Any] = outcome.result
+    if as_json:
+        print_json(written(result))
+        return
+    if verbose and result.get("layers"):
+        columns = ["layer", "widths", "parameters", "share", "MACs", "share"]
+        stderr().print(table("layers", columns, layer_rows(result["layers"])))
+    if "student" in result:
+        show_sides(result)
+    else:
+        show_stages(result)
+    show_sections(result, verbose=verbose)
+    for line in outcome.missed:
+        print_line(f"target missed: {line}; the best file so far is kept")
+    print_line(f"file:   {outcome.root / result['artifact']}")
+    print_line(f"report: {outcome.root / 'report.html'}")
+
+
+def show_sides(result: Mapping[str, Any]) -> None:
+    """Teacher and student side by side, and why this format ships."""
+    from edgecompress.report.html import comparison, sides
+
+    title = f"{result['model']} trained on {result['data_label']}, {result['format']}"
+    console = stdout()
+    console.print(table(title, ["", *sides(result), "ratio"], comparison(result)))
+    console.print(result["format_reason"], markup=False)
+
+
+def show_stages(result: Mapping[str, Any]) -> None:
+    """A row for each stage."""
+    from edgecompress.run.result import score_name
+
+    rows = [
+        (row["name"], f"{row['accuracy']:.2%}", format_count(row["params"]))
+        for row in result["stages"]
+    ]
+    title = f"{result['model']} on {result['data_label']}, {result['command']}"
+    columns = ["stage", f"validation {score_name(result)}", "parameters"]
+    stdout().print(table(title, columns, rows))
+
+
+def show_sections(result: Mapping[str, Any], *, verbose: bool) -> None:
+    """What the stages report of themselves."""
+    if (result.get("distill") or {}).get("teacher"):
+        from edgecompress.report.html import distillation
+
+        columns = ["", "parameters", "weights in fp32", "accuracy"]
+        stdout().print(table("distillation", columns, distillation(result)))
+    if result.get("constant_channels") and (result["command"] == "shrink" or verbose):
+        show_constant_channels(result["constant_channels"])
+    if "compare" in result:
+        show_comparison(result["compare"])
+    if "profile" in result:
+        show_profile(result["profile"], verbose=verbose)
+    for name, reason in result.get("gradual", {}).get("left_alone", {}).items():
+        print_line(f"left alone: {name}: {reason}")
+
+
+def show_constant_channels(channels: list[dict[str, Any]]) -> None:
+    """A row for each group: its constant and unread channels, and why some of them stayed."""
+    counts = ("size", "constant", "unread", "removed")
+    rows = [(row["group"], *(str(row[key]) for key in counts), row["reason"]) for row in channels]
+    columns = ["group", "channels", "constant", "unread", "removed", "why not all"]
+    stdout().print(table("channels that never change or are never read", columns, rows))
+
+
+def show_comparison(told: dict[str, Any]) -> None:
+    """Print the results of strategies, and the student against each other one."""
+    keys = ("min", "median", "mean", "max", "std")
+    rows = [
+        (name, *(f"{values[key]:.4f}" for key in keys)) for name, values in told["summary"].items()
+    ]
+    title = f"{told['score']}, {told['repeats']} results of {told['budget']} epochs each"
+    stdout().print(table(title, ["strategy", *keys], rows))
+    for name, found in told["student_against"].items():
+        print_line(
+            f"student against {name}: p = {found['p']:.3g} ({found['test']}), effect "
+            f"{found['effect']:+.2f}"
+        )
+
+
+def layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of the table of layers: widths, parameters and MACs before and after."""
+
+    def pair(values: list[int]) -> tuple[str, str]:
+        old, new = values
+        return f"{format_count(old)} -> {format_count(new)}", f"{new / old:.2f}" if old else "-"
+
+    return [
+        (
+            row["layer"],
+            f"{row['inputs'][0]}x{row['outputs'][0]} -> {row['inputs'][1]}x{row['outputs'][1]}",
+            *pair(row["params"]),
+            *pair(row["macs"]),
+        )
+        for row in layers
+    ]
+
+
+def show_profile(profile: dict[str, Any], *, verbose: bool) -> None:
+    """Print a sparsity profile: accuracy at each level, with `verbose` the share of each layer too,
+    and where it stops to hold.
+    """
+    shown = range(len(profile["levels"])) if verbose else range(1, len(profile["levels"]), 2)
+    levels = [f"{profile['levels'][i]:.0%}" for i in shown]
+    accuracy = ("validation accuracy", *(f"{profile['accuracy'][i]:.1%}" for i in shown))
+    layers = [
+        (name, *(f"{shares[i]:.0%}" for i in shown)) for name, shares in profile["layers"].items()
+    ]
+    stdout().print(
+        table(
+            "share of each layer's weights at zero", ["global level", *levels], [accuracy, *layers]
+        )
+    )
+    within = f"within {100 * profile['tolerance']:g} point(s) of {profile['unpruned']:.2%}"
+    print_line(
+        f"accuracy holds up to {profile['holds_to']:.0%} of all weights at zero ({within}, "
+        "on validation)"
+    )
