@@ -3,260 +3,302 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 
-from edgecompress.cli.console import (
-    BatchSize,
-    Data,
-    Debug,
-    Epochs,
-    ExistOk,
-    Json,
-    Output,
-    Quiet,
-    Rate,
-    Seed,
-    print_json,
-    print_line,
-    stderr,
-    stdout,
-    table,
-)
+from edgecompress.cli.console import print_json, stderr
+from edgecompress.cli.emulation import show, show_sweep
+from edgecompress.cli.options import Given, options_of, verb
+from edgecompress.errors import UsageError
+from edgecompress.run.stage import Strict
+from edgecompress.stages.fields import Amount, Schedule, Seconds, Share, flag
+
+if TYPE_CHECKING:
+    from edgecompress.emulate.settings import Fault, Settings
+    from edgecompress.emulate.topology import Graph
+    from edgecompress.emulate.user import User
 
 
-def emulate(
-    topology: Annotated[
-        Path, typer.Argument(help="a .py file with a mininet Topo, e.g. topologies/two_host.py")
-    ],
-    link: Annotated[
-        str | None,
-        typer.Option("--link", help="every link like this: ethernet, wifi, lte, 3g or satellite"),
-    ] = None,
-    exchange: Annotated[
-        str, typer.Option("--exchange", help="logits, features, weights, or inputs (images up)")
-    ] = "logits",
-    codec: Annotated[
-        str, typer.Option("--codec", help="how logits travel: fp32, fp16, int8, top-k, soft")
-    ] = "fp16",
-    teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="a checkpoint or a name; default: the topology's"),
-    ] = None,
-    student: Annotated[
-        str | None,
-        typer.Option("--student", help="a name or a checkpoint; default: the topology's"),
-    ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option("--features", help="with --exchange features: attention (default) or hint"),
-    ] = None,
-    mutual: Annotated[
-        bool, typer.Option("--mutual", help="teacher and student learn from each other")
-    ] = False,
-    staleness: Annotated[
-        int,
-        typer.Option(
-            "--staleness",
-            help="with --mutual: steps by which what is learned from may be old",
-            min=0,
-        ),
-    ] = 0,
-    prune_teacher: Annotated[
-        str | None,
-        typer.Option("--prune-teacher", help="cut it while it trains: 50%, 2Mparams, 4MB"),
-    ] = None,
-    prune_student: Annotated[
-        str | None, typer.Option("--prune-student", help="cut every student while it trains")
-    ] = None,
-    step: Annotated[
-        str, typer.Option("--step", help="when pruning: share of channels that one cut removes")
-    ] = "10%",
-    schedule: Annotated[
-        str, typer.Option("--schedule", help="when cuts are made: early, middle or late")
-    ] = "early",
-    fixed_teacher: Annotated[
-        bool,
-        typer.Option("--fixed-teacher", help="it stands still; else it trains at the same time"),
-    ] = False,
-    backend: Annotated[
-        str, typer.Option("--backend", help="of links with delay or loss: auto, netem, wirefilter")
-    ] = "auto",
-    fault: Annotated[
-        list[str] | None,
-        typer.Option("--fault", help="link-down@10s:5s, kill-student@20s, loss=5%, ..."),
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", help="result.json of an earlier run to hold this one against"),
-    ] = None,
-    max_regression: Annotated[
-        str, typer.Option("--max-regression", help="how much slower, or larger, it may be")
-    ] = "10%",
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option("--sweep", help="runs and one table: link=wifi,lte; codec=; exchange="),
-    ] = None,
-    window: Annotated[
-        int,
-        typer.Option(
-            "--window", help="steps under way at once, to hide the way there and back", min=1
-        ),
-    ] = 64,
-    keep_every: Annotated[
-        int, typer.Option("--keep-every", help="steps between kept states", min=1)
-    ] = 50,
-    timeout: Annotated[
-        str, typer.Option("--timeout", help="the longest a lesson may take")
-    ] = "30min",
-    pcap: Annotated[bool, typer.Option("--pcap", help="keep the captures")] = False,
-    insecure: Annotated[bool, typer.Option("--insecure", help="no TLS between the hosts")] = False,
-    data: Data = "digits",
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: Rate = None,
-    seed: Seed = 0,
-    output: Output = None,
-    exist_ok: ExistOk = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+class EmulateOptions(Strict):
+    """What is emulated, how teacher and student learn, and what a run is compared with."""
+
+    link: str | None = None
+    """Every link like this: ethernet, wifi, lte, 3g or satellite."""
+    exchange: str = "logits"
+    """logits, features, weights, or inputs (images up)."""
+    codec: str = "fp16"
+    """How logits travel: fp32, fp16, int8, top-k, soft."""
+    teacher: str | None = None
+    """A checkpoint or a name; default: the topology's."""
+    student: str | None = None
+    """A name or a checkpoint; default: the topology's."""
+    features: Literal["attention", "hint"] | None = None
+    """With --exchange features: how maps are compared; default: attention."""
+    mutual: bool = False
+    """Teacher and student learn from each other."""
+    staleness: Annotated[int, Field(ge=0)] = 0
+    """With --mutual: steps by which the logits learned from may be old."""
+    prune_teacher: Amount | None = None
+    """Cut the teacher while it trains: 50%, 2Mparams, 4MB."""
+    prune_student: Amount | None = None
+    """Cut every student while it trains."""
+    step: Share = 0.1
+    """When pruning: share of channels that one cut removes."""
+    schedule: Schedule = "early"
+    """When cuts are made."""
+    fixed_teacher: bool = False
+    """The teacher is frozen; else it trains at the same time."""
+    backend: Literal["auto", "netem", "wirefilter", "none"] = "auto"
+    """Back end of links with delay or loss."""
+    baseline: Path | None = None
+    """result.json of an earlier run to compare this one with."""
+    max_regression: Share = 0.1
+    """How much slower, or larger, it may be."""
+    window: Annotated[int, Field(ge=1)] = 64
+    """Steps under way at once, to hide the round trip."""
+    keep_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between kept states."""
+    timeout: Seconds = 1800.0
+    """The longest that a lesson may take: 30min."""
+    pcap: bool = False
+    """Keep the captures."""
+    insecure: bool = False
+    """No TLS between the hosts."""
+    data: str = "digits"
+    """digits, cifar10, cifar100 or folder:DIR."""
+    epochs: Annotated[int, Field(ge=0)] | None = None
+    """Epochs; default: from network and data."""
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    """Images per step; default: from the data."""
+    learning_rate: float | None = None
+    """Highest learning rate; default: from network and data."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Random seed."""
+    output: Path | None = flag(("-o", "--output"), None)
+    """Folder of the run."""
+    exist_ok: bool = False
+    """Overwrite a folder in use."""
+    as_json: bool = flag("--json", False)
+    """Print one JSON object, nothing else."""
+    quiet: bool = flag(("-q", "--quiet"), False)
+    """No progress."""
+    debug: bool = False
+    """Tracebacks."""
+
+    def shared_options(self) -> tuple[str, ...]:
+        """Options of both roles."""
+        given = (
+            ("--data", self.data),
+            ("--seed", self.seed),
+            ("--epochs", self.epochs),
+            ("--batch-size", self.batch_size),
+            ("--learning-rate", self.learning_rate),
+        )
+        pairs = ((name, str(value)) for name, value in given if value is not None)
+        return tuple(itertools.chain.from_iterable(pairs))
+
+    def cut_options(self, amount: str | None) -> tuple[str, ...]:
+        """Options of a role whose network is cut to `amount` while it trains."""
+        if amount is None:
+            return ()
+        return ("--prune", amount, "--step", f"{self.step:g}", "--schedule", self.schedule)
+
+    def student_options(self, exchange: str) -> tuple[str, ...]:
+        """Options of the students alone."""
+        flow = ("--window", str(self.window), "--keep-every", str(self.keep_every))
+        mutual = ("--mutual", "--staleness", str(self.staleness)) if self.mutual else ()
+        by_maps = self.features if exchange == "features" else None
+        features = ("--features", by_maps) if by_maps else ()
+        return (*flow, *mutual, *self.cut_options(self.prune_student), *features)
+
+
+Topology = Annotated[
+    Path, typer.Argument(help="a .py file with a mininet Topo, e.g. topologies/two_host.py")
+]
+Faults = Annotated[
+    list[str] | None,
+    typer.Option("--fault", help="link-down@10s:5s, kill-student@20s, loss=5%, ..."),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option("--sweep", help="runs and one table: link=wifi,lte; codec=; exchange="),
+]
+
+
+@verb(options_of(EmulateOptions, "Emulation"))
+def emulate(topology: Topology, given: Given, fault: Faults = None, sweep: Sweep = None) -> None:
     """Teacher and student on emulated hosts: links that are measured before they are used,
     distillation between them, traffic captured.
 
     Example: sudo edgecompress emulate topologies/two_host.py --epochs 4
     """
-    from edgecompress import files
     from edgecompress.emulate import session
-    from edgecompress.emulate import topology as topologies
-    from edgecompress.errors import UsageError
-    from edgecompress.online.codec import CODECS, EXCHANGES
-    from edgecompress.run.directory import check_root, default_root
-    from edgecompress.units import parse_amount, parse_duration, parse_share
 
-    if backend not in ("auto", "netem", "wirefilter", "none"):
-        raise UsageError(
-            f"--backend '{backend}' is not known: allowed are auto, netem, wirefilter, none"
+    options = given.settings(EmulateOptions)
+    before = _baseline(options.baseline)
+    runs = _swept(sweep or [], options.model_dump(include={"link", "codec", "exchange"}))
+    _check_runs(runs, options)
+    faults, properties = _faults(fault or [])
+    links = _links(runs, properties)
+    session.need_root()
+    user = session.invoking_user()
+    graphs = [session.read_topology(topology, user, link) for link in links]
+    if before is not None:
+        _check_alike(before, _described(options, graphs[0]))
+    names = {host.name for host in graphs[0].hosts} | {run["name"] for run in runs}
+    root = _root(topology, options, names)
+    plan = _Emulation(topology, options, root, user, faults, before, frozenset(names))
+    if len(runs) > 1:
+        session.make_folder(root, user)
+    results = [
+        (run["name"], plan.run(run, link, alone=len(runs) == 1))
+        for run, link in zip(runs, links, strict=True)
+    ]
+    _show_results(results, root, options)
+    _exit_with(results)
+
+
+@dataclass(frozen=True)
+class _Emulation:
+    """What all runs of a sweep share."""
+
+    topology: Path
+    options: EmulateOptions
+    root: Path
+    user: User
+    faults: tuple[Fault, ...]
+    before: Mapping[str, Any] | None
+    names: frozenset[str]
+    """Folders that an earlier emulation may have left: hosts, and runs of a sweep."""
+
+    def run(
+        self, run: Mapping[str, Any], link: Mapping[str, object], *, alone: bool
+    ) -> dict[str, Any]:
+        """Emulate one run, and write its report and what is worse than the baseline."""
+        from edgecompress import files
+        from edgecompress.emulate import session
+
+        own = self.root.absolute() if alone else self.root.absolute() / run["name"]
+        if not alone:
+            self._note(f"run {run['name']}")
+        if self.options.exist_ok and own.is_dir():
+            _forget(own, set(self.names))
+        result = session.emulate(self._settings(run, link, own), self._note)
+        worse = _regressions(result, self.before, self.options.max_regression)
+        if worse:
+            result["regressions"] = worse
+            files.write_json(own / "result.json", result)
+            os.chown(own / "result.json", self.user.uid, self.user.gid)
+        _report(result, own)
+        return result
+
+    def _settings(self, run: Mapping[str, Any], link: Mapping[str, object], own: Path) -> Settings:
+        from edgecompress.emulate.settings import Settings
+
+        options = self.options
+        return Settings(
+            topology=self.topology,
+            output=own,
+            exchange=run["exchange"],
+            codec=run["codec"],
+            backend=options.backend,
+            teacher=_absolute(options.teacher),
+            student=_absolute(options.student),
+            train_teacher=not options.fixed_teacher,
+            insecure=options.insecure,
+            keep_pcap=options.pcap,
+            timeout_s=options.timeout,
+            link=link,
+            faults=self.faults,
+            options=options.shared_options(),
+            student_options=options.student_options(run["exchange"]),
+            teacher_options=options.cut_options(options.prune_teacher),
         )
-    tolerance = parse_share(max_regression)
-    before = _baseline(baseline)
-    runs = _swept(sweep or [], {"link": link, "codec": codec, "exchange": exchange})
+
+    @property
+    def _note(self) -> Callable[[str], None]:
+        silent = self.options.quiet or self.options.as_json
+        console = stderr()
+        return lambda text: None if silent else console.print(text, markup=False)
+
+
+def _check_runs(runs: Sequence[Mapping[str, Any]], options: EmulateOptions) -> None:
+    """Raises `UsageError` for runs that cannot be."""
+    from edgecompress.online.codec import CODECS, EXCHANGES
+
     for run in runs:
         for name, allowed in (("exchange", EXCHANGES), ("codec", CODECS)):
             if run[name] not in allowed:
                 raise UsageError(
                     f"--{name} '{run[name]}' is not known: allowed are {', '.join(allowed)}"
                 )
-        _check_ways(run["exchange"], mutual, staleness, fixed_teacher, prune_teacher)
-    for amount in (prune_teacher, prune_student):
-        if amount is not None:
-            parse_amount(amount)
-    if schedule not in ("early", "middle", "late"):
-        raise UsageError(f"--schedule '{schedule}' is not known: allowed are early, middle, late")
-    if features not in (None, "attention", "hint"):
-        raise UsageError(f"--features '{features}' is not known: allowed are attention, hint")
-    if features is not None and all(run["exchange"] != "features" for run in runs):
+        _check_ways(run["exchange"], options)
+    if options.features and all(run["exchange"] != "features" for run in runs):
         raise UsageError("--features belongs to --exchange features: give that too")
-    parse_share(step)
-    if len(runs) > 1 and baseline is not None:
+    if len(runs) > 1 and options.baseline is not None:
         raise UsageError("--baseline beside --sweep: a baseline is of one run")
-    faults, more = [], dict[str, Any]()
-    for text in fault or []:
-        found, properties = session.parse_fault(text)
-        more |= properties
-        faults += [found] if found is not None else []
-    links = {name: dict(topologies.profile(name)) for name in {run["link"] for run in runs} if name}
-    longest = parse_duration(timeout)
-    session.need_root()
-    user = session.invoking_user()
-    graphs = [
-        session.read_topology(topology, user, {**links.get(run["link"], {}), **more})
-        for run in runs
-    ]
-    if before is not None:
-        _check_alike(
-            before,
-            {
-                "exchange": exchange,
-                "codec": None if exchange == "weights" else codec,
-                "graph": graphs[0].as_dict(),
-            },
-        )
-    root = output or default_root("emulate", topology.stem)
-    check_root(root, resume=False, exist_ok=exist_ok)
-    names = {host.name for host in graphs[0].hosts} | {run["name"] for run in runs}
-    if exist_ok and root.is_dir():
+
+
+def _faults(texts: Sequence[str]) -> tuple[tuple[Fault, ...], dict[str, float]]:
+    """The faults, and the properties of every link that are given as faults."""
+    from edgecompress.emulate.settings import parse_fault
+
+    faults, properties = list[Fault](), dict[str, float]()
+    for text in texts:
+        fault, more = parse_fault(text)
+        properties |= more
+        faults += [fault] if fault is not None else []
+    return tuple(faults), properties
+
+
+def _links(
+    runs: Sequence[Mapping[str, Any]], properties: Mapping[str, float]
+) -> list[dict[str, object]]:
+    """The properties of all links in each run."""
+    from edgecompress.emulate.topology import profile
+
+    return [{**(profile(run["link"]) if run["link"] else {}), **properties} for run in runs]
+
+
+def _described(options: EmulateOptions, graph: Graph) -> dict[str, Any]:
+    """What a baseline must have in common with a run."""
+    codec = None if options.exchange == "weights" else options.codec
+    return {"exchange": options.exchange, "codec": codec, "graph": graph.as_dict()}
+
+
+def _root(topology: Path, options: EmulateOptions, names: set[str]) -> Path:
+    """The folder of the results, without what an earlier emulation left in it."""
+    from edgecompress.run.directory import check_root, default_root
+
+    root = options.output or default_root("emulate", topology.stem)
+    check_root(root, resume=False, exist_ok=options.exist_ok)
+    if options.exist_ok and root.is_dir():
         _forget(root, names)
-    shared = ["--data", data, "--seed", str(seed)]
-    for name, value in (
-        ("--epochs", epochs),
-        ("--batch-size", batch_size),
-        ("--learning-rate", learning_rate),
-    ):
-        shared += [name, str(value)] if value is not None else []
-    cuts: tuple[str, ...] = ("--step", step, "--schedule", schedule)
-    students: tuple[str, ...] = ("--window", str(window), "--keep-every", str(keep_every))
-    students += ("--mutual", "--staleness", str(staleness)) if mutual else ()
-    students += ("--prune", prune_student, *cuts) if prune_student is not None else ()
-    teachers = ("--prune", prune_teacher, *cuts) if prune_teacher is not None else ()
-    console = stderr()
+    return root
 
-    def note(text: str) -> None:
-        if not (quiet or as_json):
-            console.print(text, markup=False)
 
-    if len(runs) > 1:
-        session.make_folder(root, user)
-    results = []
-    for run in runs:
-        own = root.absolute() if len(runs) == 1 else root.absolute() / run["name"]
-        if len(runs) > 1:
-            note(f"run {run['name']}")
-        by_maps = ("--features", features) if features and run["exchange"] == "features" else ()
-        if exist_ok and own.is_dir():
-            _forget(own, names)
-        settings = session.Settings(
-            topology,
-            own,
-            run["exchange"],
-            run["codec"],
-            backend,
-            _absolute(teacher),
-            _absolute(student),
-            not fixed_teacher,
-            insecure,
-            pcap,
-            longest,
-            {**links.get(run["link"], {}), **more},
-            tuple(faults),
-            tuple(shared),
-            students + by_maps,
-            teachers,
-        )
-        result = session.emulate(settings, note)
-        worse = _regressions(result, before, tolerance)
-        if worse:
-            result["regressions"] = worse
-            files.write_json(own / "result.json", result)
-            os.chown(own / "result.json", user.uid, user.gid)
-        _report(result, own)
-        results.append((run["name"], result))
-    told: dict[str, Any] = (
-        results[0][1]
-        if len(runs) == 1
-        else {"schema": 1, "command": "emulate", "sweep": dict(results)}
-    )
-    if as_json:
-        print_json(told)
-    elif len(runs) == 1:
-        _show(told, root)
+def _show_results(
+    results: Sequence[tuple[str, dict[str, Any]]], root: Path, options: EmulateOptions
+) -> None:
+    alone = results[0][1] if len(results) == 1 else None
+    if options.as_json:
+        print_json(alone or {"schema": 1, "command": "emulate", "sweep": dict(results)})
+    elif alone is not None:
+        show(alone, root)
     else:
-        _show_sweep(results, root)
+        show_sweep(results, root)
+
+
+def _exit_with(results: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Exit code 1 for an invalid run, 3 for a regression or a pruning that missed its amount."""
     if not all(result["valid"] for _, result in results):
         raise typer.Exit(1)
     roles = [
@@ -265,32 +307,30 @@ def emulate(
         for kind in ("teachers", "students")
         for row in result["distill"][kind].values()
     ]
-    if any(result.get("regressions") for _, result in results) or any(
-        "floors_reached" in row for row in roles
-    ):
+    missed = any("floors_reached" in row for row in roles)
+    if missed or any(result.get("regressions") for _, result in results):
         raise typer.Exit(3)
 
 
-def _check_ways(
-    exchange: str, mutual: bool, staleness: int, fixed_teacher: bool, prune_teacher: str | None
-) -> None:
+def _check_ways(exchange: str, options: EmulateOptions) -> None:
     """Raises `UsageError` for ways of learning that exclude each other."""
-    from edgecompress.errors import UsageError
     from edgecompress.online.codec import TRAINING
 
-    if mutual and (exchange != "logits" or fixed_teacher):
+    if options.mutual and (exchange != "logits" or options.fixed_teacher):
         raise UsageError(
             "--mutual exchanges logits with a teacher that trains: drop --fixed-teacher and "
             "any other --exchange"
         )
-    if staleness and not mutual:
+    if options.staleness and not options.mutual:
         raise UsageError("--staleness belongs to mutual learning: give --mutual too")
-    if prune_teacher is not None and (fixed_teacher or exchange not in TRAINING):
+    if options.prune_teacher is None:
+        return
+    if options.fixed_teacher or exchange not in TRAINING:
         raise UsageError(
             "--prune-teacher cuts a teacher that trains: drop --fixed-teacher, and use "
             "--exchange logits"
         )
-    if prune_teacher is not None and exchange == "weights":
+    if exchange == "weights":
         raise UsageError(
             "--prune-teacher beside --exchange weights changes their shapes on the way: use "
             "--exchange logits"
@@ -302,8 +342,6 @@ def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
     without any.
     """
     import itertools
-
-    from edgecompress.errors import UsageError
 
     axes: dict[str, list[str]] = {}
     for text in texts:
@@ -324,39 +362,6 @@ def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
     if twice:
         raise UsageError(f"--sweep lists '{twice[0]}' twice: once is enough")
     return runs
-
-
-def _show_sweep(results: list[tuple[str, dict[str, Any]]], root: Path) -> None:
-    rows = []
-    for name, result in results:
-        lesson, traffic = result["distill"], result["traffic"]
-        accuracy = max(row["accuracy"] for row in lesson["students"].values())
-        rows.append(
-            (
-                name,
-                f"{accuracy:.2%}",
-                f"{lesson['step_ms']['p50']:.1f}",
-                f"{lesson['wait_ms']['p50']:.1f}",
-                f"{lesson['bytes_per_sample']:.2f}",
-                f"{traffic['captured_bytes']}",
-                str(traffic["retransmissions"]),
-                f"{result['wall_s']:.1f}",
-                "yes" if result["valid"] else "no",
-            )
-        )
-    columns = [
-        "run",
-        "best student",
-        "step, ms",
-        "waiting",
-        "bytes a sample",
-        "bytes on the wire",
-        "sent again",
-        "seconds",
-        "valid",
-    ]
-    stdout().print(table("sweep", columns, rows))
-    print_line(f"results: {root}/*/result.json")
 
 
 def _report(result: dict[str, Any], root: Path) -> None:
@@ -382,7 +387,6 @@ def _forget(root: Path, names: set[str]) -> None:
     import shutil
 
     from edgecompress.emulate.session import MARKER
-    from edgecompress.errors import UsageError
 
     if any(root.iterdir()) and not (root / MARKER).is_file():
         raise UsageError(f"output folder '{root}' is not one of an emulation: give another -o")
@@ -402,8 +406,6 @@ def _forget(root: Path, names: set[str]) -> None:
 
 
 def _baseline(path: Path | None) -> dict[str, Any] | None:
-    from edgecompress.errors import UsageError
-
     if path is None:
         return None
     try:
@@ -423,8 +425,6 @@ def _baseline(path: Path | None) -> dict[str, Any] | None:
 
 def _check_alike(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises `UsageError` for a baseline of another network, or another way to exchange."""
-    from edgecompress.errors import UsageError
-
     then = json.loads(json.dumps({key: before.get(key) for key in now}))
     other = [key for key, value in json.loads(json.dumps(now)).items() if then[key] != value]
     if other:
@@ -435,7 +435,7 @@ def _check_alike(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _regressions(
-    result: dict[str, Any], before: dict[str, Any] | None, tolerance: float
+    result: Mapping[str, Any], before: Mapping[str, Any] | None, tolerance: float
 ) -> list[str]:
     """What is worse than the baseline by more than the tolerance: step latency, bytes a sample."""
     if before is None:
@@ -450,68 +450,3 @@ def _regressions(
         for name, now, then in pairs
         if now > then * (1 + tolerance)
     ]
-
-
-def _show(result: dict[str, Any], root: Path) -> None:
-    rows = []
-    for link in result["links"]:
-        asked, found = link["configured"], link["measured"]
-        rows.append(
-            (
-                f"{link['a']} - {link['b']}",
-                link["backend"],
-                *(
-                    _pair(asked[a], found[m])
-                    for a, m in (
-                        ("bw_mbps", "bw_mbps"),
-                        ("delay_ms", "rtt_ms"),
-                        ("loss_pct", "loss_pct"),
-                    )
-                ),
-            )
-        )
-    stdout().print(
-        table(
-            "links: asked / measured",
-            ["link", "by", "Mbit/s", "delay each way / round trip, ms", "loss, %"],
-            rows,
-        )
-    )
-    traffic, lesson = result["traffic"], result["distill"]
-    seen = (
-        f"captured {traffic['packets']} frames, {traffic['captured_bytes']} bytes (the kernel "
-        f"counted {traffic['counter_bytes']}"
-    )
-    print_line(
-        f"{seen}, dropped {traffic['kernel_dropped']}); {traffic['goodput_mbps']:.3g} Mbit/s "
-        "of payload"
-    )
-    print_line(f"{traffic['retransmissions']} retransmissions, {len(result['faults'])} faults")
-    told = (
-        f"{lesson['samples']} samples in {lesson['steps']} steps, "
-        f"{lesson['bytes_per_sample']:.2f} bytes a sample"
-    )
-    told += f" ({result['codec'] or result['exchange']})"
-    print_line(
-        f"{told}; a step {lesson['step_ms']['p50']:.1f} ms (p50), of it waiting "
-        f"{lesson['wait_ms']['p50']:.1f}"
-    )
-    for name, row in {**lesson["teachers"], **lesson["students"]}.items():
-        cut = (
-            f", {row['params']} of {row['params_before']} parameters left"
-            if "params_before" in row
-            else ""
-        )
-        print_line(f"{name}: {row['accuracy']:.2%} on test ({row['model']}{cut})")
-        if "floors_reached" in row:
-            print_line(f"{name}: {row['floors_reached']}")
-    for reason in result["reasons"]:
-        print_line(f"invalid: {reason}")
-    for line in result.get("regressions", []):
-        print_line(f"regression: {line}")
-    print_line(f"result: {root / 'result.json'}")
-    print_line(f"report: {root / 'report.html'}")
-
-
-def _pair(asked: float | None, found: float | None) -> str:
-    return f"{'-' if asked is None else f'{asked:g}'} / {'-' if found is None else f'{found:.4g}'}"

@@ -1,0 +1,101 @@
+"""The results of emulations as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgecompress.cli.console import print_line, stdout, table
+
+
+def show_sweep(results: Sequence[tuple[str, dict[str, Any]]], root: Path) -> None:
+    """A row for each run of a sweep."""
+    rows = []
+    for name, result in results:
+        lesson, traffic = result["distill"], result["traffic"]
+        accuracy = max(row["accuracy"] for row in lesson["students"].values())
+        rows.append(
+            (
+                name,
+                f"{accuracy:.2%}",
+                f"{lesson['step_ms']['p50']:.1f}",
+                f"{lesson['wait_ms']['p50']:.1f}",
+                f"{lesson['bytes_per_sample']:.2f}",
+                f"{traffic['captured_bytes']}",
+                str(traffic["retransmissions"]),
+                f"{result['wall_s']:.1f}",
+                "yes" if result["valid"] else "no",
+            )
+        )
+    columns = [
+        "run",
+        "best student",
+        "step, ms",
+        "waiting",
+        "bytes per sample",
+        "bytes on the wire",
+        "sent again",
+        "seconds",
+        "valid",
+    ]
+    stdout().print(table("sweep", columns, rows))
+    print_line(f"results: {root}/*/result.json")
+
+
+def show(result: Mapping[str, Any], root: Path) -> None:
+    """Links, traffic, what the lesson took, accuracies, and what makes the run invalid."""
+    show_links(result["links"])
+    show_traffic(result)
+    lesson = result["distill"]
+    for name, row in {**lesson["teachers"], **lesson["students"]}.items():
+        show_role(name, row)
+    for reason in result["reasons"]:
+        print_line(f"invalid: {reason}")
+    for line in result.get("regressions", []):
+        print_line(f"regression: {line}")
+    print_line(f"result: {root / 'result.json'}")
+    print_line(f"report: {root / 'report.html'}")
+
+
+def show_links(links: Sequence[Mapping[str, Any]]) -> None:
+    """A row for each link: what was requested and what was measured."""
+    pairs = (("bw_mbps", "bw_mbps"), ("delay_ms", "rtt_ms"), ("loss_pct", "loss_pct"))
+    rows = []
+    for link in links:
+        configured, measured = link["configured"], link["measured"]
+        values = (_pair(configured[one], measured[other]) for one, other in pairs)
+        rows.append((f"{link['a']} - {link['b']}", link["backend"], *values))
+    columns = ["link", "by", "Mbit/s", "delay each way / round trip, ms", "loss, %"]
+    stdout().print(table("links: requested / measured", columns, rows))
+
+
+def show_traffic(result: Mapping[str, Any]) -> None:
+    """What was captured, and the steps of the lesson."""
+    traffic, lesson = result["traffic"], result["distill"]
+    captured = f"captured {traffic['packets']} frames, {traffic['captured_bytes']} bytes"
+    counted = f"the kernel counted {traffic['counter_bytes']}, dropped {traffic['kernel_dropped']}"
+    print_line(f"{captured} ({counted}); {traffic['goodput_mbps']:.3g} Mbit/s of payload")
+    print_line(f"{traffic['retransmissions']} retransmissions, {len(result['faults'])} faults")
+    samples = f"{lesson['samples']} samples in {lesson['steps']} steps"
+    way = result["codec"] or result["exchange"]
+    took = f"a step {lesson['step_ms']['p50']:.1f} ms (p50)"
+    waiting = f"of it waiting {lesson['wait_ms']['p50']:.1f}"
+    per_sample = f"{lesson['bytes_per_sample']:.2f} bytes per sample ({way})"
+    print_line(f"{samples}, {per_sample}; {took}, {waiting}")
+
+
+def show_role(name: str, row: Mapping[str, Any]) -> None:
+    """The accuracy of a teacher or student, and what pruning left of it."""
+    cut = ""
+    if "params_before" in row:
+        cut = f", {row['params']} of {row['params_before']} parameters left"
+    print_line(f"{name}: {row['accuracy']:.2%} on test ({row['model']}{cut})")
+    if "floors_reached" in row:
+        print_line(f"{name}: {row['floors_reached']}")
+
+
+def _pair(requested: float | None, measured: float | None) -> str:
+    left = "-" if requested is None else f"{requested:g}"
+    right = "-" if measured is None else f"{measured:.4g}"
+    return f"{left} / {right}"
