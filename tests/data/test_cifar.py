@@ -15,8 +15,8 @@ from edgecompress.errors import EnvironmentMissingError, UsageError
 
 
 def make_archive(folder: Path, name: str, each: int = 20) -> tuple[Path, np.ndarray]:
-    """A small archive with the layout of the real one: `each` images a class and file. Returns it
-    with the test file's records.
+    """A small archive with the layout of the real one: `each` images per class and file, and
+    the records of its test file.
     """
     archive = cifar.ARCHIVES[name]
     root = folder / archive.archive.folder
