@@ -79,7 +79,7 @@ def test_law_2_shrinking_composes(name: str, seed: int, share: float) -> None:
     first = random_keep(graph.groups, seed, 0.8)
     once = shrink(model, first)
     again = trace(once, EXAMPLE)
-    # groups of the shrunk network stand in the same order where none was emptied; match them by
+    # groups of the shrunk network have the same order where none was emptied; match them by
     # their members
     second = random_keep(again.groups, seed + 1, share)
     both = {}
@@ -117,8 +117,8 @@ def test_law_3_masked_equals_shrunk(name: str, seed: int, share: float) -> None:
 
 
 def test_law_3_is_not_vacuous() -> None:
-    """Dropping channels changes what the network computes, so that equality in law 3 says
-    something.
+    """Dropping channels changes what the network computes, so that equality in law 3 is
+    not trivial.
     """
     for name in NARROW:
         model, graph = narrow(name, 3), graph_of(name)

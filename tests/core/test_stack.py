@@ -1,5 +1,5 @@
 """Law 4: the wide network equals the average of its parts, on every topology; and what cannot be
-stacked says why.
+stacked is refused with the reason.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def test_law_4(name: str, count: int) -> None:
         pytest.fail(str(error))
     x = images(7)
     with torch.no_grad():
-        wanted = torch.stack([part(x) for part in parts]).mean(0)
-        torch.testing.assert_close(wide(x), wanted, atol=1e-9, rtol=1e-9)
+        expected = torch.stack([part(x) for part in parts]).mean(0)
+        torch.testing.assert_close(wide(x), expected, atol=1e-9, rtol=1e-9)
 
 
 @given(st.integers(0, 1000))

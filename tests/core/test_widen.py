@@ -44,11 +44,11 @@ def test_outputs_that_all_networks_write_are_their_mean() -> None:
 
 def test_grouped_and_channelwise_layers_must_lie_side_by_side() -> None:
     parts = [nn.Conv2d(2, 2, 1, groups=2) for _ in range(2)]
-    beside = [placed(in_=[0, 1], out=[0, 1]), placed(in_=[2, 3], out=[2, 3])]
-    change = wide_layer(parts, beside, {"in": 4, "out": 4})
+    side_by_side = [placed(in_=[0, 1], out=[0, 1]), placed(in_=[2, 3], out=[2, 3])]
+    change = wide_layer(parts, side_by_side, {"in": 4, "out": 4})
     assert change.attributes == {"in_channels": 4, "out_channels": 4, "groups": 4}
     with pytest.raises(EdgecompressError, match="would not lie side by side"):
-        wide_layer(parts, beside[::-1], {"in": 4, "out": 4})
+        wide_layer(parts, side_by_side[::-1], {"in": 4, "out": 4})
     norms = [nn.BatchNorm2d(2) for _ in range(2)]
     shared = [placed(through=[0, 1]), placed(through=[1, 2])]
     with pytest.raises(EdgecompressError, match="BatchNorm2ds of several networks would share"):

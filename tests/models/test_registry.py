@@ -18,7 +18,7 @@ def test_torchvision_names_are_torchvisions_own_classes() -> None:
     model = build(ModelSource("resnet18", 7, SHAPE))
     from torchvision.models.resnet import (
         ResNet,
-    )  # importable beside a CPU build of torch once ours has been
+    )  # importable with a CPU build of torch after our own import
 
     assert type(model) is ResNet
     assert model.fc.out_features == 7
