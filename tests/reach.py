@@ -1,5 +1,5 @@
 """The classification CNNs of torchvision, what stops those that cannot be cut, and the check of the
-laws on a whole network.
+laws on a complete network.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def law_3_difference(
     keep = random_keep(graph.groups, seed, share)
     with torch.no_grad():
         small = shrink(model, keep)
-        wanted = masked(model, keep)(example)
-        difference = float((small(example) - wanted).abs().max())
+        expected = masked(model, keep)(example)
+        difference = float((small(example) - expected).abs().max())
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    return difference, float(wanted.abs().max())
+    return difference, float(expected.abs().max())
 
 
 def traced(

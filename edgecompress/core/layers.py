@@ -55,7 +55,7 @@ def is_channelwise(module: nn.Module) -> bool:
 
 
 def loses_whole_groups(module: nn.Module) -> bool:
-    """True for a convolution that is cut by dropping whole groups (a depthwise one always is).
+    """True for a convolution that is cut by dropping complete groups (a depthwise one always is).
 
     A grouped convolution can be cut in two ways: complete groups go, or every group loses the same
     positions. The way that leaves more choices is taken: many narrow groups are dropped one by one,

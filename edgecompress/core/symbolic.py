@@ -1,7 +1,8 @@
 """`torch.fx` traces of a network, and copies of it on the meta device.
 
-torch.fx replaces `nn.Module.__call__` for the whole process while it traces. `symbolic_trace` keeps
-that change to its own thread, so that other threads can run and train networks in the meantime.
+torch.fx replaces `nn.Module.__call__` for the entire process while it traces. `symbolic_trace`
+keeps that change to its own thread, so that other threads can run and train networks in the
+meantime.
 """
 
 from __future__ import annotations

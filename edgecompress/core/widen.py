@@ -57,11 +57,11 @@ def _wide(models: Sequence[nn.Module], name: str, axes: Mapping[str, Sequence[Te
     positions = [
         {axis: places[number] for axis, places in axes.items()} for number in range(len(models))
     ]
-    found = [find(model, name) for model in models]
-    modules = [layer for layer in found if isinstance(layer, nn.Module)]
+    members = [find(model, name) for model in models]
+    modules = [layer for layer in members if isinstance(layer, nn.Module)]
     if modules:
         return wide_layer(modules, _with_shares(positions), sizes)
-    tensors = [layer for layer in found if isinstance(layer, Tensor)]
+    tensors = [layer for layer in members if isinstance(layer, Tensor)]
     return _wide_tensor(tensors, positions, sizes)
 
 

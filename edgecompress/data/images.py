@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,7 +184,7 @@ class DataSet:
         joined = "".join(split.digest() for split in (self.train, self.validation, self.test))
         return hashlib.sha256(joined.encode()).hexdigest()
 
-    def training_key(self) -> dict[str, Any]:
+    def training_key(self) -> dict[str, object]:
         """What determines the augmented pixels of the training split: its digest and the
         augmentation, as JSON values.
         """

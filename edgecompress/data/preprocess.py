@@ -55,7 +55,7 @@ class Preprocess:
         std = torch.tensor(self.std, device=images.device).reshape(1, -1, 1, 1)
         return images.div(self.scale).sub_(mean).div_(std)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """As JSON values, which `from_dict` reads; the scale of pixels is left out."""
         values = asdict(self)
         if self.scale == 255:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +38,7 @@ class Task:
         """
         return float((outputs.argmax(1) == labels).double().mean())
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """The entries in the metadata of an exported file, as JSON values; none for plain
         classification.
         """
@@ -69,7 +68,7 @@ class Regression(Task):
         unexplained = (outputs.double() - targets).square().sum()
         return float(1 - unexplained / (targets - targets.mean(0)).square().sum())
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """As JSON values."""
         return {"task": "regression"}
 
@@ -111,6 +110,6 @@ class Heads(Task):
         ]
         return sum(correct) / len(labels)
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """As JSON values."""
         return {"heads": list(self.sizes)}

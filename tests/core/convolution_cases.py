@@ -2,7 +2,7 @@
 
     python tests/core/convolution_cases.py SEED SHARE START [--plain]
 
-Goes through the SHARE of all cases that SEED draws, from number START on. A case is written to
+Runs the SHARE of all cases that SEED draws, from number START on. A case is written to
 stderr before it runs, so the last line there is the case that crashed or hung. What differs by more
 than rounding is printed to stdout; the last line is `done N` (cases compared). With --plain without
 `safe_convolutions`.
@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 
 
 class Case(NamedTuple):
-    """One convolution: what pruning can leave of the layers that networks have."""
+    """One convolution: what pruning can leave of a network's layers."""
 
     transposed: bool
     kernel: int
@@ -71,8 +71,8 @@ def computed(
     return y.detach(), x.grad, weight.grad
 
 
-def largest_error(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
-    pairs = zip(found, wanted, strict=True)
+def largest_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    pairs = zip(actual, expected, strict=True)
     return max(float((a.double() - b).abs().max() / b.abs().max().clamp_min(1.0)) for a, b in pairs)
 
 

@@ -40,12 +40,12 @@ def child_environment(isa: str) -> dict[str, str]:
 def faults(
     isa: str, seed: int, share: float, *options: str, most: int = 20, limit_s: float = 900.0
 ) -> list[str]:
-    """What differs, crashes or hangs, a line each: at most `most`, after each crash going on with
-    the case behind it.
+    """One line per case that differs, crashes or hangs, at most `most`. After a crash the run
+    continues with the next case.
     """
-    found: list[str] = []
+    cases: list[str] = []
     start = 0
-    while len(found) < most:
+    while len(cases) < most:
         command = [sys.executable, str(SCRIPT), str(seed), str(share), str(start), *options]
         try:
             done = subprocess.run(
@@ -62,15 +62,15 @@ def faults(
                 (part or b"").decode() for part in (error.stdout, error.stderr, b"hangs")
             )
         lines = output.splitlines()
-        found += [line for line in lines if "off by" in line]
+        cases += [line for line in lines if "off by" in line]
         if lines and lines[-1].startswith("done"):
-            return found
+            return cases
         last = [line for line in log.splitlines() if "Case(" in line][-1:]
         if not last:
             raise AssertionError(f"{end} before the first case: {log[-400:]}")
-        found.append(f"{last[0]}: {end}")
+        cases.append(f"{last[0]}: {end}")
         start = int(last[0].split()[0]) + 1
-    return found
+    return cases
 
 
 @pytest.mark.timeout(300)
@@ -91,13 +91,13 @@ def test_all_outputs_and_gradients_are_those_of_float64(isa: str) -> None:
     "LD_PRELOAD" not in child_environment(""),
     reason=f"{HEAP_CHECK} is not installed: the fault may go unnoticed",
 )
-def test_the_known_fault_is_found_without_the_other_way() -> None:
-    """oneDNN#6035 on AVX2. When this test fails, oneDNN may have mended it: see whether
+def test_the_known_fault_occurs_without_the_replacement() -> None:
+    """oneDNN#6035 on AVX2. When this test fails, oneDNN may have fixed it: check whether
     `safe_convolutions` is still needed.
     """
-    found = faults("AVX2", 0, 0.05, "--plain", most=1, limit_s=120)
-    assert found
-    assert "kernel=1, stride=2" in found[0]
+    cases = faults("AVX2", 0, 0.05, "--plain", most=1, limit_s=120)
+    assert cases
+    assert "kernel=1, stride=2" in cases[0]
 
 
 @pytest.mark.parametrize("padding", [0, 1, (1, 0), "valid"])
@@ -108,12 +108,12 @@ def test_a_narrow_pointwise_convolution_is_the_same_function(
     layer = nn.Conv2d(5, 4, 1, stride, padding, dtype=torch.float64)
     x = torch.randn(2, 5, 7, 6, dtype=torch.float64)
     with safe_convolutions():
-        found = layer(x)
-    torch.testing.assert_close(found, layer(x), rtol=0, atol=1e-12)
+        actual = layer(x)
+    torch.testing.assert_close(actual, layer(x), rtol=0, atol=1e-12)
 
 
 def test_every_backward_pass_follows_a_safe_forward() -> None:
-    """Whoever asks for gradients in the package uses `safe_convolutions`, or trains no
+    """Every module that computes gradients uses `safe_convolutions`, or trains no
     convolution.
     """
     without_convolutions = {"methods/gradual.py", "train/many.py"}

@@ -57,7 +57,7 @@ COMPARED = [
 
 def ours(model: nn.Module, graph: ChannelGraph) -> dict[Position, frozenset[Position]]:
     """For every output position of a mixing layer all positions that go with it."""
-    found = {}
+    together_with = {}
     for group in graph.groups:
         owned = [
             [(m.layer, m.axis, p) for m in group.members for p in m.index[c].tolist()]
@@ -65,8 +65,8 @@ def ours(model: nn.Module, graph: ChannelGraph) -> dict[Position, frozenset[Posi
         ]
         for channel in owned:
             together = frozenset(p for p in channel if not _is_depthwise_input(model, p))
-            found.update({p: together for p in channel if p[1] == "out"})
-    return found
+            together_with.update({p: together for p in channel if p[1] == "out"})
+    return together_with
 
 
 def _is_depthwise_input(model: nn.Module, position: Position) -> bool:
@@ -82,7 +82,7 @@ def theirs(
 
     known = tp.DependencyGraph().build_dependency(model, example_inputs=example)
     names = {module: name for name, module in model.named_modules()}
-    found = {}
+    together_with = {}
     for layer, position in roots:
         module = model.get_submodule(layer)
         cut = known.get_pruner_of_module(module).prune_out_channels
@@ -95,10 +95,10 @@ def theirs(
             axis = "out" if known.is_out_channel_pruning_fn(item.dep.handler) else "in"
             axis = axis if layers.is_mixing(target) else "through"
             together |= {(name, axis, int(i)) for i in item.idxs}
-        found[(layer, "out", position)] = frozenset(
+        together_with[(layer, "out", position)] = frozenset(
             p for p in together if not _is_depthwise_input(model, p)
         )
-    return found
+    return together_with
 
 
 def both(

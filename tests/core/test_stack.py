@@ -1,5 +1,5 @@
 """Law 4: the wide network equals the average of its parts, on every topology; and what cannot be
-stacked says why.
+stacked is refused with the reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgecompress.core import shrink, trace
-from edgecompress.core.stack import Averaged, stack
+from edgecompress.core.stack import check_alike, check_stackable, stack
 from edgecompress.errors import UsageError
 from edgecompress.models import ModelSource, build
 from edgecompress.models.small import Mlp
@@ -39,8 +39,8 @@ def test_law_4(name: str, count: int) -> None:
         pytest.fail(str(error))
     x = images(7)
     with torch.no_grad():
-        wanted = torch.stack([part(x) for part in parts]).mean(0)
-        torch.testing.assert_close(wide(x), wanted, atol=1e-9, rtol=1e-9)
+        expected = torch.stack([part(x) for part in parts]).mean(0)
+        torch.testing.assert_close(wide(x), expected, atol=1e-9, rtol=1e-9)
 
 
 @given(st.integers(0, 1000))
@@ -69,30 +69,6 @@ def test_weights_between_networks_exist_and_are_zero() -> None:
     assert not second[:4, 4:].any()
     assert not second[4:, :4].any()
     assert second[:4, :4].any()
-
-
-def test_separate_heads_stand_side_by_side() -> None:
-    parts = [narrow("densenet121", seed) for seed in (0, 1)]
-    wide = stack(parts, EXAMPLE, heads="separate")
-    x = images(3)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            wide(x), torch.cat([part(x) for part in parts], 1), atol=1e-9, rtol=1e-9
-        )
-
-
-def test_a_tail_that_is_not_affine_is_averaged_behind_it() -> None:
-    def make(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Sigmoid()).double()
-
-    parts, x = [make(seed) for seed in (0, 1, 2)], torch.randn(5, 4, dtype=torch.float64)
-    wide = stack(parts, x)
-    assert isinstance(wide, Averaged)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            wide(x), torch.stack([p(x) for p in parts]).mean(0), atol=1e-12, rtol=1e-12
-        )
 
 
 def test_statistics_of_batchnorm_are_carried() -> None:
@@ -151,15 +127,19 @@ def test_law_4_at_full_width(name: str) -> None:
         torch.testing.assert_close(wide(x), (parts[0](x) + parts[1](x)) / 2, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet5", "resnet20", "mobilenet_v2"])
-def test_separate_heads_may_have_different_numbers_of_classes(name: str) -> None:
-    sizes = (3, 7, 5)
-    torch.manual_seed(0)
-    parts = [build(ModelSource(name, size, (3, 32, 32))).double().eval() for size in sizes]
-    example = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
-    wide = stack(parts, example, heads="separate")
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def test_what_can_be_checked_without_values_is_checked() -> None:
+    with pytest.raises(UsageError, match="no network to stack"):
+        check_alike([])
+    with pytest.raises(UsageError, match="heads 'both' is not known"):
+        stack([Mlp(4)], torch.zeros(1, 4), heads="both")
+    check_stackable([narrow("resnet20", seed) for seed in (0, 1)], EXAMPLE)
+    with pytest.raises(UsageError, match="group 'attention' must stay as it is"):
+        check_stackable([narrow("functional", seed) for seed in (0, 1)], EXAMPLE)
+
+
+def test_one_network_alone_is_its_own_stack() -> None:
+    model = narrow("lenet5", 0)
+    wide = stack([model], EXAMPLE)
+    assert wide is not model
     with torch.no_grad():
-        torch.testing.assert_close(
-            wide(x), torch.cat([part(x) for part in parts], 1), atol=1e-9, rtol=1e-9
-        )
+        assert torch.equal(wide(images(0)), model(images(0)))

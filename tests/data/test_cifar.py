@@ -15,8 +15,8 @@ from edgecompress.errors import EnvironmentMissingError, UsageError
 
 
 def make_archive(folder: Path, name: str, each: int = 20) -> tuple[Path, np.ndarray]:
-    """A small archive with the layout of the real one: `each` images a class and file. Returns it
-    with the test file's records.
+    """A small archive with the layout of the real one: `each` images per class and file, and
+    the records of its test file.
     """
     archive = cifar.ARCHIVES[name]
     root = folder / archive.archive.folder
@@ -35,7 +35,7 @@ def make_archive(folder: Path, name: str, each: int = 20) -> tuple[Path, np.ndar
     return packed, records
 
 
-def placed(kind: cifar.Cifar, url: str, *md5: str) -> cifar.Cifar:
+def moved(kind: cifar.Cifar, url: str, *md5: str) -> cifar.Cifar:
     """The same data at another address."""
     return replace(kind, archive=replace(kind.archive, url=url, md5=md5 or kind.archive.md5))
 
@@ -46,7 +46,7 @@ def test_the_archive_is_downloaded_once_and_read(
 ) -> None:
     packed, records = make_archive(tmp_path / "source", name)
     md5 = hashlib.md5(packed.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar.ARCHIVES, name, placed(cifar.ARCHIVES[name], packed.as_uri(), md5))
+    monkeypatch.setitem(cifar.ARCHIVES, name, moved(cifar.ARCHIVES[name], packed.as_uri(), md5))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = load_data(name)
     parts = len(cifar.ARCHIVES[name].train)
@@ -62,7 +62,7 @@ def test_the_archive_is_downloaded_once_and_read(
 def test_without_a_network_the_file_and_its_place_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nowhere = placed(cifar.ARCHIVES["cifar10"], "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    nowhere = moved(cifar.ARCHIVES["cifar10"], "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     monkeypatch.setitem(cifar.ARCHIVES, "cifar10", nowhere)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(
@@ -70,7 +70,7 @@ def test_without_a_network_the_file_and_its_place_are_named(
         match=r"place the file cifar-10-binary\.tar\.gz .* at .*edgecompress/data",
     ):
         load_data("cifar10")
-    assert not list((tmp_path / "edgecompress" / "data").iterdir()), "no half file is left"
+    assert not list((tmp_path / "edgecompress" / "data").iterdir()), "no partial file is left"
     (tmp_path / "edgecompress" / "data" / "cifar-10-binary.tar.gz").write_bytes(b"something else")
     with pytest.raises(UsageError, match="has MD5"):
         load_data("cifar10")

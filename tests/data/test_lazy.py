@@ -27,30 +27,28 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_they_are_the_same_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside = load_data(f"folder:{photos}", image_size=32)
+def test_images_on_disk_are_those_in_memory(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = load_data(f"folder:{photos}", image_size=32)
     monkeypatch.setattr(folder, "IN_MEMORY", 10_000)
-    outside = load_data(f"folder:{photos}", image_size=32)
-    assert isinstance(outside.train.pixels, FilePixels)
-    assert outside.image_shape == inside.image_shape == (3, 32, 32)
+    on_disk = load_data(f"folder:{photos}", image_size=32)
+    assert isinstance(on_disk.train.pixels, FilePixels)
+    assert on_disk.image_shape == in_memory.image_shape == (3, 32, 32)
     for split in ("train", "validation", "test"):
-        assert torch.equal(getattr(outside, split).pixels[:], getattr(inside, split).pixels)
-        assert torch.equal(getattr(outside, split).labels, getattr(inside, split).labels)
-    assert outside.preprocess == inside.preprocess
+        assert torch.equal(getattr(on_disk, split).pixels[:], getattr(in_memory, split).pixels)
+        assert torch.equal(getattr(on_disk, split).labels, getattr(in_memory, split).labels)
+    assert on_disk.preprocess == in_memory.preprocess
     settings = FitSettings(1, batch_size=16)
     device = torch.device("cpu")
     for one, other in zip(
-        batches(outside, settings, device, 3, 1),
-        batches(inside, settings, device, 3, 1),
+        batches(on_disk, settings, device, 3, 1),
+        batches(in_memory, settings, device, 3, 1),
         strict=True,
     ):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
 
 
-def test_what_they_are_is_known_without_reading_them(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_digest_follows_the_files(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "IN_MEMORY", 10_000)
     before = load_data(f"folder:{photos}", image_size=32).digest()
     assert load_data(f"folder:{photos}", image_size=32).digest() == before
@@ -69,8 +67,8 @@ def test_a_corrupt_image_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_batches_come_in_order() -> None:
     values = torch.arange(100).reshape(100, 1, 1, 1)
-    wanted = list(torch.randperm(100).split(7))
+    indices = list(torch.randperm(100).split(7))
     assert all(
         torch.equal(rows.flatten(), ids)
-        for rows, ids in zip(fetched(values, wanted), wanted, strict=True)
+        for rows, ids in zip(fetched(values, indices), indices, strict=True)
     )

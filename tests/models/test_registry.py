@@ -1,44 +1,28 @@
+"""Networks by name: torchvision's, timm's, ours and the user's."""
+
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from edgecompress.errors import EnvironmentMissingError, UsageError
-from edgecompress.models import ModelSource, build
-from edgecompress.models.weights import imagenet_file, load_weights
+from edgecompress.errors import UsageError
+from edgecompress.models import ModelSource, build, model_names
+from edgecompress.models.registry import runs_user_code
 
 SHAPE = (3, 32, 32)
-
-
-@pytest.mark.parametrize(
-    ("name", "count"), [("student1", 706_752), ("student2", 740_836), ("student3", 935_156)]
-)
-def test_students_have_the_sizes_of_the_source(name: str, count: int) -> None:
-    """The source's files are 2,763, 2,897 and 3,657 KiB; the rest of each is its format."""
-    model = build(ModelSource(name, 10, SHAPE))
-    assert sum(p.numel() for p in model.parameters()) == count
-    file_kib = {"student1": 2763, "student2": 2897, "student3": 3657}[name]
-    assert 0 < file_kib - count * 4 / 1024 < 5
 
 
 def test_torchvision_names_are_torchvisions_own_classes() -> None:
     model = build(ModelSource("resnet18", 7, SHAPE))
     from torchvision.models.resnet import (
         ResNet,
-    )  # importable beside a CPU build of torch once ours has been
+    )  # importable with a CPU build of torch after our own import
 
     assert type(model) is ResNet
     assert model.fc.out_features == 7
     assert type(build(ModelSource("torchvision:resnet18", 7, SHAPE))) is ResNet
-
-
-def test_resnet20_has_the_papers_size() -> None:
-    assert sum(p.numel() for p in build(ModelSource("resnet20", 10, SHAPE)).parameters()) == 272_474
 
 
 @pytest.mark.parametrize(
@@ -58,54 +42,38 @@ def test_timm() -> None:
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
 
 
-def test_weights_from_a_file_keep_all_but_the_head(tmp_path: Path) -> None:
-    donor = build(ModelSource("resnet18", 1000, SHAPE))
-    path = tmp_path / "resnet18.pt"
-    torch.save(donor.state_dict(), path)
-    model = load_weights(ModelSource("resnet18", 7, SHAPE), str(path))
-    assert torch.equal(model.conv1.weight, donor.conv1.weight)
-    assert model.fc.out_features == 7
-    with pytest.raises(UsageError, match="do not fit"):
-        load_weights(ModelSource("vgg11", 7, SHAPE), str(path))
+def test_every_name_of_ours_is_listed_and_builds() -> None:
+    for name in ("student1", "resnet20", "lenet5", "mlp"):
+        assert name in model_names()
+        assert build(ModelSource(name, 4, (3, 8, 8)))
 
 
-def test_weights_that_need_unpickling_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "net.pt"
-    torch.save(build(ModelSource("lenet5", 5, SHAPE)), path)
-    with pytest.raises(UsageError, match="unpickling"):
-        load_weights(ModelSource("lenet5", 5, SHAPE), str(path))
+def test_a_network_for_rgb_refuses_grey_images() -> None:
+    with pytest.raises(UsageError, match=r"'resnet18' reads RGB, the data has 1 channel\(s\)"):
+        build(ModelSource("resnet18", 10, (1, 32, 32)))
 
 
-def test_imagenet_weights_placed_by_hand_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = tmp_path / "edgecompress" / "weights"
-    folder.mkdir(parents=True)
-    (folder / "resnet18-f37072fd.pth").write_bytes(b"x")
-    assert imagenet_file("resnet18") == folder / "resnet18-f37072fd.pth"
+def test_only_factories_run_user_code() -> None:
+    assert runs_user_code("net.py:make")
+    assert runs_user_code("package.module:make")
+    assert not any(runs_user_code(name) for name in ("vgg16", "timm:vgg16", "torchvision:vgg16"))
 
 
-def test_imagenet_weights_without_a_network_name_the_file_and_the_place(tmp_path: Path) -> None:
-    """In a process whose downloads end at a closed local port."""
-    code = (
-        "import sys\nfrom edgecompress.errors import EdgecompressError\nfrom "
-        "edgecompress.models.weights import imagenet_file\n"
-        "try:\n    imagenet_file('vgg16')\nexcept EdgecompressError as error:\n    "
-        "print(error); sys.exit(error.exit_code)\n"
+def test_a_factory_gets_the_arguments_that_it_accepts(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n    pass\n"
+        "def plain(num_classes):\n    return Net(4, num_classes)\n"
+        "def both(**options):\n    return Net(options['in_channels'], options['num_classes'])\n"
+        "def wrong():\n    return 3\n"
     )
-    closed = "http://127.0.0.1:9"
-    environment = {
-        **os.environ,
-        "XDG_CACHE_HOME": str(tmp_path),
-        "TORCH_HOME": str(tmp_path),
-        "https_proxy": closed,
-        "http_proxy": closed,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == EnvironmentMissingError.exit_code == 4
-    assert "vgg16-397923af.pth" in done.stdout
-    assert str(tmp_path / "edgecompress" / "weights") in done.stdout
-    assert len(done.stdout.strip().splitlines()) == 1
+    plain = build(ModelSource(f"{path}:plain", 7, SHAPE))
+    both = build(ModelSource(f"{path}:both", 7, SHAPE))
+    assert (plain.in_features, plain.out_features) == (4, 7)
+    assert (both.in_features, both.out_features) == (3, 7)
+    assert type(plain) is type(both), "a file that has not changed is one module"
+    with pytest.raises(UsageError, match=r"returned a int: a torch\.nn\.Module is needed"):
+        build(ModelSource(f"{path}:wrong", 7, SHAPE))
+    with pytest.raises(UsageError, match="has no callable 'absent'"):
+        build(ModelSource(f"{path}:absent", 7, SHAPE))

@@ -1,0 +1,102 @@
+"""Folders of images: layouts, corrupt files, and images of several sizes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from edgecompress.data import load_data
+from edgecompress.data.folder import _enlarged, _read
+from edgecompress.errors import UsageError
+
+
+def test_one_tree_is_split_here(digits_folder: Path) -> None:
+    data = load_data(f"folder:{digits_folder}")
+    assert data.classes == ("class0", "class1", "class2")
+    assert len(data.train) + len(data.validation) + len(data.test) == 36
+    assert data.image_shape == (3, 32, 32)
+
+
+def test_train_and_val_on_disk_are_used(digits_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "split"
+    shutil.copytree(digits_folder, root / "train")
+    shutil.copytree(digits_folder, root / "val")
+    data = load_data(f"folder:{root}", image_size=16)
+    assert len(data.test) == 36
+    assert len(data.train) + len(data.validation) == 36
+    assert data.image_shape == (3, 16, 16)
+
+
+def test_bad_folders_are_one_line(digits_folder: Path, tmp_path: Path) -> None:
+    empty, one, hollow = tmp_path / "empty", tmp_path / "one", tmp_path / "hollow"
+    empty.mkdir()
+    shutil.copytree(digits_folder / "class0", one / "class0")
+    shutil.copytree(digits_folder, hollow)
+    for image in (hollow / "class2").iterdir():
+        image.unlink()
+    for path, text in (
+        (empty, "no class folders"),
+        (one, "one class only"),
+        (hollow, "holds no image"),
+        (tmp_path / "no", "does not exist"),
+    ):
+        with pytest.raises(UsageError, match=text) as caught:
+            load_data(f"folder:{path}")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="did you mean"):
+        load_data("digit")
+
+
+def test_corrupt_images_are_named_counted_and_skipped_only_on_request(digits_folder: Path) -> None:
+    bad = digits_folder / "class1" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    with pytest.raises(UsageError, match=r"1 corrupt image\(s\).*3\.png.*--skip-bad"):
+        load_data(f"folder:{digits_folder}")
+    data = load_data(f"folder:{digits_folder}", skip_bad=True)
+    assert data.skipped == (str(bad),)
+    assert len(data.train) + len(data.validation) + len(data.test) == 35
+
+
+def test_small_and_large_images_of_a_folder_become_one_size(digits_folder: Path) -> None:
+    path = next((digits_folder / "class0").iterdir())
+    Image.open(path).resize((50, 80)).save(path)
+    with pytest.raises(UsageError, match="different sizes"):
+        load_data(f"folder:{digits_folder}")
+    data = load_data(f"folder:{digits_folder}", image_size=40)
+    assert data.image_shape == (3, 40, 40)
+    assert len(data.train) + len(data.validation) + len(data.test) == 36
+
+
+def test_train_without_a_test_split_and_other_classes_are_refused(
+    digits_folder: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "split"
+    shutil.copytree(digits_folder, root / "train")
+    with pytest.raises(UsageError, match="neither test/ nor val/"):
+        load_data(f"folder:{root}")
+    shutil.copytree(digits_folder, root / "test")
+    shutil.rmtree(root / "test" / "class0")
+    with pytest.raises(UsageError, match="have different classes"):
+        load_data(f"folder:{root}")
+
+
+def test_a_split_that_lacks_a_class_is_refused(digits_folder: Path) -> None:
+    for image in sorted((digits_folder / "class0").iterdir())[2:]:
+        image.unlink()
+    with pytest.raises(UsageError, match=r"split of .* lacks a class: .* 10 per class"):
+        load_data(f"folder:{digits_folder}")
+
+
+def test_the_central_square_is_cut_out(tmp_path: Path) -> None:
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste("white", (20, 0, 40, 20))
+    image.save(tmp_path / "wide.png")
+    assert _read(tmp_path / "wide.png", None).shape == (3, 20, 60)
+    square = _read(tmp_path / "wide.png", 20)
+    assert square.shape == (3, 20, 20)
+    assert int(square.min()) == 255
+    assert _enlarged(torch.zeros(3, 4, 8, dtype=torch.uint8), 8).shape == (3, 8, 8)
