@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 
@@ -93,7 +93,7 @@ class Connection:
             raise wire.error_of(metadata)
         return Greeting(int(metadata["start"]), metadata["maps"])
 
-    def _first_reply(self, call: Any) -> Message:
+    def _first_reply(self, call: grpc.Call) -> Message:
         """The first message of the teacher; a call without any frame for too long is cancelled."""
         replied = threading.Event()
         self._last_frame = time.monotonic()
@@ -105,7 +105,7 @@ class Connection:
         finally:
             replied.set()
 
-    def _cancel_silent(self, call: Any, replied: threading.Event) -> None:
+    def _cancel_silent(self, call: grpc.Call, replied: threading.Event) -> None:
         while not replied.wait(1.0):
             if time.monotonic() - self._last_frame > SILENCE_SECONDS:
                 call.cancel()

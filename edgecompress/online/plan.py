@@ -224,7 +224,7 @@ def shape_of(data: DataSet) -> DataShape:
     }
 
 
-def label_of(plan: Plan, own: Mapping[str, Any]) -> dict[str, Any]:
+def label_of(plan: Plan, own: Mapping[str, object]) -> dict[str, Any]:
     """The label of a state store: the plan, and what else decides what this end learns (its
     network, loss, learning rate).
     """

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.online.plan import Plan, label_of
@@ -33,7 +32,7 @@ class StudentRegistry:
         self,
         expected: int,
         folder: Path | None,
-        own: Mapping[str, Any],
+        own: Mapping[str, object],
         *,
         training: bool,
         resume: bool,
@@ -159,9 +158,7 @@ class StudentRegistry:
             self.changed.notify_all()
 
     def dismiss(self, session: StudentSession) -> None:
-        """A student that is done is told that the lesson is over, and will not come back; this is
-        saved, too.
-        """
+        """The student knows that the lesson is over, and will not come back; this is saved, too."""
         with self.changed:
             session.dismissed = True
             self.store.write_note("done", self._done_note())

@@ -1,12 +1,12 @@
-"""TLS between teacher and student: certificates of a run, and gRPC credentials. Without them only
-an explicit `insecure` connects.
+"""TLS between teacher and student: the certificates of a run, and gRPC credentials. A connection
+without TLS needs an explicit `insecure`.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from edgecompress.errors import EnvironmentMissingError, UsageError
 
 @dataclass(frozen=True)
 class Tls:
-    """Paths of the authority's certificate, and of this end's own certificate and key (PEM); both
-    ends prove who they are.
+    """Paths of the authority's certificate, and of this end's own certificate and key (PEM). Each
+    end authenticates the other.
     """
 
     ca: Path
@@ -34,7 +34,7 @@ class Tls:
             ) from error
 
     def server(self) -> grpc.ServerCredentials:
-        """For the teacher, which asks its students for a certificate too."""
+        """For the teacher, which requires a certificate of its students too."""
         ca, cert, key = self._read()
         return grpc.ssl_server_credentials(
             [(key, cert)], root_certificates=ca, require_client_auth=True
@@ -47,74 +47,68 @@ class Tls:
 
 
 def chosen(ca: Path | None, cert: Path | None, key: Path | None, insecure: bool) -> Tls | None:
-    """The TLS files given, or None for an explicit `insecure`. Raises `UsageError` for a part of
-    them, or neither.
+    """The TLS files given, or None for an explicit `insecure`.
+
+    Raises `UsageError` when only some of them, both, or neither are given.
     """
     given = [path for path in (ca, cert, key) if path is not None]
     if insecure:
         if given:
-            raise UsageError("--insecure beside TLS files: give one or the other")
+            raise UsageError("--insecure with TLS files: give one or the other")
         return None
     if ca is None or cert is None or key is None:
         raise UsageError(
-            "TLS needs --tls-ca, --tls-cert and --tls-key; or say --insecure to go without"
+            "TLS needs --tls-ca, --tls-cert and --tls-key; or give --insecure to go without"
         )
     return Tls(ca, cert, key)
 
 
 def make_certificates(
-    folder: Path, names: dict[str, Sequence[str]], days: int = 2
+    folder: Path, names: Mapping[str, Sequence[str]], days: int = 2
 ) -> dict[str, Tls]:
-    """An authority for one run and a certificate for each of `names`, valid for its addresses;
-    files that only their owner reads.
+    """An authority for one run, and a certificate for each of `names`, valid for its addresses; the
+    keys are readable by their owner only.
 
     Raises `EnvironmentMissingError` without the program openssl.
     """
-    program = shutil.which("openssl")
-    if program is None:
+    if shutil.which("openssl") is None:
         raise EnvironmentMissingError(
-            "openssl is not here, which makes the run's certificates: run apt-get install "
+            "openssl is not installed, which makes the run's certificates: run apt-get install "
             "openssl, or --insecure"
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-
-    def run(*arguments: str) -> None:
-        subprocess.run([str(program), *arguments], check=True, capture_output=True, cwd=folder)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    run(
-        "req",
-        "-x509",
-        *key,
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.pem",
-        "-days",
-        str(days),
-        "-subj",
-        "/CN=edgecompress run",
-    )
-    found = {}
-    for name, addresses in names.items():
-        run("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        kinds = [
-            f"{'IP' if part.replace('.', '').isdigit() else 'DNS'}:{part}" for part in addresses
-        ]
-        (folder / f"{name}.ext").write_text(f"subjectAltName={','.join(kinds)}\n")
-        sign = (
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            str(days),
-            "-extfile",
-            f"{name}.ext",
-        )
-        run("x509", "-req", "-in", f"{name}.csr", *sign, "-out", f"{name}.pem")
-        found[name] = Tls(folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
+    _make_authority(folder, days)
+    certificates = {
+        name: _make_certificate(folder, name, addresses, days) for name, addresses in names.items()
+    }
     for path in folder.glob("*.key"):
         path.chmod(0o600)
-    return found
+    return certificates
+
+
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
+def _make_authority(folder: Path, days: int) -> None:
+    """Write `ca.key` and `ca.pem`."""
+    files = ("-keyout", "ca.key", "-out", "ca.pem")
+    subject = ("-days", str(days), "-subj", "/CN=edgecompress run")
+    _openssl(folder, "req", "-x509", *_NEW_KEY, *files, *subject)
+
+
+def _make_certificate(folder: Path, name: str, addresses: Sequence[str], days: int) -> Tls:
+    """Write the key and the signed certificate of `name`."""
+    request = ("-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+    _openssl(folder, "req", *_NEW_KEY, *request)
+
+    kinds = [f"{'IP' if part.replace('.', '').isdigit() else 'DNS'}:{part}" for part in addresses]
+    (folder / f"{name}.ext").write_text(f"subjectAltName={','.join(kinds)}\n")
+    authority = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
+    options = ("-days", str(days), "-extfile", f"{name}.ext")
+    certificate = ("-in", f"{name}.csr", "-out", f"{name}.pem")
+    _openssl(folder, "x509", "-req", *certificate, *authority, *options)
+    return Tls(folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
+
+
+def _openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)

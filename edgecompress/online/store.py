@@ -27,7 +27,7 @@ class StateStore:
         self.most = most
         self._in_memory: dict[int, Kept] = {}
 
-    def claim(self, label: Mapping[str, Any]) -> bool:
+    def claim(self, label: Mapping[str, object]) -> bool:
         """Label the folder (JSON values). States under another label are deleted; returns whether
         there were any.
         """
@@ -43,7 +43,7 @@ class StateStore:
         """The label of the lesson that the states belong to."""
         return self.read_note("lesson")
 
-    def write_note(self, name: str, values: Mapping[str, Any]) -> None:
+    def write_note(self, name: str, values: Mapping[str, object]) -> None:
         """Write JSON values next to the states."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)

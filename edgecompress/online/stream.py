@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 
@@ -31,7 +31,9 @@ MAX_NAME = 200
 class Stream:
     """Serves `lesson` to the student that sends `requests`; `context` is that of the gRPC call."""
 
-    def __init__(self, lesson: Lesson, requests: Iterator[wire.Frame], context: Any) -> None:
+    def __init__(
+        self, lesson: Lesson, requests: Iterator[wire.Frame], context: grpc.ServicerContext
+    ) -> None:
         self.lesson = lesson
         self.registry = lesson.registry
         self._context = context
@@ -142,8 +144,8 @@ class Stream:
                 begun = time.monotonic()
 
     def finish(self, metadata: wire.Metadata) -> Iterator[wire.Frame]:
-        """The student is done. It is told that the lesson is over once the teacher's own training
-        has ended, which may still need it.
+        """The student is done. The DONE message follows once the teacher's own training has ended,
+        which may still need the student.
         """
         with self.registry.changed:
             self.session.done = metadata

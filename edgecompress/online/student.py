@@ -85,12 +85,12 @@ class Student:
         target: str,
         tls: Tls | None,
         patience: float = 60.0,
-        finished: Callable[[FitResult], None] | None = None,
+        finished: Callable[[FitResult], None] = lambda _: None,
     ) -> FitResult:
         """Learn to the end, connecting to the teacher at `target` (host:port) again after every
         break.
 
-        `finished` is called with the result before the teacher is told that the student is done.
+        `finished` is called with the result before the teacher learns that the student is done.
         Raises `EdgecompressError` when the teacher stays away, or no step is gained, for `patience`
         seconds, `UsageError` when it refuses.
         """
@@ -106,23 +106,20 @@ class Student:
                     result = self._learn(endpoint, pristine)
                     retry.gained()
                     self._count(connection)
-                    if finished is not None:
-                        finished(result)
+                    finished(result)
                 if connection.end({"epochs": self.plan.epochs, "steps": self.tally.steps}):
                     return result
                 raise ConnectionLostError("the teacher did not confirm the end of the lesson")
             except ConnectionLostError as error:
                 if result is None:
                     self._count_break(connection, retry)
-                if retry.expired():
-                    if result is not None:
-                        return self._complete(result, error)
-                    raise EdgecompressError(
-                        f"{error}; the teacher stayed away, or no step was gained, for "
-                        f"{patience:g} s: is {target} right, and is it there?"
-                    ) from error
-                self.note(f"{error}; connecting again")
-                retry.wait()
+                if not retry.expired():
+                    self.note(f"{error}; connecting again")
+                    retry.wait()
+                elif result is None:
+                    raise _stayed_away(error, target, patience) from error
+                else:
+                    return self._complete(result, error)
             except UsageError as error:
                 if result is None:
                     raise
@@ -195,6 +192,13 @@ class Student:
         self.progress.end_epoch(row)
         if self.on_epoch is not None:
             self.on_epoch(row)
+
+
+def _stayed_away(error: ConnectionLostError, target: str, patience: float) -> EdgecompressError:
+    return EdgecompressError(
+        f"{error}; the teacher stayed away, or no step was gained, for "
+        f"{patience:g} s: is {target} right, and is it there?"
+    )
 
 
 class _Retry:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 from torch import nn
@@ -49,7 +48,7 @@ class Teacher:
         train: FitSettings | None = None,
         students: int = 1,
         states: Path | None = None,
-        own: Mapping[str, Any] | None = None,
+        own: Mapping[str, object] | None = None,
         resume: bool = False,
         cut: Hooks | None = None,
         note: Callable[[str], None] = lambda _: None,
@@ -103,7 +102,9 @@ class Teacher:
         """Bytes of all frames, sent and received."""
         return self._lesson.traffic.wire_bytes
 
-    def attend(self, requests: Iterator[wire.Frame], context: Any) -> Iterator[wire.Frame]:
+    def attend(
+        self, requests: Iterator[wire.Frame], context: grpc.ServicerContext
+    ) -> Iterator[wire.Frame]:
         """One student's stream: the method of the gRPC service."""
         return Stream(self._lesson, requests, context).frames()
 

@@ -52,7 +52,7 @@ class MutualTeacher(StepTeacher):
                     self._receive(message)
                     stream.registry.changed.notify_all()
         except grpc.RpcError:
-            pass  # the student hung up: `leave` below says so
+            pass  # the student hung up
         except Exception as error:  # a message may be anything
             known = isinstance(error, EdgecompressError)
             self.session.error = (
