@@ -110,4 +110,4 @@ def test_no_target_and_two_teachers_are_refused() -> None:
     with pytest.raises(UsageError, match="no target"):
         recipe_for("vgg16", targets={})
     with pytest.raises(UsageError, match="both given"):
-        recipe_for("vgg16", targets={"bytes": "4MB"}, teacher="a", weights="b")
+        recipe_for("vgg16", targets={"bytes": "4MB"}, teacher="a", train={"weights": "b"})

@@ -443,7 +443,7 @@ def _regressions(
     new, old = result["distill"], before["distill"]
     pairs = (
         ("p50 of a step, ms", new["step_ms"]["p50"], old["step_ms"]["p50"]),
-        ("bytes a sample", new["bytes_per_sample"], old["bytes_per_sample"]),
+        ("bytes per sample", new["bytes_per_sample"], old["bytes_per_sample"]),
     )
     return [
         f"{name}: {now:.4g} against {then:.4g}, allowed {tolerance:.0%} more"

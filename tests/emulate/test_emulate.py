@@ -96,7 +96,7 @@ def test_two_hosts(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert again.returncode == 3, again.stderr + again.stdout
-    assert "regression: bytes a sample" in again.stdout
+    assert "regression: bytes per sample" in again.stdout
     assert (tmp_path / "again" / "result.json").is_file()
 
 
