@@ -69,6 +69,8 @@ class Option:
     panel: str
     field: str
     kinds: tuple[type[Strict], ...]
+    least: float | None = None
+    most: float | None = None
 
     def parameter(self) -> inspect.Parameter:
         """The parameter that Typer reads."""
@@ -79,6 +81,8 @@ class Option:
             show_envvar=False,
             rich_help_panel=self.panel,
             show_default=self.default not in (None, False),
+            min=self.least,
+            max=self.most,
         )
         kind = inspect.Parameter.KEYWORD_ONLY
         annotation = Annotated[self.parsed_as, info]  # type: ignore[name-defined]
@@ -219,7 +223,21 @@ def _option(
         panel=panel,
         field=name,
         kinds=kinds,
+        least=_bound(field, "ge") if kind in (int, float) else None,
+        most=_bound(field, "le") if kind in (int, float) else None,
     )
+
+
+def _bound(field: FieldInfo, name: str) -> float | None:
+    """The least (`ge`) or largest (`le`) value of a number."""
+    parts = [field.annotation, *get_args(field.annotation)]
+    inner = [item for part in parts for item in getattr(part, "__metadata__", ())]
+    for item in (*field.metadata, *inner):
+        for constraint in getattr(item, "metadata", None) or [item]:
+            value = getattr(constraint, name, None)
+            if isinstance(value, (int, float)):
+                return value
+    return None
 
 
 def _parameter_of(flags: tuple[str, ...]) -> str:
