@@ -9,6 +9,7 @@ import typer
 
 from edgecompress.cli.checkpoints import Model
 from edgecompress.cli.options import DATA, RUN, Given, for_kinds, options_of, verb
+from edgecompress.errors import UsageError
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.plan import PlanStage, Targets
 from edgecompress.stages.prune import PruneStage
@@ -51,6 +52,10 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
     """
     from edgecompress.compress import stages_for
 
+    if teacher is not None and (idle := [o.flags[-1] for o in FIRST if o.name in given]):
+        raise UsageError(
+            f"{idle[0]} is about training the teacher, which --teacher brings trained: drop one"
+        )
     stages = stages_for(
         given.draft(Targets),
         first=given.draft(TrainStage),

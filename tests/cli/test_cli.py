@@ -94,7 +94,7 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
         (["compress", "vgg16", "--target", "4MB", "--device", "tpu"], "allowed are auto, cpu"),
         (["compress", "vgg16", "--target", "4MB", "--resume"], "without -o"),
         (["compress", "vgg16", "--target", "4MB", "--no-such-option"], "--no-such-option"),
-        (["compress", "vgg16", "--target", "4MB", "--round-to", "eight"], "round_to"),
+        (["compress", "vgg16", "--target", "4MB", "--round-to", "eight"], "--round-to"),
         (["run", "nowhere.yaml"], "unknown recipe 'nowhere.yaml': did you mean"),
         (["predict", "nowhere.onnx", "--data", "digits"], "does not exist"),
         (["bench", "nowhere.onnx"], "does not exist"),

@@ -71,3 +71,11 @@ def test_help_shows_groups(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     headings = re.findall(r"^(\w[\w ]*):$", capsys.readouterr().out, re.MULTILINE)
     assert headings[0] == "Arguments"
     assert {"Training", "Data", "Run"} <= {*headings}
+
+
+def test_options_of_a_training_that_does_not_happen_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["compress", "lenet5", "--target", "40KB", "--teacher", "t", "--epochs", "3"]
+    assert run_command(line) == 2
+    assert "--epochs is about training the teacher" in capsys.readouterr().err
