@@ -93,7 +93,10 @@ def identify(
     openness: dict[ChannelGroup, Tensor] = {}
     order = _from_the_output(graph, readers, list(cached))
     for number, group in enumerate(order, start=1):
-        parts = [_Reader(model, name, group, cached[name], keep) for name in readers[group]]
+        kept = kept_positions(model, keep)
+        parts = [
+            _Reader(model, name, group, cached[name], kept.get(name, {})) for name in readers[group]
+        ]
         openness[group] = _openness(group.size, parts, len(inputs), inputs.device, settings)
         keep |= most_open({group: openness[group]}, settings.share)
         if on_step is not None:
@@ -148,20 +151,25 @@ def _openness(
 
 class _Reader:
     """A layer that reads a group: its trainable copy `layer`, its `inputs` (N, in, ...), and its
-    outputs on the channels chosen in `keep`.
+    outputs on the channels chosen so far; `kept` has the positions (size,) bool of its axes that
+    remain.
 
     `open` (in,) is 0 where an input has been dropped. `source` (in,) is the channel of the group
     that an input carries, C for none.
     """
 
     def __init__(
-        self, model: nn.Module, name: str, group: ChannelGroup, inputs: Tensor, keep: Keep
+        self,
+        model: nn.Module,
+        name: str,
+        group: ChannelGroup,
+        inputs: Tensor,
+        kept: Mapping[str, Tensor],
     ) -> None:
         self.original = model.get_submodule(name)
         self.layer = copy.deepcopy(self.original).requires_grad_(True)
         self.inputs = inputs
         size = layers.axis_size(self.original, "in")
-        kept = kept_positions(model, keep).get(name, {})
         self.open = kept.get("in", torch.ones(size, dtype=torch.bool)).to(inputs)
         self.chosen = kept["out"].nonzero()[:, 0].to(inputs.device) if "out" in kept else None
         self.source = _channels_read(group, name, size).to(inputs.device)

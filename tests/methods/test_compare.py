@@ -31,28 +31,28 @@ def test_summary() -> None:
 
 
 @given(VALUES, VALUES)
-def test_cliffs_delta_by_counting(first: list[float], other: list[float]) -> None:
+def test_cliffs_delta_by_counting(first: list[float], second: list[float]) -> None:
     """The share of pairs in which the first is higher, less the share in which it is lower; and its
-    sign turns with the sides.
+    sign changes with the order.
     """
-    by_hand = sum((a > b) - (a < b) for a in first for b in other) / (len(first) * len(other))
-    found = versus(first, other)
-    assert found["effect"] == pytest.approx(by_hand, abs=1e-9)
-    assert versus(other, first)["effect"] == pytest.approx(-by_hand, abs=1e-9)
-    assert 0 <= found["p"] <= 1
+    by_hand = sum((a > b) - (a < b) for a in first for b in second) / (len(first) * len(second))
+    comparison = versus(first, second)
+    assert comparison["effect"] == pytest.approx(by_hand, abs=1e-9)
+    assert versus(second, first)["effect"] == pytest.approx(-by_hand, abs=1e-9)
+    assert 0 <= comparison["p"] <= 1
 
 
-def test_paired_results_are_held_against_their_partner() -> None:
+def test_paired_results_are_compared_with_their_partner() -> None:
     first = [0.1 * n for n in range(12)]
-    other = [value + 0.01 * (n + 1) for n, value in enumerate(first)]
-    found = versus(first, other, paired=True)
-    assert found["effect"] == pytest.approx(-1.0)
-    assert found["p"] < 0.001
-    assert versus(first, other)["p"] > 0.3, "unpaired, the same difference drowns in the spread"
+    second = [value + 0.01 * (n + 1) for n, value in enumerate(first)]
+    comparison = versus(first, second, paired=True)
+    assert comparison["effect"] == pytest.approx(-1.0)
+    assert comparison["p"] < 0.001
+    assert versus(first, second)["p"] > 0.3, "unpaired, the same difference is hidden by the spread"
     assert versus(first, first, paired=True) == {"test": "wilcoxon", "p": 1.0, "effect": 0.0}
 
 
-def test_no_difference_is_seldom_called_one() -> None:
+def test_equal_distributions_rarely_differ_significantly() -> None:
     generator = np.random.default_rng(0)
     alarms = sum(
         versus(generator.normal(size=20), generator.normal(size=20))["p"] < 0.05 for _ in range(400)
@@ -74,10 +74,10 @@ def test_the_sine_experiment_at_a_small_scale() -> None:
     assert sum(p.numel() for p in best.parameters()) == 3 * 12 + 1, (
         "the best student has the size of its parents"
     )
-    told = compared(results)
-    assert told["student_against"]["one"]["test"] == "mann-whitney"
-    again, _ = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12))
-    assert again == results, "the same seed, the same results"
+    statistics = compared(results)
+    assert statistics["student_against"]["one"]["test"] == "mann-whitney"
+    repeated, _ = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12))
+    assert repeated == results, "the same seed, the same results"
 
 
 def test_the_rate_falls_to_a_tenth() -> None:

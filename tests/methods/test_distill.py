@@ -87,11 +87,11 @@ def test_softmax_mse_is_the_listing_of_the_source() -> None:
     assert float(softmax_mse(student, teacher, 5.0)) == pytest.approx(by_hand)
     assert float(
         soft_loss("softmax-mse")(student, teacher, torch.zeros(4).long())
-    ) == pytest.approx(by_hand), "T = 5 where nobody says"
+    ) == pytest.approx(by_hand), "T = 5 by default"
 
 
 @given(st.integers(0, 10_000), st.floats(0.5, 8.0))
-def test_kl_is_tckd_plus_what_is_left_times_nckd(seed: int, temperature: float) -> None:
+def test_kl_is_tckd_plus_the_rest_times_nckd(seed: int, temperature: float) -> None:
     """Zhao et al. 2022, equation 5, sample by sample; and DKD is their weighted sum."""
     labels = torch.tensor([0, 5, 2, 2])
     student, teacher = logits(seed), logits(seed + 1)
@@ -104,32 +104,42 @@ def test_kl_is_tckd_plus_what_is_left_times_nckd(seed: int, temperature: float) 
             t[i] / (1 - t[y]) * torch.log((t[i] / (1 - t[y])) / (s[i] / (1 - s[y]))) for i in others
         )
         one = slice(row, row + 1)
-        whole = kl_divergence(student[one], teacher[one], temperature)
+        kl = kl_divergence(student[one], teacher[one], temperature)
         torch.testing.assert_close(
-            whole, temperature**2 * (tckd + (1 - t[y]) * nckd), atol=1e-8, rtol=1e-8
+            kl, temperature**2 * (tckd + (1 - t[y]) * nckd), atol=1e-8, rtol=1e-8
         )
-        found = decoupled(student[one], teacher[one], labels[one], temperature)
+        dkd = decoupled(student[one], teacher[one], labels[one], temperature)
         torch.testing.assert_close(
-            found, temperature**2 * (tckd + NCKD_WEIGHT * nckd), atol=1e-8, rtol=1e-8
+            dkd, temperature**2 * (tckd + NCKD_WEIGHT * nckd), atol=1e-8, rtol=1e-8
         )
+
+
+def test_kl_of_equal_logits_is_zero_and_its_scale_is_t_squared() -> None:
+    student, teacher = torch.randn(4, 5), torch.randn(4, 5)
+    assert abs(float(kl_divergence(student, student, 4.0))) < 1e-6
+    by_hand = (
+        torch.softmax(teacher / 3, 1)
+        * (torch.log_softmax(teacher / 3, 1) - torch.log_softmax(student / 3, 1))
+    ).sum(1).mean() * 9
+    torch.testing.assert_close(kl_divergence(student, teacher, 3.0), by_hand)
 
 
 @pytest.mark.parametrize("name", ["softmax-mse", "dkd"])
-def test_other_losses_want_all_logits(name: str) -> None:
+def test_other_losses_need_all_logits(name: str) -> None:
     with pytest.raises(TypeError, match="only the loss kl"):
         soft_loss(name)(logits(0), top(logits(1), 2, 4.0), torch.zeros(4).long())
 
 
 def test_labels_and_teacher_are_mixed_by_alpha_and_peers_are_read_from_the_batch() -> None:
     student, teacher, labels = logits(0), logits(1), torch.tensor([0, 1, 2, 3])
-    batch = Batch(torch.arange(4), torch.zeros(4, 1), labels, logits={"other": teacher})
+    batch = Batch(torch.arange(4), torch.zeros(4, 1), labels, logits={"peer": teacher})
     hard, soft = (
         torch.nn.functional.cross_entropy(student, labels),
         kl_divergence(student, teacher, 2.0),
     )
     torch.testing.assert_close(
-        learning_from(peer("other"), "kl", 2.0, 0.25)(student, batch), 0.25 * soft + 0.75 * hard
+        learning_from(peer("peer"), "kl", 2.0, 0.25)(student, batch), 0.25 * soft + 0.75 * hard
     )
     torch.testing.assert_close(
-        mutual("other")(student, batch), hard + kl_divergence(student, teacher, 1.0)
+        mutual("peer")(student, batch), hard + kl_divergence(student, teacher, 1.0)
     )

@@ -1,14 +1,14 @@
-"""Feature losses: what they measure, and that nothing of them stays in the student."""
+"""Feature losses: what they measure, and that nothing of them remains in the student."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from edgecompress.core import trace
+from edgecompress.core import shrink, trace
 from edgecompress.data import load_data
 from edgecompress.errors import UnknownNameError
-from edgecompress.methods.features import FeatureLoss, attention, default_pairs
+from edgecompress.methods.features import FeatureLoss, Taps, attention, default_pairs, reduced
 from edgecompress.models import ModelSource, build
 from edgecompress.train.batches import batches
 from edgecompress.train.fit import Hooks, fit, label_loss, make_optimizer
@@ -43,7 +43,7 @@ def test_layers_are_paired_from_the_output_back() -> None:
     assert [sizes[name][2] for name in pairs.values()] == [32, 16, 8]
 
 
-def test_a_twin_pays_no_attention_loss_and_another_does() -> None:
+def test_the_attention_loss_of_a_copy_is_zero_and_of_another_network_is_not() -> None:
     data, teacher = load_data("digits"), network("resnet20").eval()
     batch = next(batches(data, FitSettings(1, 16), CPU, 0, 1))
     values = {}
@@ -58,12 +58,12 @@ def test_a_twin_pays_no_attention_loss_and_another_does() -> None:
     assert values[1] > 1e-5
 
 
-def test_attention_is_of_unit_length() -> None:
+def test_attention_has_unit_length() -> None:
     torch.testing.assert_close(attention(torch.randn(5, 4, 3, 3)).norm(dim=1), torch.ones(5))
 
 
 @pytest.mark.parametrize("kind", ["hint", "attention"])
-def test_it_is_learned_and_nothing_of_it_stays(kind: str) -> None:
+def test_it_is_learned_and_nothing_of_it_remains(kind: str) -> None:
     data, teacher, student = load_data("digits"), network("resnet20", 1).eval(), network("student1")
     before = {k: tuple(v.shape) for k, v in student.state_dict().items()}
     pairs = default_pairs(student, teacher, EXAMPLE, EXAMPLE)
@@ -105,21 +105,19 @@ def test_the_adapter_follows_a_cut_and_keeps_its_moments() -> None:
         if any(m.layer == "features.6" and m.axis == "out" for m in g.members)
     )
     keep = {group: torch.arange(group.size) % 2 == 0}
-    from edgecompress.core import shrink
-
     small = shrink(student, keep)
     moved = loss.follow(student, small, keep)
     fresh = make_optimizer(small, FitSettings(1), loss.parameters())
     carry_picked(optimizer, fresh, moved)
-    (now,) = loss.parameters()
-    assert tuple(now.shape) == (32, 64, 1, 1)
-    torch.testing.assert_close(fresh.state[now]["exp_avg"], now.detach())
+    (cut,) = loss.parameters()
+    assert tuple(cut.shape) == (32, 64, 1, 1)
+    torch.testing.assert_close(fresh.state[cut]["exp_avg"], cut.detach())
     loss.attach(small)
     assert torch.isfinite(loss(small(batch.images), batch))
     loss.detach()
 
 
-def test_an_unknown_layer_is_named_with_its_neighbours() -> None:
+def test_an_unknown_layer_is_named_with_the_nearest_names() -> None:
     with pytest.raises(
         UnknownNameError, match=r"unknown student convolution 'features\.1'.*features\.0"
     ):
@@ -131,3 +129,25 @@ def test_an_unknown_layer_is_named_with_its_neighbours() -> None:
             load_data("digits").preprocess,
             label_loss,
         )
+
+
+def test_a_teachers_maps_are_reduced_to_the_smaller_size() -> None:
+    maps = torch.randn(2, 4, 8, 6)
+    hint = reduced("hint", maps, (4, 12))
+    assert hint.shape == (2, 4, 4, 6)
+    torch.testing.assert_close(hint, (maps[:, :, ::2] + maps[:, :, 1::2]) / 2)
+    map_ = reduced("attention", maps, (4, 12))
+    assert map_.shape == (2, 1, 4, 6)
+    torch.testing.assert_close(map_.flatten(1), attention(hint))
+
+
+def test_taps_record_the_last_output_while_attached() -> None:
+    model, taps = network("student1"), Taps(["features.0"], "student")
+    taps.attach(model)
+    with pytest.raises(ValueError, match=r"student layer features\.0 has not run"):
+        taps.outputs()
+    x = torch.randn(1, 3, 32, 32)
+    model(x)
+    torch.testing.assert_close(taps.outputs()[0], model.get_submodule("features.0")(x))
+    taps.detach()
+    assert not any(module._forward_hooks for module in model.modules())

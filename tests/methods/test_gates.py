@@ -1,4 +1,4 @@
-"""Hard-concrete gates: the distribution, and that gates do to a network what masks do, softly."""
+"""Hard-concrete gates: the distribution, and that closed gates are masks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_logarithm_that_the_source_misprints() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NARROW))
-def test_settled_gates_at_zero_and_one_are_a_mask(name: str) -> None:
+def test_deterministic_gates_at_zero_and_one_are_a_mask(name: str) -> None:
     model = narrow(name, 0)
     graph = trace(model, EXAMPLE)
     gated = Gated(model, graph).eval()
@@ -66,7 +66,7 @@ def test_settled_gates_at_zero_and_one_are_a_mask(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2", "lenet5"])
-def test_a_draw_a_batch_is_a_draw_a_sample_that_every_sample_shares(
+def test_a_draw_per_batch_is_a_draw_per_sample_that_all_samples_share(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = narrow(name, 0)
@@ -100,7 +100,7 @@ def test_samples_differ_in_their_gates_and_low_noise_draws_less_widely() -> None
     assert spreads[1.0] > spreads[0.3] > spreads[0.0] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_the_l0_loss_draws_the_gates_to_the_share() -> None:
+def test_the_l0_loss_pulls_the_gates_to_the_share() -> None:
     model = narrow("resnet20", 0)
     gated = Gated(model, trace(model, EXAMPLE))
     optimizer = torch.optim.Adam([gated.log_alpha], lr=0.05)
@@ -165,8 +165,8 @@ def test_schedules_of_lambda() -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet20", "mobilenet_v2", "densenet121"])
-def test_scaling_what_is_read_is_scaling_the_weights(name: str) -> None:
-    """The first pass scales weights, later ones whatever is smaller."""
+def test_scaling_inputs_is_scaling_weights(name: str) -> None:
+    """The first pass scales weights, later ones weights or inputs, whichever are smaller."""
     model = narrow(name, 0)
     gated = Gated(model, trace(model, EXAMPLE)).train()
     gated.model.eval()

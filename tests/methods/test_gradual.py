@@ -1,4 +1,4 @@
-"""Shares, schedules and cuts: the formulas of the design, and plans that say what they leave
+"""Shares, schedules and cuts: the formulas of the design, and plans that list what they leave
 alone.
 """
 
@@ -28,7 +28,7 @@ from tests.networks import graph_of, narrow
 @pytest.mark.parametrize(
     ("kept", "cuts"), [(0.98, 1), (0.96, 2), (0.94, 3), (0.92, 4), (0.90, 5), (1.0, 0)]
 )
-def test_number_of_cuts_is_that_of_the_source(kept: float, cuts: int) -> None:
+def test_the_number_of_cuts_is_that_of_the_source(kept: float, cuts: int) -> None:
     """García González 2022, Table 3.3, steps of 2 % (its last row, 20 cuts for 68 %, leaves 66.7 %;
     19 leave 68.1 %).
     """
@@ -37,7 +37,7 @@ def test_number_of_cuts_is_that_of_the_source(kept: float, cuts: int) -> None:
 
 
 @given(kept=st.floats(0.01, 0.999), step=st.floats(0.01, 0.9))
-def test_cuts_of_a_share_leave_about_what_was_asked(kept: float, step: float) -> None:
+def test_cuts_of_a_share_leave_about_the_requested_share(kept: float, step: float) -> None:
     left = (1 - step) ** cuts_needed(kept, step)
     assert (
         left * (1 - step) ** 0.5 <= kept <= left / (1 - step) ** 0.5 or cuts_needed(kept, step) == 1
@@ -78,8 +78,8 @@ def test_plans_end_at_the_share_and_never_below_the_floor(
         final |= cut.widths
     for group in groups:
         lowest = min(group.size, max(1, round(group.size * floor)))
-        wanted = round(group.size * (1 - strength))
-        assert final.get(group.name, group.size) == min(group.size, max(lowest, wanted))
+        requested = round(group.size * (1 - strength))
+        assert final.get(group.name, group.size) == min(group.size, max(lowest, requested))
         if group.name not in final and strength > 0:
             assert group.name in plan.left_alone
 

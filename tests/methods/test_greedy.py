@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgecompress.core import trace
 from edgecompress.core.stack import stack
-from edgecompress.methods.greedy import GreedySettings, identify, inputs_of, mimic, samples_within
+from edgecompress.methods.greedy import GreedySettings, identify, mimic
 from edgecompress.models import ModelSource, build
 
 
@@ -28,7 +28,7 @@ def settings(share: float, epochs: int = 8, weight: float = 5.0) -> GreedySettin
     return GreedySettings(share, [weight] * epochs, batch_size=32, rate=3e-3)
 
 
-def test_channels_that_matter_are_found() -> None:
+def test_channels_that_matter_are_chosen() -> None:
     """Where half of the channels are never read, the other half is chosen, in both layers: the
     second choice follows from the first.
     """
@@ -45,7 +45,7 @@ def test_a_student_that_can_mimic_does() -> None:
     small, rows = mimic(model, keep, x, settings(0.5, epochs=2))
     assert [row.layer for row in rows] == ["0", "2", "4"]
     assert all(row.after <= 1e-6 for row in rows), (
-        "nothing that matters is missing: nothing is to be learned"
+        "nothing that matters is missing, so there is nothing to learn"
     )
     torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-5)
 
@@ -58,33 +58,12 @@ def test_any_network_that_stacks_is_merged(name: str) -> None:
     x = torch.randn(16, 3, 32, 32)
     wide = stack(parents, x[:1])
     graph = trace(wide, x[:1])
-    how = GreedySettings(0.5, [1.0], batch_size=8)
-    keep, _ = identify(wide, graph, x, how)
+    settings_ = GreedySettings(0.5, [1.0], batch_size=8)
+    keep, _ = identify(wide, graph, x, settings_)
     assert all(int(mask.sum()) * 2 == group.size for group, mask in keep.items())
-    small, rows = mimic(wide, keep, x, how)
+    small, rows = mimic(wide, keep, x, settings_)
     assert sum(p.numel() for p in small.parameters()) == sum(
         p.numel() for p in parents[0].parameters()
     )
     assert all(row.after <= row.before for row in rows)
     assert small(x).shape == (16, 4)
-
-
-def test_each_layer_runs_once_for_the_cache() -> None:
-    """The cost is linear in the depth: one pass of the network, however many layers it has."""
-    calls: list[str] = []
-
-    class Counted(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            calls.append("call")
-            return super().forward(x)
-
-    model = nn.Sequential(*(layer for _ in range(6) for layer in (Counted(4, 4), nn.ReLU())))
-    inputs_of(model, [str(2 * n) for n in range(6)], torch.randn(100, 4))
-    assert len(calls) == 6
-
-
-def test_memory_is_bounded() -> None:
-    model = build(ModelSource("resnet20", 10, (3, 32, 32)))
-    few = samples_within(model, torch.zeros(1, 3, 32, 32), 10**8)
-    more = samples_within(model, torch.zeros(1, 3, 32, 32), 10**9)
-    assert 64 < few < more <= 10 * (few + 1)

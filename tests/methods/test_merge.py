@@ -1,5 +1,5 @@
-"""Weight averages and matched channels: a permuted network is the same network, and is found
-again.
+"""Weight averages and matched channels: a permuted network is the same network, and is matched
+back.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def test_a_permuted_twin_is_matched_back(name: str) -> None:
         model,
         {g: torch.randperm(g.size, generator=generator) for g in graph.groups if movable(model, g)},
     )
-    found = matched(model, twin, graph)
-    for one, other in zip(model.parameters(), found.parameters(), strict=True):
-        torch.testing.assert_close(one, other)
+    restored = matched(model, twin, graph)
+    for expected, actual in zip(model.parameters(), restored.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_the_mean_of_networks_has_the_mean_of_their_statistics() -> None:

@@ -1,5 +1,5 @@
-"""Fake quantization: the grid, its gradients, and that ONNX Runtime computes what the network on
-its grid does.
+"""Fake quantization: the grid, its gradients, and that ONNX Runtime computes the same as the
+network on its grid.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def test_folding_a_batchnorm_does_not_move_the_grid() -> None:
 
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("name", ["resnet20", "lenet5", "mobilenet_v2", "student3"])
-def test_the_int8_file_computes_what_the_network_on_its_grid_does(
+def test_the_int8_file_computes_the_same_as_the_network_on_its_grid(
     name: str, bits: int, tmp_path: Path
 ) -> None:
-    """7 bits hold on every processor. Of 8, sums of two products saturate where there is no int8
-    dot product: up to 6 % of a logit.
+    """7 bits are exact on every processor. With 8, sums of two products saturate where there is no
+    int8 dot product: up to 6 % of a logit.
     """
     if bits == 8 and not has_int8_dot():
         pytest.skip("8-bit weights saturate on this processor, which is why they get 7 bits on it")
@@ -80,22 +80,22 @@ def test_the_int8_file_computes_what_the_network_on_its_grid_does(
         tmp_path / "int8.onnx",
     )
     with torch.no_grad():
-        wanted, plain = aware(x).numpy(), model(x).numpy()
-    found = runtime.load(tmp_path / "int8.onnx").run(x.numpy())
+        expected, plain = aware(x).numpy(), model(x).numpy()
+    actual = runtime.load(tmp_path / "int8.onnx").run(x.numpy())
     spread = float(plain.std())
-    assert float(np.abs(wanted - plain).mean()) > 0, "the grid changes something"
-    assert float(np.abs(found - wanted).mean()) < max(
-        2.5 * float(np.abs(wanted - plain).mean()), 0.02 * spread
+    assert float(np.abs(expected - plain).mean()) > 0, "the grid changes something"
+    assert float(np.abs(actual - expected).mean()) < max(
+        2.5 * float(np.abs(expected - plain).mean()), 0.02 * spread
     )
 
 
-def test_scales_are_taken_back() -> None:
+def test_ranges_are_set_from_scales() -> None:
     model = build(ModelSource("lenet5", 10, (3, 32, 32)))
-    aware, other = QuantAware(model).eval(), QuantAware(model).eval()
+    aware, fixed = QuantAware(model).eval(), QuantAware(model).eval()
     x = torch.randn(16, 3, 32, 32)
     aware.calibrate(x)
-    other.fix(aware.scales())
-    torch.testing.assert_close(aware(x), other(x))
+    fixed.fix(aware.scales())
+    torch.testing.assert_close(aware(x), fixed(x))
 
 
 def test_training_moves_ranges_and_evaluation_does_not() -> None:

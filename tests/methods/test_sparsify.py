@@ -1,5 +1,5 @@
-"""Unstructured pruning: the asked share exactly, the same weights as the reference, whatever the
-chunks, and nothing else touched.
+"""Unstructured pruning: exactly the requested share, the same weights as the reference for every
+chunk size, and no other weights.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_global_equals_the_reference(name: str, share: float, seed: int) -> None
 def test_the_share_is_exact_with_ties_and_any_chunks(
     share: float, seed: int, values: int, chunk: int, sample: int
 ) -> None:
-    """Weights of a few values only: ties go in order, and chunk and sample size change nothing."""
+    """Weights of a few values only: ties are zeroed in order, for all chunk and sample sizes."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(7, 5), nn.Linear(5, 2))
     for weight in mixing_weights(model).values():
@@ -72,7 +72,7 @@ def test_the_share_is_exact_with_ties_and_any_chunks(
 
 
 @given(share=SHARES, seed=st.integers(0, 1000))
-def test_local_takes_the_same_share_of_each_layer(share: float, seed: int) -> None:
+def test_local_zeroes_the_same_share_of_each_layer(share: float, seed: int) -> None:
     model = narrow("vgg16", seed)
     zeroed = zero_smallest_(model, share, scope="local")
     assert zeroed.zeros == {name: round(share * size) for name, size in zeroed.size.items()}
@@ -98,7 +98,7 @@ def test_other_types_and_memory_formats(kind: torch.dtype) -> None:
     assert float(kept[kept > 0].min()) >= zeroed.threshold
 
 
-def test_a_sample_that_misleads_is_widened() -> None:
+def test_the_bracket_of_a_misleading_sample_is_widened() -> None:
     """A stride that only ever meets large weights: the bracket is wrong at first, the result is
     not.
     """
@@ -136,25 +136,25 @@ def test_a_shared_weight_counts_once() -> None:
     assert sum(zero_smallest_(model, 0.5).size.values()) == 16
 
 
-def test_profile_is_pruning_afresh_at_each_level_and_leaves_the_model() -> None:
+def test_the_profile_is_that_of_pruning_the_original_at_each_level() -> None:
     model = narrow("student3", 1)
     before = copy.deepcopy(model.state_dict())
     seen = []
-    found = profile(
+    result = profile(
         model,
         lambda m: (
             float(seen.append(mixing_weights(m)["features.0"].count_nonzero()) or len(seen)) / -10
         ),
         (0.5, 0.1),
     )
-    assert found.levels == (0.1, 0.5)
+    assert result.levels == (0.1, 0.5)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    for place, level in enumerate(found.levels):
-        fresh = zero_smallest_(copy.deepcopy(model), level)
-        assert {name: shares[place] for name, shares in found.layers.items()} == {
-            name: fresh.share(name) for name in fresh.size
+    for place, level in enumerate(result.levels):
+        zeroed = zero_smallest_(copy.deepcopy(model), level)
+        assert {name: shares[place] for name, shares in result.layers.items()} == {
+            name: zeroed.share(name) for name in zeroed.size
         }
-        assert zero_shares(model, level) == {name: fresh.share(name) for name in fresh.size}
+        assert zero_shares(model, level) == {name: zeroed.share(name) for name in zeroed.size}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The cache of a fixed teacher: when it is read, when it must not be, and that it says what the
-teacher says.
+"""The cache of a fixed teacher: when it is read, when it must not be, and that it holds the
+teacher's logits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from edgecompress.data import DataSet, Images, Preprocess, load_data
 from edgecompress.data.images import Augmentation
 from edgecompress.errors import EdgecompressError
 from edgecompress.methods import teacher as module
-from edgecompress.methods.distill import TopK
+from edgecompress.methods.distill import TopK, learning_from
 from edgecompress.methods.teacher import FixedTeacher, digest
 from edgecompress.models import ModelSource, build
 from edgecompress.train.batches import batches
+from edgecompress.train.fit import fit
 from edgecompress.train.settings import FitSettings
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def network(seed: int = 0) -> torch.nn.Module:
 @pytest.mark.parametrize(
     "augmentation", [Augmentation(), Augmentation(flip=True, shift=3, cutout=6)]
 )
-def test_it_says_what_the_teacher_says_of_the_very_pixels_of_the_batch(
+def test_the_table_holds_the_teachers_logits_for_the_pixels_of_the_batch(
     augmentation: Augmentation, tmp_path: Path
 ) -> None:
     data, model = small_data(augmentation), network()
@@ -63,41 +64,41 @@ def test_a_second_run_reads_and_anything_that_changes_the_values_does_not(tmp_pa
     data, model = small_data(Augmentation(flip=True)), network()
     batch = next(batches(data, FitSettings(1, 64), CPU, 0, 1))
 
-    def ask(**changes: object) -> FixedTeacher:
-        made = FixedTeacher(
+    def used(**changes: object) -> FixedTeacher:
+        teacher = FixedTeacher(
             **{"model": model, "data": data, "device": CPU, "folder": tmp_path, **changes}
         )  # type: ignore[arg-type]
-        made(batch)
-        return made
+        teacher(batch)
+        return teacher
 
-    assert (ask().computed, ask().read) == (1, 1)
-    other = replace(data, train=Images(data.train.pixels.flip(0), data.train.labels))
+    assert (used().computed, used().read) == (1, 1)
+    flipped = replace(data, train=Images(data.train.pixels.flip(0), data.train.labels))
     for changes in (
         {"model": network(1)},
-        {"data": other},
+        {"data": flipped},
         {"view_seed": 1},
         {"augmentation": Augmentation(shift=1)},
         {"top_k": 2},
         {"preprocess": Preprocess((0.5,) * 3, (0.5,) * 3)},
     ):
-        assert ask(**changes).computed == 1, changes
-    assert ask(top_k=2, temperature=2.0).computed == 1
+        assert used(**changes).computed == 1, changes
+    assert used(top_k=2, temperature=2.0).computed == 1
     next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_mean += 1
-    assert ask().computed == 1, "a BatchNorm's statistics are part of the teacher"
+    assert used().computed == 1, "a BatchNorm's statistics are part of the teacher"
 
 
-def test_a_damaged_table_is_made_again(tmp_path: Path) -> None:
+def test_a_damaged_table_is_computed_again(tmp_path: Path) -> None:
     data, model = small_data(), network()
     batch = next(batches(data, FitSettings(1, 64), CPU, 0, 1))
     first = FixedTeacher(model, data, CPU, folder=tmp_path)(batch)
     (stored,) = tmp_path.glob("*.safetensors")
     stored.write_bytes(stored.read_bytes()[:100])
-    again = FixedTeacher(model, data, CPU, folder=tmp_path)
-    torch.testing.assert_close(again(batch), first)
-    assert (again.computed, again.read) == (1, 0)
+    second = FixedTeacher(model, data, CPU, folder=tmp_path)
+    torch.testing.assert_close(second(batch), first)
+    assert (second.computed, second.read) == (1, 0)
 
 
-def test_the_largest_logits_are_stored_with_what_is_left(tmp_path: Path) -> None:
+def test_the_largest_logits_are_stored_with_the_sum_of_the_rest(tmp_path: Path) -> None:
     data, model = small_data(), network()
     batch = next(batches(data, FitSettings(1, 64), CPU, 0, 1))
     dense = FixedTeacher(model, data, CPU)(batch)
@@ -105,11 +106,11 @@ def test_the_largest_logits_are_stored_with_what_is_left(tmp_path: Path) -> None
     assert isinstance(kept, TopK)
     assert isinstance(dense, torch.Tensor)
     torch.testing.assert_close(kept.values, dense.topk(3, 1).values)
-    whole = torch.cat([kept.values / 2, kept.rest[:, None]], 1).logsumexp(1)
-    torch.testing.assert_close(whole, (dense / 2).logsumexp(1))
-    all_of_them = FixedTeacher(model, data, CPU, top_k=3, folder=tmp_path)
+    total = torch.cat([kept.values / 2, kept.rest[:, None]], 1).logsumexp(1)
+    torch.testing.assert_close(total, (dense / 2).logsumexp(1))
+    stored = FixedTeacher(model, data, CPU, top_k=3, folder=tmp_path)
     assert sum(p.stat().st_size for p in tmp_path.glob("*")) < 200 * 3 * 8 + 200 * 4 + 2000
-    all_of_them.untouched()
+    stored.untouched()
 
 
 def test_a_teacher_that_reads_images_in_its_own_way() -> None:
@@ -118,14 +119,14 @@ def test_a_teacher_that_reads_images_in_its_own_way() -> None:
     torch.manual_seed(0)
     model = build(ModelSource("resnet20", 10, (3, 16, 16)))
     batch = next(batches(data, FitSettings(1, 8), CPU, 0, 1))
-    said = FixedTeacher(model, data, CPU, preprocess=preprocess)(batch)
+    logits = FixedTeacher(model, data, CPU, preprocess=preprocess)(batch)
     with torch.no_grad():
         torch.testing.assert_close(
-            said, model(preprocess(data.train.pixels[batch.ids])), atol=1e-5, rtol=1e-5
+            logits, model(preprocess(data.train.pixels[batch.ids])), atol=1e-5, rtol=1e-5
         )
 
 
-def test_a_teacher_that_changed_is_found_out() -> None:
+def test_a_teacher_that_changed_is_detected() -> None:
     data, model = small_data(), network()
     teacher = FixedTeacher(model, data, CPU)
     assert teacher.untouched() == digest(model)
@@ -138,7 +139,7 @@ def test_a_teacher_that_changed_is_found_out() -> None:
         teacher.untouched()
 
 
-def test_the_oldest_tables_go_when_there_are_too_many(
+def test_the_oldest_tables_are_removed_when_there_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = small_data()
@@ -151,8 +152,8 @@ def test_the_oldest_tables_go_when_there_are_too_many(
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
-def test_a_teacher_whose_code_changed_is_another_teacher(tmp_path: Path) -> None:
-    """The same tensors, another function: the answers on disk are not its own."""
+def test_a_teacher_whose_code_changed_is_a_different_teacher(tmp_path: Path) -> None:
+    """The same tensors, a different function: the logits on disk are not its own."""
 
     class Turned(torch.nn.Module):
         def __init__(self, inner: torch.nn.Module, sign: float) -> None:
@@ -186,3 +187,22 @@ def test_few_tables_stay_in_memory_when_they_are_on_disk(tmp_path: Path) -> None
     assert len(teacher._tables) == module.TABLES_IN_MEMORY
     teacher(next(batches(data, FitSettings(8, 8), CPU, 0, 1)))
     assert (teacher.computed, teacher.read) == (7, 1)
+
+
+def test_training_a_student_does_not_touch_the_teacher() -> None:
+    data, model = load_data("digits"), network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    student = build(ModelSource("lenet5", 10, (3, 32, 32)))
+    loss = learning_from(FixedTeacher(model, data, CPU))
+    fit(student, data, loss, FitSettings(epochs=1, batch_size=256), seed=0, device=CPU)
+    assert not model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_progress_is_reported_per_chunk() -> None:
+    steps: list[tuple[int, int]] = []
+    data = small_data()
+    teacher = FixedTeacher(network(), data, CPU, on_step=lambda *step: steps.append(step))
+    teacher(next(batches(data, FitSettings(1, 8), CPU, 0, 1)))
+    assert steps == [(1, 1)], "200 images are one chunk"

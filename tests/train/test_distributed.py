@@ -1,5 +1,5 @@
-"""Training on two processes that torchrun starts: the network of one process, to the rounding of
-floats.
+"""Training in two processes started by torchrun gives the network of one process, up to
+rounding.
 """
 
 from __future__ import annotations
@@ -66,21 +66,19 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
     two, one = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=2e-5, rtol=2e-4)
-    told = [
+    accuracies = [
         json.loads((tmp_path / name / "result.json").read_text())["stages"][0]["accuracy"]
         for name in ("two", "one")
     ]
-    assert told[0] == pytest.approx(told[1], abs=0.008)
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.008)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"], (
-        "the second process leaves nothing"
+        "the second process writes no files"
     )
-    assert done.stdout.count("model.safetensors") == 1, "one process speaks"
+    assert done.stdout.count("model.safetensors") == 1, "one process prints"
 
 
 def test_a_network_is_cut_alike_in_both_processes(tmp_path: Path) -> None:
-    """Had each process chosen its own channels, the next step's gradients would not fit
-    together.
-    """
+    """If each process chose its own channels, the next step's gradients could not be summed."""
     done = torchrun("train", "lenet5", "--epochs", 1, "-o", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     done = torchrun(
@@ -90,7 +88,7 @@ def test_a_network_is_cut_alike_in_both_processes(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["stages"][-1]["params"] < 0.55 * 62_006
 
 
-def test_bad_input_ends_both(tmp_path: Path) -> None:
+def test_bad_input_ends_both_processes(tmp_path: Path) -> None:
     done = torchrun("train", "mlp", "--data", "nothing", "-o", "x", cwd=tmp_path)
     assert done.returncode != 0
     assert "unknown data 'nothing'" in done.stderr

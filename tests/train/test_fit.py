@@ -1,38 +1,43 @@
+"""The training loop, for one network and for several on the same batches."""
+
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
-from torch import nn
 
+from edgecompress.core import trace
 from edgecompress.data import load_data
 from edgecompress.errors import EdgecompressError
-from edgecompress.methods import scores
-from edgecompress.methods.distill import kl_divergence, learning_from
+from edgecompress.methods.distill import learning_from, mutual, peer
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.models import ModelSource, build
-from edgecompress.train.batches import batches, evaluate
-from edgecompress.train.fit import fit, label_loss
-from edgecompress.train.init import has_norm, unit_variance_init
-from edgecompress.train.settings import FitSettings, default_settings
-from tests.networks import graph_of, narrow
+from edgecompress.train.batches import Batch, evaluate
+from edgecompress.train.fit import Hooks, Learner, fit, fit_together, label_loss
+from edgecompress.train.settings import FitSettings
+from tests.networks import narrow
 
 CPU = torch.device("cpu")
+SETTINGS = FitSettings(epochs=2, batch_size=128, learning_rate=2e-3)
+CONSTANT = FitSettings(epochs=6, batch_size=512, learning_rate=0.0, weight_decay=0.0)
+"""Nothing is learned, so no epoch is better than the first."""
+
+
+def network(seed: int, name: str = "lenet5") -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return build(ModelSource(name, 10, (3, 32, 32)))
 
 
 def test_training_learns_restores_the_best_epoch_and_repeats_exactly() -> None:
     data = load_data("digits")
-    results = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = build(ModelSource("lenet5", 10, (3, 32, 32)))
-        result = fit(
-            model, data, label_loss, FitSettings(epochs=3, learning_rate=2e-3), seed=1, device=CPU
-        )
-        results.append((result, model.state_dict()))
-    (first, state), (second, again) = results
+    settings = FitSettings(epochs=3, learning_rate=2e-3)
+    results = [fit(network(0), data, label_loss, settings, seed=1, device=CPU) for _ in range(2)]
+    first, second = results
     assert first.best.validation_accuracy > 0.85
     assert [r.train_loss for r in first.history] == [r.train_loss for r in second.history]
-    assert all(torch.equal(state[k], again[k]) for k in state)
+    state, repeated = (result.model.state_dict() for result in results)
+    assert all(torch.equal(state[k], repeated[k]) for k in state)
     rebuilt = build(ModelSource("lenet5", 10, (3, 32, 32)))
     rebuilt.load_state_dict(state)
     assert evaluate(rebuilt, data, data.validation, CPU)[1] == max(
@@ -42,11 +47,10 @@ def test_training_learns_restores_the_best_epoch_and_repeats_exactly() -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
     data = load_data("digits")
-    model = build(ModelSource("lenet5", 10, (3, 32, 32)))
+    calls = iter([1.0, float("nan")])
     with pytest.raises(EdgecompressError, match="epoch 1, step 2"):
-        calls = iter([1.0, float("nan")])
         fit(
-            model,
+            network(0),
             data,
             lambda logits, batch: logits.mean() * next(calls),
             FitSettings(epochs=1),
@@ -55,117 +59,144 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
         )
 
 
-def test_dropout_is_set_for_the_training_and_put_back() -> None:
-    data = load_data("digits")
-    model = build(ModelSource("student1", 10, (3, 32, 32)))
-    seen = []
-    settings = FitSettings(epochs=1, batch_size=600, dropout=0.0)
-    dropout = next(m for m in model.modules() if isinstance(m, nn.Dropout))
-    fit(
+def test_training_continues_after_cuts_and_chooses_an_eligible_epoch() -> None:
+    data, model = load_data("digits"), narrow("vgg16_bn", 0).float()
+    model.classifier[-1] = torch.nn.Linear(10, 10)
+    full = sum(p.numel() for p in model.parameters())
+
+    def cut(network: torch.nn.Module, epoch: int) -> dict[object, torch.Tensor] | None:
+        groups = trace(network, torch.zeros(1, 3, 32, 32)).groups
+        return (
+            {g: torch.arange(g.size) < max(2, g.size - 1) for g in groups}
+            if epoch in (1, 2)
+            else None
+        )
+
+    result = fit(
         model,
         data,
-        lambda logits, batch: (seen.append(dropout.p), label_loss(logits, batch))[1],
-        settings,
+        label_loss,
+        FitSettings(4, batch_size=128, learning_rate=1e-3),
         seed=0,
         device=CPU,
+        hooks=Hooks(
+            cut=cut, eligible=lambda m: sum(p.numel() for p in m.parameters()) < 0.8 * full
+        ),
     )
-    assert set(seen) == {0.0}
-    assert dropout.p == 0.55
-
-
-def test_unit_variance_init_keeps_a_plain_network_alive() -> None:
-    data = load_data("digits")
-    torch.manual_seed(0)
-    model = narrow("vgg16", 0).float()
-    assert not has_norm(model)
-    images = data.normalised(data.train.pixels[:64])
-    unit_variance_init(model, images, head_gain=0.1)
-    deviations = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(
-                lambda _m, _i, out, name=name: deviations.__setitem__(name, float(out.std()))
-            )
-    with torch.no_grad():
-        model(images)
-    *inner, last = deviations.values()
-    assert all(0.9 < value < 1.1 for value in inner)
-    assert 0.09 < last < 0.11
-
-
-def test_kl_of_equal_logits_is_zero_and_its_scale_is_t_squared() -> None:
-    student, teacher = torch.randn(4, 5), torch.randn(4, 5)
-    assert abs(float(kl_divergence(student, student, 4.0))) < 1e-6
-    by_hand = (
-        torch.softmax(teacher / 3, 1)
-        * (torch.log_softmax(teacher / 3, 1) - torch.log_softmax(student / 3, 1))
-    ).sum(1).mean() * 9
-    torch.testing.assert_close(kl_divergence(student, teacher, 3.0), by_hand)
-
-
-def test_the_teacher_is_not_touched() -> None:
-    data = load_data("digits")
-    teacher = build(ModelSource("resnet20", 10, (3, 32, 32)))
-    before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    student = build(ModelSource("lenet5", 10, (3, 32, 32)))
-    loss = learning_from(FixedTeacher(teacher, data, CPU))
-    fit(student, data, loss, FitSettings(epochs=1, batch_size=256), seed=0, device=CPU)
-    assert not teacher.training
-    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
-    assert all(p.grad is None for p in teacher.parameters())
-
-
-def test_taylor_scores_are_the_squared_derivative_of_a_gate() -> None:
-    """Against a numerical derivative of the loss by a factor on one channel's consumers."""
-    model, graph = narrow("resnet20", 0), graph_of("resnet20")
-    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    labels = torch.tensor([0, 1, 2, 3])
-    from edgecompress.core import consumers, layers
-    from edgecompress.train.batches import Batch
-
-    batch = Batch(torch.arange(4), images, labels)
-    values = scores.taylor(model, graph, label_loss, [batch])
-    group = graph.groups[0]
-
-    def loss_at(gate: float) -> float:
-        import copy
-
-        gated = copy.deepcopy(model)
-        with torch.no_grad():
-            for member in consumers(model, group):
-                layer = gated.get_submodule(member.layer)
-                factor = torch.ones(layers.axis_size(layer, "in"), dtype=torch.float64)
-                factor[member.index[1]] = gate
-                layer.weight.copy_(layers.scale_inputs(layer, factor))
-            return float(label_loss(gated(images), batch))
-
-    step = 1e-5
-    slope = (loss_at(1 + step) - loss_at(1 - step)) / (2 * step)
-    assert float(values[group][1]) == pytest.approx(slope**2, rel=1e-4)
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_magnitudes_follow_the_weights_and_bn_needs_batchnorm() -> None:
-    from edgecompress.errors import UsageError
-
-    model, graph = narrow("vgg16", 0), graph_of("vgg16")
-    with torch.no_grad():
-        model.features[0].weight[2] = 100.0
-    for order in (1, 2):
-        assert int(scores.magnitude(model, graph, order)[graph.group("features.0")].argmax()) == 2
-    with pytest.raises(UsageError, match="needs BatchNorm"):
-        scores.batchnorm_scale(model, graph)
-
-
-def test_defaults_and_batches() -> None:
-    data = load_data("digits")
-    wide = nn.Linear(2000, 2000)
-    plain, normalised = (default_settings(wide, data, normalised=n) for n in (False, True))
-    assert (
-        plain.learning_rate
-        < normalised.learning_rate
-        == default_settings(nn.Identity(), data, normalised=False).learning_rate
+    assert [row.cut > 0 for row in result.history] == [True, True, False, False]
+    assert [row.params for row in result.history] == sorted(
+        (row.params for row in result.history), reverse=True
     )
-    parts = list(batches(data, FitSettings(1, batch_size=100), CPU, 0, 1))
-    assert sorted(torch.cat([b.ids for b in parts]).tolist()) == list(range(1169))
-    assert torch.equal(parts[0].labels, data.train.labels[parts[0].ids])
+    assert result.eligible and result.best_epoch >= 2
+    assert sum(p.numel() for p in result.model.parameters()) < 0.8 * full
+    after = sum(p.numel() for p in model.parameters())
+    assert after == full, "the network that was passed in keeps its shape"
+
+
+def test_without_an_eligible_epoch_the_result_is_the_last_one() -> None:
+    data, model = load_data("digits"), narrow("student1", 0).float()
+    model.classifier[-1] = torch.nn.Linear(100, 10)
+    settings = FitSettings(3, batch_size=256, learning_rate=1e-9)
+    hooks = Hooks(eligible=lambda m: False)
+    result = fit(model, data, label_loss, settings, seed=0, device=CPU, hooks=hooks)
+    assert not result.eligible and result.best_epoch == 3
+
+
+def test_patience_stops_the_training() -> None:
+    data, model = load_data("digits"), narrow("student1", 0).float()
+    model.classifier[-1] = torch.nn.Linear(100, 10)
+    idle = FitSettings(9, batch_size=512, learning_rate=1e-12)
+    result = fit(model, data, label_loss, idle, seed=0, device=CPU, hooks=Hooks(patience=1))
+    assert len(result.history) < 9
+
+
+def test_half_precision_trains_too() -> None:
+    data = load_data("digits")
+    settings = FitSettings(epochs=3, batch_size=64, learning_rate=2e-3, precision="bf16")
+    result = fit(network(0), data, label_loss, settings, seed=0, device=CPU)
+    assert result.best.validation_accuracy > 0.8
+    assert all(p.dtype == torch.float32 for p in result.model.parameters())
+
+
+# Several networks
+
+
+def test_networks_with_independent_losses_train_as_if_alone() -> None:
+    data = load_data("digits")
+    alone = [fit(network(seed), data, label_loss, SETTINGS, seed=4, device=CPU) for seed in (0, 1)]
+    learners = {str(seed): Learner(network(seed), label_loss, SETTINGS) for seed in (0, 1)}
+    together = fit_together(learners, data, seed=4, device=CPU)
+    for seed in (0, 1):
+        assert [r.train_loss for r in together[str(seed)].history] == [
+            r.train_loss for r in alone[seed].history
+        ]
+        for actual, expected in zip(
+            together[str(seed)].model.parameters(), alone[seed].model.parameters(), strict=True
+        ):
+            assert torch.equal(actual, expected)
+
+
+def test_online_distillation_from_a_frozen_teacher_is_offline_distillation() -> None:
+    """The reference for distillation over a network: the same losses, whether the teacher's logits
+    are computed beforehand or in the same loop.
+    """
+    data, teacher = load_data("digits"), network(7)
+    constant = FitSettings(epochs=2, batch_size=128, learning_rate=0.0, weight_decay=0.0)
+    offline = fit(
+        network(0),
+        data,
+        learning_from(FixedTeacher(copy.deepcopy(teacher), data, CPU)),
+        SETTINGS,
+        seed=4,
+        device=CPU,
+    )
+    learners = {
+        "student": Learner(network(0), learning_from(peer("teacher")), SETTINGS),
+        "teacher": Learner(teacher, label_loss, constant),
+    }
+    online = fit_together(learners, data, seed=4, device=CPU)["student"]
+    for actual, expected in zip(online.model.parameters(), offline.model.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_no_gradient_flows_from_a_student_into_its_teacher() -> None:
+    data, seen = load_data("digits"), []
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        seen.append(batch.logits["teacher"].requires_grad)
+        return label_loss(logits, batch)
+
+    learners = {
+        "student": Learner(network(0), loss, SETTINGS),
+        "teacher": Learner(network(1), label_loss, SETTINGS),
+    }
+    fit_together(learners, data, seed=0, device=CPU)
+    assert seen
+    assert not any(seen)
+
+
+def test_mutual_learning_trains_both_and_a_bad_loss_names_its_network() -> None:
+    data = load_data("digits")
+    settings = FitSettings(epochs=3, batch_size=64, learning_rate=2e-3)
+    learners = {
+        "a": Learner(network(0), mutual("b"), settings),
+        "b": Learner(network(1), mutual("a"), settings),
+    }
+    results = fit_together(learners, data, seed=0, device=CPU)
+    assert all(result.best.validation_accuracy > 0.8 for result in results.values())
+    learners["b"] = Learner(network(1), lambda logits, batch: logits.sum() * float("nan"), settings)
+    with pytest.raises(EdgecompressError, match="loss of b is nan at epoch 1, step 1"):
+        fit_together(learners, data, seed=0, device=CPU)
+
+
+def test_training_ends_when_every_learner_has_run_out_of_patience() -> None:
+    data = load_data("digits")
+    hooks = Hooks(patience=2)
+    both = {name: Learner(network(0), label_loss, CONSTANT, hooks) for name in "ab"}
+    results = fit_together(both, data, seed=0, device=CPU)
+    assert [len(r.history) for r in results.values()] == [3, 3]
+    one = {
+        "a": Learner(network(0), label_loss, CONSTANT, hooks),
+        "b": Learner(network(1), label_loss, CONSTANT),
+    }
+    assert len(fit_together(one, data, seed=0, device=CPU)["a"].history) == 6

@@ -1,4 +1,4 @@
-"""Many networks at once are the same networks one at a time."""
+"""Networks trained at once are the same as networks trained one at a time."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def one_at_a_time(
 
 def test_the_sine_problem_has_its_floor() -> None:
     data = load_sine()
-    wanted = torch.sin(10 * torch.pi * data.test.x.double())
-    assert float((data.test.y - wanted).square().mean()) == pytest.approx(FLOOR, rel=0.05)
+    expected = torch.sin(10 * torch.pi * data.test.x.double())
+    assert float((data.test.y - expected).square().mean()) == pytest.approx(FLOOR, rel=0.05)
     assert len(data.train.x) == 10_000
     assert not torch.equal(data.train.x, data.test.x)
     assert torch.equal(load_sine().train.y, data.train.y)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "lenet"])
-def test_all_at_once_is_one_at_a_time(kind: str) -> None:
+def test_training_at_once_is_training_one_at_a_time(kind: str) -> None:
     torch.manual_seed(1)
     x = torch.rand(200, 1) if kind == "mlp" else torch.randn(96, 3, 32, 32)
     y = torch.sin(10 * x) if kind == "mlp" else torch.randn(96, 5)
@@ -57,14 +57,14 @@ def test_all_at_once_is_one_at_a_time(kind: str) -> None:
         for m, s in zip(models, seeds, strict=True)
     ]
     together = train_many(models, x, y, ManySettings(3, lambda _: rate), seeds=seeds)
-    for one, other in zip(alone, together, strict=True):
-        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+    for reference, model in zip(alone, together, strict=True):
+        for a, b in zip(model.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    wanted = torch.stack([(m(x) - y).square().mean() for m in alone]).detach()
-    torch.testing.assert_close(losses_of(together, x, y), wanted, atol=1e-5, rtol=1e-4)
+    expected = torch.stack([(m(x) - y).square().mean() for m in alone]).detach()
+    torch.testing.assert_close(losses_of(together, x, y), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_each_network_may_have_targets_of_its_own() -> None:
+def test_each_network_may_have_its_own_targets() -> None:
     x = torch.rand(100, 1)
     targets = torch.stack([torch.zeros(100, 1), torch.ones(100, 1)])
     settings = ManySettings(60, lambda _: 0.05)
@@ -91,7 +91,7 @@ def test_gated_networks_train_together_with_their_penalty() -> None:
     )
 
 
-def test_what_cannot_be_batched_and_what_diverges_is_said() -> None:
+def test_networks_that_cannot_be_batched_or_diverge_are_reported() -> None:
     with pytest.raises(UsageError, match="one at a time"):
         train_many(
             [build(ModelSource("resnet20", 10, (3, 32, 32)))],

@@ -8,13 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecompress.core import shrink
-from edgecompress.data import load_data
-from edgecompress.train.fit import Hooks, fit, label_loss, make_optimizer
-from edgecompress.train.reshape import carry_optimizer
+from edgecompress.train.optimizers import make_optimizer
+from edgecompress.train.reshape import carry_optimizer, carry_picked
 from edgecompress.train.settings import FitSettings
 from tests.networks import graph_of, narrow, random_keep
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -52,58 +49,21 @@ def test_moments_are_cut_where_the_weights_are(name: str, seed: int, kind: str) 
     fresh.step()
 
 
-def test_training_goes_on_after_cuts_and_chooses_an_eligible_epoch() -> None:
-    data, model = load_data("digits"), narrow("vgg16_bn", 0).float()
-    model.classifier[-1] = torch.nn.Linear(10, 10)
-    from edgecompress.core import trace
-
-    full = sum(p.numel() for p in model.parameters())
-
-    def cut(network: torch.nn.Module, epoch: int) -> dict[object, torch.Tensor] | None:
-        groups = trace(network, torch.zeros(1, 3, 32, 32)).groups
-        return (
-            {g: torch.arange(g.size) < max(2, g.size - 1) for g in groups}
-            if epoch in (1, 2)
-            else None
-        )
-
-    result = fit(
-        model,
-        data,
-        label_loss,
-        FitSettings(4, batch_size=128, learning_rate=1e-3),
-        seed=0,
-        device=CPU,
-        hooks=Hooks(
-            cut=cut, eligible=lambda m: sum(p.numel() for p in m.parameters()) < 0.8 * full
-        ),
-    )
-    assert [row.cut > 0 for row in result.history] == [True, True, False, False]
-    assert [row.params for row in result.history] == sorted(
-        (row.params for row in result.history), reverse=True
-    )
-    assert result.eligible and result.best_epoch >= 2
-    assert sum(p.numel() for p in result.model.parameters()) < 0.8 * full
-    small = sum(p.numel() for p in model.parameters())
-    assert small == full, "the network that was given keeps its shape"
+def test_single_parameters_take_their_moments_with_them() -> None:
+    old, new = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(2, 2))
+    optimizer, fresh = torch.optim.Adam([old]), torch.optim.Adam([new])
+    old.grad = torch.arange(6.0).reshape(2, 3)
+    optimizer.step()
+    carry_picked(optimizer, fresh, [(old, new, lambda moment: moment[:, 1:])])
+    before, after = optimizer.state[old], fresh.state[new]
+    assert torch.equal(after["exp_avg"], before["exp_avg"][:, 1:])
+    assert torch.equal(after["exp_avg_sq"], before["exp_avg_sq"][:, 1:])
+    assert float(after["step"]) == 1
+    assert after["step"] is not before["step"]
 
 
-def test_no_eligible_epoch_is_said_and_patience_stops() -> None:
-    data, model = load_data("digits"), narrow("student1", 0).float()
-    model.classifier[-1] = torch.nn.Linear(100, 10)
-    settings_ = FitSettings(3, batch_size=256, learning_rate=1e-9)
-    result = fit(
-        model,
-        data,
-        label_loss,
-        settings_,
-        seed=0,
-        device=CPU,
-        hooks=Hooks(eligible=lambda m: False),
-    )
-    assert not result.eligible and result.best_epoch == 3
-    idle = FitSettings(9, batch_size=512, learning_rate=1e-12)
-    assert (
-        len(fit(model, data, label_loss, idle, seed=0, device=CPU, hooks=Hooks(patience=1)).history)
-        < 9
-    )
+def test_a_parameter_without_state_has_none_afterwards() -> None:
+    old, new = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(1))
+    fresh = torch.optim.Adam([new])
+    carry_picked(torch.optim.Adam([old]), fresh, [(old, new, lambda moment: moment[:1])])
+    assert not fresh.state

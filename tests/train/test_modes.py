@@ -1,0 +1,111 @@
+"""Modes of a network that last as long as their context."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from edgecompress.data import load_data
+from edgecompress.models import ModelSource, build
+from edgecompress.train.batches import Batch
+from edgecompress.train.fit import fit, label_loss
+from edgecompress.train.modes import (
+    autocast_for,
+    compact,
+    dropout_of,
+    evaluating,
+    hooked,
+    set_layout_,
+)
+from edgecompress.train.settings import FitSettings
+
+CPU = torch.device("cpu")
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build(ModelSource(name, 10, (3, 32, 32)))
+
+
+def test_dropout_is_set_for_the_training_and_restored() -> None:
+    data, model, seen = load_data("digits"), network("student1"), []
+    dropout = next(m for m in model.modules() if isinstance(m, nn.Dropout))
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        seen.append(dropout.p)
+        return label_loss(logits, batch)
+
+    settings = FitSettings(epochs=1, batch_size=600, dropout=0.0)
+    fit(model, data, loss, settings, seed=0, device=CPU)
+    assert set(seen) == {0.0}
+    assert dropout.p == 0.55
+
+
+def test_no_dropout_setting_leaves_each_layer_its_own() -> None:
+    model = nn.Sequential(nn.Dropout(0.2), nn.Dropout2d(0.3))
+    with dropout_of(model, None):
+        assert [layer.p for layer in model] == [0.2, 0.3]
+    with pytest.raises(RuntimeError), dropout_of(model, 0.5):
+        assert [layer.p for layer in model] == [0.5, 0.5]
+        raise RuntimeError
+    assert [layer.p for layer in model] == [0.2, 0.3]
+
+
+def test_convolutions_train_in_channels_last_and_end_contiguous() -> None:
+    data, model, seen = load_data("digits"), network("resnet20"), []
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        in_channels_last = [
+            t.is_contiguous(memory_format=torch.channels_last)
+            for t in (batch.images, model.get_submodule("conv1").weight)
+        ]
+        seen.append(all(in_channels_last))
+        return label_loss(logits, batch)
+
+    fit(model, data, loss, FitSettings(epochs=1, batch_size=256), seed=0, device=CPU)
+    assert all(seen)
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+def test_a_layout_changes_no_value_and_compact_only_images() -> None:
+    layer = nn.Conv2d(3, 8, 3)
+    before = layer.weight.detach().clone()
+    set_layout_(layer, torch.channels_last)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer.weight, before)
+    images, vectors = torch.randn(2, 3, 4, 4), torch.randn(2, 3)
+    assert compact(images).is_contiguous(memory_format=torch.channels_last)
+    assert compact(vectors) is vectors
+
+
+def test_eval_mode_ends_with_its_context_even_after_an_error() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2)).train()
+    with pytest.raises(RuntimeError), evaluating(model) as same:
+        assert same is model
+        assert not model[0].training
+        raise RuntimeError
+    assert model[0].training
+    with evaluating(model.eval()):
+        pass
+    assert not model.training
+
+
+def test_hooks_are_removed_with_their_context_even_after_an_error() -> None:
+    layer = nn.Linear(2, 2)
+    seen = []
+    handles = (layer.register_forward_hook(lambda *_: seen.append(1)) for _ in range(2))
+    with pytest.raises(RuntimeError), hooked(handles):
+        layer(torch.zeros(1, 2))
+        raise RuntimeError
+    layer(torch.zeros(1, 2))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("auto", torch.float32), ("bf16", torch.bfloat16)],
+)
+def test_precision_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
+    with autocast_for(precision, CPU)():
+        assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == dtype

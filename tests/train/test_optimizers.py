@@ -1,0 +1,63 @@
+"""Optimizers, and their parameter groups with learning rates of their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from edgecompress.train.optimizers import make_optimizer, set_rate_, split_by_prefix
+from edgecompress.train.settings import FitSettings
+
+
+def two_layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)],
+)
+def test_each_name_is_its_optimizer(name: str, kind: type) -> None:
+    settings = FitSettings(1, optimizer=name, learning_rate=0.1, weight_decay=0.01)
+    optimizer = make_optimizer(two_layers(), settings)
+    assert type(optimizer) is kind
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.1, 0.01)
+    if name == "sgd":
+        assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, True)
+        plain = make_optimizer(two_layers(), FitSettings(1, optimizer="sgd", nesterov=False))
+        assert not plain.defaults["nesterov"]
+
+
+def test_faster_parameters_have_their_own_rate_and_no_weight_decay() -> None:
+    model = two_layers()
+    settings = FitSettings(1, learning_rate=0.1, weight_decay=0.01, faster=(("1.", 10.0),))
+    rest, faster = make_optimizer(model, settings).param_groups
+    assert [id(p) for p in rest["params"]] == [id(p) for p in model[0].parameters()]
+    assert [id(p) for p in faster["params"]] == [id(p) for p in model[1].parameters()]
+    assert (rest["weight_decay"], faster["weight_decay"]) == (0.01, 0.0)
+    assert (rest["lr"], faster["lr"]) == pytest.approx((0.1, 1.0))
+
+
+def test_the_rate_of_a_step_is_multiplied_by_each_groups_factor() -> None:
+    optimizer = make_optimizer(two_layers(), FitSettings(1, faster=(("0.", 4.0),)))
+    set_rate_(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 2.0]
+
+
+def test_only_what_requires_a_gradient_is_optimised_and_companions_are() -> None:
+    model, more = two_layers(), nn.Linear(1, 1)
+    model[0].requires_grad_(False)
+    more.bias.requires_grad_(False)
+    (group,) = make_optimizer(model, FitSettings(1), more.parameters()).param_groups
+    assert [id(p) for p in group["params"]] == [
+        *(id(p) for p in model[1].parameters()),
+        id(more.weight),
+    ]
+
+
+def test_parameters_are_split_by_the_prefix_of_their_names() -> None:
+    named = {name: torch.zeros(1) for name in ("gate", "conv.weight", "conv.bias", "fc.weight")}
+    rest, groups = split_by_prefix(named, [("conv.", 2.0), ("none", 3.0)])
+    assert [id(p) for p in rest] == [id(named["gate"]), id(named["fc.weight"])]
+    assert [(factor, len(parameters)) for factor, parameters in groups] == [(2.0, 2), (3.0, 0)]
