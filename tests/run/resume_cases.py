@@ -8,8 +8,10 @@ one's stage.json then stands. Prints {"stages": [...], "different": [...]} as JS
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 from pathlib import Path
@@ -35,6 +37,15 @@ class KilledAt(Silent):
     def stage(self, number: int, total: int, name: str) -> None:
         if number == self.number:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def preload() -> None:
+    """Import what runs need, once for all children."""
+    stages = importlib.import_module("edgecompress.stages")
+    found = pkgutil.walk_packages(stages.__path__, "edgecompress.stages.")
+    more = ("sklearn.datasets", "onnxruntime.quantization", "onnxscript", "matplotlib.pyplot")
+    for name in (*(module.name for module in found), *more, "torch.onnx", "torch.export"):
+        importlib.import_module(name)
 
 
 def in_child(work: Any) -> int:
@@ -86,4 +97,5 @@ def main(recipe: Recipe, folder: Path) -> dict[str, list[str]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     path = Path(sys.argv[1])
+    preload()
     sys.stdout.write(json.dumps(main(read(path), path.parent)) + "\n")
