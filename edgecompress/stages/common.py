@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import onnx
 import torch
@@ -26,13 +26,15 @@ from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.run.context import Context
 from edgecompress.run.state import StageRow, State
-from edgecompress.stages.export import ExportStage
 from edgecompress.stages.fields import Training
 from edgecompress.train.batches import evaluate
 from edgecompress.train.fit import FitResult, Hooks, Loss, fit, label_loss
 from edgecompress.train.history import EpochRow
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import FitSettings, default_settings
+
+if TYPE_CHECKING:
+    from edgecompress.stages.export import ExportStage
 
 FORMAT_OF = {"int8": "int8-qdq", "fp16": "fp16", "none": "fp32"}
 """The file format that a choice of `--quantize` other than auto stands for."""
@@ -187,16 +189,19 @@ def input_spec(context: Context, accuracy: float = 0.0) -> InputSpec:
     )
 
 
-def export_settings(context: Context) -> ExportStage:
-    """How the recipe wants its files."""
-    given = (stage for stage in context.recipe.stages if isinstance(stage, ExportStage))
-    return next(given, ExportStage())
+def export_settings(context: Context) -> ExportStage | None:
+    """How the recipe wants its files; None for a recipe without a stage `export`."""
+    for stage in context.recipe.stages:
+        if stage.stage == "export":
+            return cast("ExportStage", stage)
+    return None
 
 
 def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx.ModelProto:
     """The fp32 file of `model`, for the oldest ONNX Runtime that the recipe names."""
     proto = onnx_export.to_onnx(model, context.example, input_spec(context, accuracy).metadata())
-    oldest = export_settings(context).min_ort
+    settings = export_settings(context)
+    oldest = None if settings is None else settings.min_ort
     return proto if oldest is None else portable.for_runtime(proto, oldest)
 
 
@@ -209,7 +214,8 @@ def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:
     onnx_export.set_metadata(
         proto, {**known, "edgecompress.validation_accuracy": json.dumps(f"{accuracy:.4f}")}
     )
-    if export_settings(context).embed_preprocess:
+    settings = export_settings(context)
+    if settings is not None and settings.embed_preprocess:
         proto = portable.embed_preprocess(proto, context.data.preprocess, context.data.image_shape)
     return proto
 

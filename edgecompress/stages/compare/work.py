@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import JsonValue
 from torch import nn
@@ -25,12 +25,14 @@ from edgecompress.stages.common import (
     validation_row,
     watched,
 )
-from edgecompress.stages.compare import CompareStage
 from edgecompress.stages.merge import MergeStage
 from edgecompress.stages.merge.work import by_gates, finetuned
 from edgecompress.stages.train.work import start, unfolded
 from edgecompress.train.batches import evaluate
 from edgecompress.train.fit import Loss, smoothed
+
+if TYPE_CHECKING:
+    from edgecompress.stages.compare import CompareStage
 
 
 def compare(context: Context, settings: CompareStage, state: State) -> State:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 from torch import nn
@@ -29,7 +30,6 @@ from edgecompress.stages.common import (
     validation_accuracy,
     watched,
 )
-from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.gradual import GradualStage
 from edgecompress.stages.gradual.work import (
     AMOUNT_NOT_MET,
@@ -42,6 +42,9 @@ from edgecompress.stages.train.work import baseline_of, unfolded
 from edgecompress.train.fit import FitResult, Hooks, Learner, fit_together, label_loss
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import SMALL_PARAMS, FitSettings
+
+if TYPE_CHECKING:
+    from edgecompress.stages.distill import DistillStage
 
 STUDENT, TEACHER = "student", "teacher"
 """The learners of a training of both."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import JsonValue
@@ -40,10 +41,12 @@ from edgecompress.stages.common import (
     validation_accuracy,
     watched,
 )
-from edgecompress.stages.gradual import GradualStage
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.train.fit import FitResult, Hooks, Loss
 from edgecompress.train.settings import FitSettings
+
+if TYPE_CHECKING:
+    from edgecompress.stages.gradual import GradualStage
 
 AMOUNT_NOT_MET = "no epoch met the amount: give more epochs, a larger step or an earlier schedule"
 """Why a network that was cut while it trained may be larger than requested."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import JsonValue
 
@@ -21,8 +21,10 @@ from edgecompress.run.stage import StageResult
 from edgecompress.run.state import SizePlan, State
 from edgecompress.stages.common import make_format, runtime_score
 from edgecompress.stages.export.work import parity
-from edgecompress.stages.measure import MeasureStage
 from edgecompress.units import format_count, format_size
+
+if TYPE_CHECKING:
+    from edgecompress.stages.measure import MeasureStage
 
 HELD_AGAINST_THE_FILE = ("prune", "gradual", "distill")
 """Stages whose missed targets a plan replaces: its limits are checked on the file that ships."""

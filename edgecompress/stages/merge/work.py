@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import JsonValue
@@ -31,12 +32,14 @@ from edgecompress.stages.common import (
     watched,
 )
 from edgecompress.stages.gradual.work import seconds
-from edgecompress.stages.merge import MergeStage
 from edgecompress.stages.prune.work import repair_images
 from edgecompress.stages.train.work import baseline_of, start, unfolded
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import FitResult, smoothed
 from edgecompress.train.history import EpochRow
+
+if TYPE_CHECKING:
+    from edgecompress.stages.merge import MergeStage
 
 LARGE_LOSS = 0.02
 """Accuracy lost at a cut, absolute, from which on a note says what may help."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,8 +21,10 @@ from edgecompress.methods.scores import magnitude
 from edgecompress.run.context import Context
 from edgecompress.run.state import SizePlan, State
 from edgecompress.stages.common import FORMAT_OF, candidate
-from edgecompress.stages.plan import PlanStage, Targets
 from edgecompress.units import format_count, format_size
+
+if TYPE_CHECKING:
+    from edgecompress.stages.plan import PlanStage, Targets
 
 GRAPH_BYTES = 500_000
 """More than the graph of any network takes without its weights: with this much to spare, no file is

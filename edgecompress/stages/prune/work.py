@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -34,11 +35,13 @@ from edgecompress.stages.common import (
     watched,
 )
 from edgecompress.stages.fields import Training
-from edgecompress.stages.prune import PruneStage, PruneStep
 from edgecompress.train import distributed
 from edgecompress.train.batches import batches
 from edgecompress.train.fit import FitResult, Loss
 from edgecompress.train.settings import FitSettings
+
+if TYPE_CHECKING:
+    from edgecompress.stages.prune import PruneStage, PruneStep
 
 REPAIR_IMAGES = 256
 """Training images from which a cut network takes its activation statistics back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -19,7 +20,9 @@ from edgecompress.stages.common import (
     validation_accuracy,
     watched,
 )
-from edgecompress.stages.qat import QatStage
+
+if TYPE_CHECKING:
+    from edgecompress.stages.qat import QatStage
 
 CALIBRATION_IMAGES = 256
 """Training images that the first ranges of activations come from."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -23,7 +24,9 @@ from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
 from edgecompress.run.state import State
 from edgecompress.stages.common import arrays, file_accuracy
-from edgecompress.stages.quantize import QuantizeStage
+
+if TYPE_CHECKING:
+    from edgecompress.stages.quantize import QuantizeStage
 
 TABLE_IMAGES = 1000
 """Validation images on which each layer is quantized alone."""

@@ -6,6 +6,7 @@ import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgecompress import checkpoint, files
 from edgecompress.export import onnx as onnx_export
@@ -24,8 +25,10 @@ from edgecompress.run.state import (
 )
 from edgecompress.stages.common import FORMAT_OF, count, file_accuracy, finished, make_format
 from edgecompress.stages.plan import PlanStage
-from edgecompress.stages.quantize import QuantizeStage
 from edgecompress.stages.quantize.int8 import Int8File, make_int8
+
+if TYPE_CHECKING:
+    from edgecompress.stages.quantize import QuantizeStage
 
 MUCH_SLOWER = 1.1
 """A format whose p50 is larger than this factor of fp32's is noted."""

@@ -8,6 +8,7 @@ the first bad one. The measured accuracy of a round decides.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -31,8 +32,10 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.plan.work import narrowest
 from edgecompress.stages.prune.work import repair_images, score
-from edgecompress.stages.search import SearchStage
 from edgecompress.units import format_size
+
+if TYPE_CHECKING:
+    from edgecompress.stages.search import SearchStage
 
 MOST_ROUNDS = 16
 
