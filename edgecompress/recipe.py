@@ -94,7 +94,9 @@ def problems(
         path = tuple(p for i, p in enumerate(problem["loc"]) if not (p in kinds and i == 2))
         known = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
         place = f"line {known}, " if known is not None else ""
-        key = options.get(path) or ".".join(str(p) for p in path) or "recipe"
+        prefixes = (path[:n] for n in range(len(path), 0, -1))
+        option = next((options[prefix] for prefix in prefixes if prefix in options), None)
+        key = option or ".".join(str(p) for p in path) or "recipe"
         text = (
             problem["msg"]
             .removeprefix("Value error, ")

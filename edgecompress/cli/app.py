@@ -102,7 +102,9 @@ def run_command(arguments: list[str]) -> int:
             print_line(str(error.format_message()))  # type: ignore[attr-defined]
             return 2
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            print_error(" ".join(error.format_message().split()))
+            # the prefix comes from pydantic, by which newer versions of typer parse values
+            message = error.format_message().replace("Value error, ", "")
+            print_error(" ".join(message.split()))
             return int(error.exit_code)
         if debug:
             traceback.print_exc()
