@@ -41,6 +41,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "emulate/test_emulate.py",
         "emulate/test_topology.py",
     ),
+    "cli/emulate_options.py": ("emulate/test_emulate.py",),
     "cli/emulation.py": ("emulate/test_emulate.py",),
     "cli/launch.py": (
         "cli/test_cli.py",
@@ -88,10 +89,10 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "emulate/schema.py": ("emulate/test_emulate.py",),
     "emulate/session.py": ("emulate/test_emulate.py",),
     "emulate/shell.py": ("emulate/test_emulate.py",),
-    "lesson.py": (
-        "online/test_lesson.py",
-        "online/test_commands.py",
-    ),
+    "lesson/attend.py": ("online/test_commands.py",),
+    "lesson/networks.py": ("online/test_lesson.py",),
+    "lesson/serve.py": ("online/test_commands.py",),
+    "lesson/settings.py": ("online/test_resume.py", "online/test_commands.py"),
     "measure/processes.py": ("measure/test_comparison.py",),
     "measure/requests.py": ("measure/test_worker.py",),
     "online/checks.py": ("online/test_lesson.py",),

@@ -302,7 +302,7 @@ def test_the_bias_free_teacher_takes_every_weight_but_the_biases(tmp_path: Path)
     import torch
 
     from edgecompress.models import ModelSource, build
-    from edgecompress.models.weights import place
+    from edgecompress.models.weights import load_into_
 
     with torch.device("meta"):
         plain, bare = (
@@ -318,7 +318,7 @@ def test_the_bias_free_teacher_takes_every_weight_but_the_biases(tmp_path: Path)
     naked = torch.nn.Sequential(
         torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
     )
-    place(naked, narrow.state_dict(), "file")
+    load_into_(naked, narrow.state_dict(), "file")
     assert all(
         torch.equal(naked.state_dict()[k], narrow.state_dict()[k]) for k in naked.state_dict()
     )

@@ -1,0 +1,180 @@
+"""How a lesson goes: what both ends have in common, how a student learns, how a network is cut."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgecompress.data import DataSet, load_data
+from edgecompress.errors import UsageError
+from edgecompress.measure import machine
+from edgecompress.methods.distill import DEFAULTS
+from edgecompress.methods.features import KINDS
+from edgecompress.models.registry import ModelSource
+from edgecompress.run.context import Context, Silent
+from edgecompress.run.directory import RunDirectory
+from edgecompress.run.stage import RunSettings
+from edgecompress.stages.gradual import GradualStage
+from edgecompress.stages.gradual.work import AMOUNT_NOT_MET, Shrinking, shrinking
+from edgecompress.train.fit import FitResult, label_loss
+from edgecompress.train.init import has_norm
+from edgecompress.train.settings import FitSettings, default_settings
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What both ends have in common; None takes the defaults of network and data."""
+
+    data: str = "digits"
+    image_size: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    threads: int | None = None
+
+    def load(self) -> DataSet:
+        """The data; sets torch's threads too."""
+        torch.set_num_threads(self.threads or machine.cores())
+        return load_data(self.data, image_size=self.image_size)
+
+    def begins_with(self, who: str) -> int:
+        """The seed of the first weights of `who`: two students of one network shall not be the
+        same.
+        """
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {who}".encode()).digest()[:4], "little")
+
+    def settings(self, model: nn.Module, data: DataSet) -> FitSettings:
+        """How to train."""
+        chosen = default_settings(model, data, self.epochs, has_norm(model))
+        if self.batch_size is not None:
+            chosen = replace(chosen, batch_size=self.batch_size)
+        if self.learning_rate is not None:
+            chosen = replace(chosen, learning_rate=self.learning_rate)
+        return replace(chosen, augmentation=data.augmentation, view_seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a network is pruned while it trains in a lesson: `amount` as in stage gradual (50%,
+    2Mparams, 4MB), by cuts of `step` each.
+    """
+
+    amount: str
+    step: float = 0.1
+    schedule: str = "early"
+
+    def plan(
+        self,
+        lesson: Lesson,
+        model: nn.Module,
+        source: ModelSource,
+        data: DataSet,
+        settings: FitSettings,
+        output: Path,
+    ) -> Shrinking:
+        """The cuts. Raises `UsageError` for an amount that cannot be met."""
+        asked = GradualStage.model_validate(
+            {
+                "amount": self.amount,
+                "step": self.step,
+                "schedule": self.schedule,
+            }
+        )
+        run = RunSettings(
+            model=source.name,
+            data=lesson.data,
+            seed=lesson.seed,
+            device="cpu",
+            image_size=lesson.image_size,
+            stages=(asked,),
+        )
+        output.mkdir(parents=True, exist_ok=True)
+        context = Context(
+            run,
+            data,
+            CPU,
+            RunDirectory(output),
+            output,
+            lesson.seed,
+            Silent(),
+            lesson.threads or machine.cores(),
+        )
+        return shrinking(context, asked, model, label_loss, settings.epochs, "lesson")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a student learns from the teacher; None takes the loss's own defaults."""
+
+    loss: str = "kl"
+    temperature: float | None = None
+    alpha: float | None = None
+    features: str | None = None
+    feature_weight: float | None = None
+    mutual: bool = False
+    staleness: int = 0
+    cutting: Cutting | None = None
+
+    def check(self, exchange: str) -> None:
+        """Raises `UsageError` for an unknown way, or one that has no meaning beside another."""
+        if self.loss not in DEFAULTS:
+            raise UsageError(
+                f"--loss '{self.loss}' is not known: allowed are {', '.join(DEFAULTS)}"
+            )
+        if self.mutual and (
+            self.loss != "kl" or self.temperature is not None or self.alpha is not None
+        ):
+            raise UsageError(
+                "--mutual has a loss of its own (cross-entropy + KL at T = 1): drop --loss, "
+                "--temperature and --alpha"
+            )
+        if exchange != "features" and (
+            self.features is not None or self.feature_weight is not None
+        ):
+            raise UsageError(
+                "--features and --feature-weight belong to --exchange features: give that "
+                "too, or drop them"
+            )
+        if self.features is not None and self.features not in KINDS:
+            raise UsageError(
+                f"--features '{self.features}' is not known: allowed are {', '.join(KINDS)}"
+            )
+
+
+def check_learnable(lesson: Lesson, data: DataSet) -> None:
+    """Raises `UsageError` for data or settings that no lesson can use."""
+    if data.task.metric != "accuracy":
+        raise UsageError(
+            f"data '{lesson.data}' is a regression ({data.task.metric}): what a lesson "
+            "exchanges is about classes"
+        )
+    if lesson.learning_rate is not None and not 0 < lesson.learning_rate < float("inf"):
+        raise UsageError(f"--learning-rate {lesson.learning_rate}: give a number above 0")
+    if lesson.epochs is not None and lesson.epochs < 1:
+        raise UsageError(f"--epochs {lesson.epochs}: a lesson has at least 1")
+
+
+def cut_facts(cuts: Shrinking | None, result: FitResult | None, params: int) -> dict[str, Any]:
+    """What `result.json` has of a pruning."""
+    if cuts is None or result is None:
+        return {}
+    facts = {"params_before": params, "gradual": cuts.report(result)}
+    return facts if result.eligible else {**facts, "floors_reached": AMOUNT_NOT_MET}
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM ends a role like Ctrl-C does: connections are closed, half files are not left."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
