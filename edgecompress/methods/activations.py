@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgecompress.core import layers
-from edgecompress.train.modes import hooked
+from edgecompress.train.modes import Inputs, hooked
 
 CHUNK = 256
 """Samples per forward pass."""
@@ -50,8 +49,8 @@ def recorded_inputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str
     """
     recorded: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def record(name: str) -> Callable[[nn.Module, Inputs], None]:
+        def hook(_: nn.Module, inputs: Inputs) -> None:
             recorded.pop(name, None)  # so that the last call decides the order
             recorded[name] = inputs[0].detach()
 

@@ -147,8 +147,8 @@ class SineSetting:
     def __post_init__(self) -> None:
         if self.budget % 6:
             raise UsageError(
-                f"budget {self.budget} cannot be spent alike: strategies take thirds and "
-                "sixths of it; give a multiple of 6"
+                f"budget {self.budget} is not a multiple of 6: strategies train for thirds and "
+                f"sixths of it; give e.g. {max(6, self.budget - self.budget % 6)}"
             )
 
     def seeds(self, phase: str, count: int) -> list[int]:

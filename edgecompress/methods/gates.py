@@ -19,7 +19,6 @@ import math
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +27,7 @@ from torch.func import functional_call
 from edgecompress.core import ChannelGraph, ChannelGroup, consumers, layers
 from edgecompress.core.shrink import Keep, rebuilt, shrink
 from edgecompress.methods.scores import Scores
-from edgecompress.train.modes import hooked
-
-Inputs = tuple[Any, ...]
-"""Positional arguments of a layer."""
+from edgecompress.train.modes import Inputs, hooked
 
 GAMMA, ZETA, BETA = -0.1, 1.1, 2 / 3
 LOCATION, SPREAD = 1.0, 0.01

@@ -182,7 +182,7 @@ def groups_of(graph: ChannelGraph, layer: str) -> list[ChannelGroup]:
         return groups
     for group in graph.frozen:
         if has_outputs(group):
-            raise UsageError(f"layer '{layer}' must stay whole ({group.frozen}): leave it out")
+            raise UsageError(f"layer '{layer}' is frozen ({group.frozen}): leave it out")
     known = sorted({m.layer for g in graph.groups for m in g.members if m.axis != "in"})
     raise UnknownNameError("layer", layer, known)
 

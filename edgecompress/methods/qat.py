@@ -16,17 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from edgecompress.core import layers
-from edgecompress.train.modes import evaluating, hooked
-
-Inputs = tuple[Any, ...]
-"""Positional arguments of a layer."""
+from edgecompress.train.modes import Inputs, evaluating, hooked
 
 MOMENTUM = 0.99
 """Share of an activation's range that remains when a training batch moves it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -64,5 +63,5 @@ def _holding(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
     return value.clone() if isinstance(value, Tensor) else copy.copy(value)

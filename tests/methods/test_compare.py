@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecompress.data.sine import load_sine
+from edgecompress.errors import UsageError
 from edgecompress.methods.compare import (
+    FIRST_SEED,
     SineSetting,
     compared,
     sine_experiment,
@@ -78,6 +80,17 @@ def test_the_sine_experiment_at_a_small_scale() -> None:
     assert statistics["student_against"]["one"]["test"] == "mann-whitney"
     repeated, _ = sine_experiment(load_sine(600, 300), SineSetting(budget=12, repeats=3, hidden=12))
     assert repeated == results, "the same seed, the same results"
+
+
+def test_a_budget_is_a_multiple_of_six() -> None:
+    with pytest.raises(UsageError, match=r"budget 20 is not a multiple of 6: .* give e\.g\. 18"):
+        SineSetting(budget=20)
+
+
+def test_phases_and_runs_have_seeds_of_their_own() -> None:
+    settings = [SineSetting(seed=seed, repeats=50) for seed in range(3)]
+    seeds = [n for setting in settings for phase in FIRST_SEED for n in setting.seeds(phase, 150)]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_the_rate_falls_to_a_tenth() -> None:

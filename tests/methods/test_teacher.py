@@ -166,17 +166,17 @@ def test_a_teacher_whose_code_changed_is_a_different_teacher(tmp_path: Path) -> 
     data, inner = small_data(), network()
     batch = next(batches(data, FitSettings(1, 8), CPU, 0, 1))
     first = FixedTeacher(Turned(inner, 1.0), data, CPU, folder=tmp_path)(batch)
-    other = FixedTeacher(Turned(inner, -1.0), data, CPU, folder=tmp_path)
-    torch.testing.assert_close(other(batch), -first)
-    assert other.computed == 1
+    turned = FixedTeacher(Turned(inner, -1.0), data, CPU, folder=tmp_path)
+    torch.testing.assert_close(turned(batch), -first)
+    assert turned.computed == 1
 
 
 def test_the_colour_of_holes_is_part_of_the_view(tmp_path: Path) -> None:
     data = small_data(Augmentation(cutout=8))
-    one = FixedTeacher(network(), data, CPU, preprocess=data.preprocess, folder=tmp_path)
+    first = FixedTeacher(network(), data, CPU, preprocess=data.preprocess, folder=tmp_path)
     shifted = replace(data, preprocess=Preprocess((0.9,) * 3, (0.3,) * 3))
-    other = FixedTeacher(network(), shifted, CPU, preprocess=data.preprocess, folder=tmp_path)
-    assert one.key(0) != other.key(0)
+    second = FixedTeacher(network(), shifted, CPU, preprocess=data.preprocess, folder=tmp_path)
+    assert first.key(0) != second.key(0)
 
 
 def test_few_tables_stay_in_memory_when_they_are_on_disk(tmp_path: Path) -> None:
