@@ -156,7 +156,8 @@ def _faults(texts: Sequence[str]) -> tuple[tuple[Fault, ...], dict[str, float]]:
     """The faults, and the properties of every link that are given as faults."""
     from edgecompress.emulate.settings import parse_fault
 
-    faults, properties = list[Fault](), dict[str, float]()
+    faults: list[Fault] = []
+    properties: dict[str, float] = {}
     for text in texts:
         fault, more = parse_fault(text)
         properties |= more
