@@ -25,7 +25,7 @@ class EmulateOptions(Strict):
     """A checkpoint or a name; default: the topology's."""
     student: str | None = None
     """A name or a checkpoint; default: the topology's."""
-    features: Literal["attention", "hint"] | None = None
+    features: Literal["hint", "attention"] | None = None
     """With --exchange features: how maps are compared; default: attention."""
     mutual: bool = False
     """Teacher and student learn from each other."""

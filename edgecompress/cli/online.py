@@ -150,7 +150,7 @@ class AttendOptions(LessonOptions):
     """Weight of the teacher's loss; the labels have the rest."""
     teacher_model: str | None = None
     """The teacher's network, for --exchange weights."""
-    features: Literal["attention", "hint"] | None = None
+    features: Literal["hint", "attention"] | None = None
     """With --exchange features: how maps are compared; default: attention."""
     feature_weight: Annotated[float, Field(ge=0)] | None = None
     """Weight of the maps beside the logits; default: 1."""
