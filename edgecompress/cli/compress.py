@@ -56,13 +56,18 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
         raise UsageError(
             f"{idle[0]} is about training the teacher, which --teacher brings trained: drop one"
         )
+    targets, search = given.draft(Targets), given.draft(SearchStage)
+    if set(targets) == {"max_drop"}:
+        if "steps" in given:
+            raise UsageError("--steps is of a plan; --max-drop alone searches: leave --steps out")
+        search.sources["max_drop"] = targets.sources["max_drop"]
     stages = stages_for(
-        given.draft(Targets),
+        targets,
         first=given.draft(TrainStage),
         plan=given.draft(PlanStage),
         prune=given.draft(PruneStage),
         distill=given.draft(DistillStage),
-        search=given.draft(SearchStage),
+        search=search,
         quantize=given.draft(QuantizeStage),
         teacher=_path(teacher),
     )

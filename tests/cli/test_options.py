@@ -79,3 +79,11 @@ def test_options_of_a_training_that_does_not_happen_are_refused(
     line = ["compress", "lenet5", "--target", "40KB", "--teacher", "t", "--epochs", "3"]
     assert run_command(line) == 2
     assert "--epochs is about training the teacher" in capsys.readouterr().err
+
+
+def test_a_search_names_the_origin_of_its_target_and_takes_no_steps(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "max_drop: 0.01  # command line" in dry_run("compress lenet5 --max-drop 1%", capsys)
+    assert run_command(["compress", "lenet5", "--max-drop", "1%", "--steps", "2"]) == 2
+    assert "leave --steps out" in capsys.readouterr().err
