@@ -48,11 +48,11 @@ install: $(STAMP) system
 
 test: $(STAMP) system
 	@if [ "$$(id -u)" = 0 ] && [ ! -e $(LINK) ]; then ln -sf $(CURDIR)/$(BIN)/edgecompress $(LINK); fi
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
 # trainings once more, as a processor without AVX-512 computes them
 test-avx2: $(STAMP)
-	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" \
+	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" \
 		tests/train tests/methods/test_qat.py tests/methods/test_gates.py tests/methods/test_distill.py \
 		tests/methods/test_features.py tests/methods/test_repair.py tests/methods/test_greedy.py $(PYTEST_ARGS)
 

@@ -126,11 +126,12 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def notes_for(data: DataSet) -> dict[str, Any]:
-    """What a checkpoint notes of the data that its network reads: name, digest, classes, and how
-    pixels become its input.
+    """What a checkpoint notes of the data that its network reads: label and name (`--data`),
+    digest, classes, and how pixels become its input.
     """
     return {
         "data": data.label,
+        "data_name": data.name,
         "data_digest": data.digest(),
         "classes": list(data.classes),
         "preprocess": data.preprocess.as_dict(),

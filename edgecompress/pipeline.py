@@ -85,7 +85,7 @@ class _Runner:
         self.setup, self.run_directory = setup, run
         self.reporter, self.resume = reporter, resume
         self.recipe, self.data = setup.recipe, setup.data
-        self.threads = setup.recipe.threads or machine.cores()
+        self.threads = setup.recipe.threads or machine.threads()
         self.state = State(setup.source)
         self.ledger = Ledger(self.data.digest(), input_digests(setup.recipe))
 
@@ -106,6 +106,9 @@ class _Runner:
         distributed.start(self.setup.device)
         torch.set_num_threads(self.threads)
         self.run_directory.log("start", command=self.recipe.command, resume=self.resume)
+        self.reporter.note(self.data.summary())
+        for note in self.data.notes:
+            self.reporter.note(note)
         skipped = self.data.skipped
         if skipped:
             self.reporter.note(f"skipped {len(skipped)} corrupt image(s), first {skipped[0]}")

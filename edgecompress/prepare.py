@@ -8,7 +8,12 @@ import torch
 
 from edgecompress.data import load_data
 from edgecompress.errors import EnvironmentMissingError, UsageError
-from edgecompress.models.registry import ModelSource, build, runs_user_code
+from edgecompress.models.registry import (
+    ModelSource,
+    build,
+    default_image_size,
+    runs_user_code,
+)
 from edgecompress.recipe import Recipe
 from edgecompress.run.stage import Setup
 from edgecompress.stages.checkpoints import as_trained
@@ -47,6 +52,7 @@ def prepare(recipe: Recipe) -> Setup:
         resize=recipe.resize,
         normalize=recipe.normalize,
         skip_bad=recipe.skip_bad,
+        default_size=default_image_size(recipe.model),
     )
     # checkpoints first: they decide how images are read
     for stage in recipe.stages:

@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "units",
     "files",
+    "pictures",
     "core",
     "models",
     "data",
@@ -39,7 +40,6 @@ ORDER = [
     "__main__",
 ]
 """A room may import those to its left, and itself."""
-EXCEPTIONS = {("export", "measure")}
 
 
 def imports(path: Path) -> set[str]:

@@ -95,6 +95,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "lesson/settings.py": ("online/test_resume.py", "online/test_commands.py"),
     "measure/processes.py": ("measure/test_comparison.py",),
     "measure/requests.py": ("measure/test_worker.py",),
+    "measure/score.py": ("cli/test_ship.py", "measure/test_regression.py"),
     "online/checks.py": ("online/test_lesson.py",),
     "online/connection.py": ("online/test_lesson.py",),
     "online/exchanges/__init__.py": ("online/test_lesson.py",),

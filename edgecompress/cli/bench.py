@@ -229,12 +229,12 @@ def _bytes_gate(model: Path, limit: int) -> dict[str, Any]:
 
 
 def _accuracy_gate(model: Path, against: Path, data: str, options: BenchOptions) -> dict[str, Any]:
-    from edgecompress.cli.predict import accuracy_on
     from edgecompress.measure import runtime
+    from edgecompress.measure.score import score_on
 
     def score(path: Path) -> float:
         loaded = runtime.load(path, threads=options.threads)
-        row = accuracy_on(loaded, data, options.image_size, False)
+        row = score_on(loaded, data, options.image_size)
         return float(row["accuracy"] if "accuracy" in row else row["metric"])
 
     new, old, allowed = score(model), score(against), options.max_drop or 0.0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from edgecompress.cli.options import Given
 
 Checkpoint = Annotated[Path, typer.Argument(help="model.safetensors, or the folder of a run")]
 Model = Annotated[
@@ -28,6 +32,24 @@ OwnCode = Annotated[
 def checkpoint_in(path: Path) -> str:
     """Path of a checkpoint, or of the one in a run's folder."""
     return str(path / "model.safetensors" if path.is_dir() else path)
+
+
+def onnx_in(path: Path) -> Path:
+    """An ONNX file, or the one that ships in a run's folder.
+
+    Raises `UsageError` for a folder without one.
+    """
+    from edgecompress.errors import UsageError
+
+    if not path.is_dir():
+        return path
+    for name in ("model.onnx", "model-fp32.onnx"):
+        if (path / name).is_file():
+            return path / name
+    raise UsageError(
+        f"folder '{path}' holds no model.onnx: give an .onnx file, or write one with "
+        f"edgecompress export {path}"
+    )
 
 
 def named_checkpoint(path: Path, model: str | None) -> tuple[str, str]:
@@ -73,3 +95,52 @@ def source(path: Path, model: str | None) -> tuple[dict[str, Any], str]:
         return {"stage": "train", "epochs": 0, "weights": str(path)}, model
     inner, name = named_checkpoint(path, model)
     return {"stage": "load", "checkpoint": inner}, name
+
+
+def trained_on(path: Path, given: Given) -> dict[str, object]:
+    """Data, image size and normalisation of the run that left the checkpoint at `path` (or in that
+    run's folder), for those options that were not given; nothing for a file that does not say.
+
+    Raises `UsageError` when the data were a folder that is not where it was.
+    """
+    from edgecompress.checkpoint import preprocess_of, read_manifest
+    from edgecompress.data.preprocess import IMAGENET
+
+    if not _ours(path):
+        return {}
+    manifest = read_manifest(Path(checkpoint_in(path)))
+    preprocess = preprocess_of(manifest)
+    if preprocess is None:
+        return {}
+    values = _data_of(manifest.notes, path, given)
+    if "image_size" not in given and "resize" not in given:
+        _, height, width = manifest.model.image_shape
+        name = str(values.get("data", given["data"]))
+        if preprocess.crop is not None:
+            values["image_size"] = preprocess.crop
+            if preprocess.resize != preprocess.crop:
+                values["resize"] = preprocess.resize
+        elif height == width and name.partition(":")[0] in OF_MANY_SIZES:
+            values["image_size"] = height
+    if "normalize" not in given and (preprocess.mean, preprocess.std) == IMAGENET:
+        values["normalize"] = "imagenet"
+    return values
+
+
+OF_MANY_SIZES = ("folder", "imagenette", "imagewoof")
+"""Data whose images are brought to one size when they are read."""
+
+
+def _data_of(notes: Mapping[str, object], path: Path, given: Given) -> dict[str, object]:
+    """The data that a checkpoint notes, where none was given."""
+    from edgecompress.errors import UsageError
+
+    name = notes.get("data_name")
+    if "data" in given or not isinstance(name, str):
+        return {}
+    kind, _, folder = name.partition(":")
+    if kind == "folder" and not Path(folder).is_dir():
+        raise UsageError(
+            f"'{path}' was trained on '{name}', which is not here: give --data folder:DIR"
+        )
+    return {"data": name}

@@ -71,7 +71,8 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
         quantize=given.draft(QuantizeStage),
         teacher=_path(teacher),
     )
-    given.launch("compress", stages, model=model)
+    known = None if teacher is None else Path(teacher)
+    given.launch("compress", stages, model=model, checkpoint=known)
 
 
 def _path(checkpoint: str | None) -> Any:

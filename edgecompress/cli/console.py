@@ -31,7 +31,13 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", help="default: all cores", envvar=env("THREADS"), min=1, max=256),
+    typer.Option(
+        "--threads",
+        help="default: all cores, or OMP_NUM_THREADS",
+        envvar=env("THREADS"),
+        min=1,
+        max=256,
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="folder of the run", envvar=env("OUTPUT"))

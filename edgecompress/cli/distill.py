@@ -62,7 +62,13 @@ def distill(
         given.draft(QuantizeStage, quantize=form),
         {"stage": "measure"},
     ]
-    given.launch("distill", stages, model=name)
+    given.launch("distill", stages, model=name, checkpoint=_trained(stages[0]))
+
+
+def _trained(stage: Mapping[str, Any]) -> Path | None:
+    """The teacher's checkpoint, where it has one."""
+    path = stage.get("checkpoint")
+    return None if path is None else Path(path)
 
 
 def _teacher(teacher: str, model: str | None, mode: str) -> Mapping[str, Any]:

@@ -34,4 +34,5 @@ def merge(parents: Parents, given: Given, model: OwnCode = None) -> None:
         {"stage": "quantize", "quantize": "none"},
         {"stage": "measure"},
     ]
-    given.launch("merge", stages, model=name)
+    one_task = given["heads"] != "separate"
+    given.launch("merge", stages, model=name, checkpoint=parents[0] if one_task else None)

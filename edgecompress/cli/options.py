@@ -135,17 +135,29 @@ class Given:
         draft.update({name: value for name, value in values.items() if value is not None})
         return draft
 
-    def launch(self, command: str, stages: Sequence[Mapping[str, Any]], *, model: str) -> None:
-        """Check and run the recipe of `stages`."""
+    def launch(
+        self,
+        command: str,
+        stages: Sequence[Mapping[str, Any]],
+        *,
+        model: str,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Check and run the recipe of `stages`. What is not given of the data is that of the run
+        that left `checkpoint`.
+        """
+        from edgecompress.cli.checkpoints import trained_on
         from edgecompress.cli.launch import launch
         from edgecompress.recipe import validate
 
-        values = self.draft(RunSettings, command=command, model=model, stages=list(stages))
+        known = {} if checkpoint is None else trained_on(checkpoint, self)
+        values = self.draft(RunSettings, command=command, model=model, stages=list(stages), **known)
         places = dict(_places(values))
         flags = {place: option for place, (option, _) in places.items()}
         recipe = validate(values, command, options=flags)
         origins = {".".join(map(str, place)): origin for place, (_, origin) in places.items()}
-        launch(recipe, {"model": "command line", **origins}, self.run_options())
+        kept = dict.fromkeys(known, f"checkpoint {checkpoint}")
+        launch(recipe, {"model": "command line", **kept, **origins}, self.run_options())
 
     def run_options(self) -> RunOptions:
         """How the run is carried out."""

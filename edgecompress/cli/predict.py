@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typing_extensions import TypedDict
 
+from edgecompress.cli.checkpoints import onnx_in
 from edgecompress.cli.console import (
     Debug,
     ImageSize,
@@ -19,16 +20,27 @@ from edgecompress.cli.console import (
     print_line,
 )
 from edgecompress.errors import UsageError
+from edgecompress.measure.prediction import Prediction
 
 if TYPE_CHECKING:
-    from edgecompress.measure.runtime import Array, Runtime
+    from edgecompress.measure.runtime import Runtime
+    from edgecompress.measure.score import Score
+
+
+class Predictions(TypedDict, total=False):
+    """What is printed: the labels of images, and the accuracy where their classes are known."""
+
+    model: str
+    predictions: list[Prediction]
+    accuracy: float
+    images: int
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="an .onnx file that edgecompress wrote")],
+    model: Annotated[Path, typer.Argument(help="an .onnx file, or the folder of a run")],
     images: Annotated[
         list[Path] | None,
-        typer.Argument(help="image files; or a folder of them, in a sub-folder a class: accuracy"),
+        typer.Argument(help="image files; or a folder: with one folder per class, the accuracy"),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="accuracy on the test split of this data")
@@ -48,122 +60,124 @@ def predict(
         raise UsageError(
             "--image-size is about --data: of images the file itself says how it reads them"
         )
-    loaded = runtime.load(model, threads=threads)
-    if images and loaded.metadata.get("task") == "regression":
-        raise UsageError(
-            f"'{model}' answers with numbers, not classes, and reads no images: give --data"
-        )
+    loaded = runtime.load(onnx_in(model), threads=threads)
     if data is not None:
-        result = accuracy_on(loaded, data, image_size, skip_bad)
-        name = "accuracy" if "accuracy" in result else "R²"
-        score = result["accuracy"] if "accuracy" in result else result["metric"]
-        print_json(result) if as_json else print_line(
-            f"{name} {score:.4f} on {result['images']} test samples of {data}"
-        )
+        from edgecompress.measure.score import score_on
+
+        _show_score(score_on(loaded, data, image_size, skip_bad), as_json)
         return
-    folders = [path for path in images or [] if path.is_dir()]
-    if folders and len(images or []) > 1:
+    paths = images or []
+    folder = next((path for path in paths if path.is_dir()), None)
+    _check(loaded, paths, folder)
+    files: list[tuple[Path, str | None]] = [(path, None) for path in paths]
+    if folder is not None:
+        files = _files(folder, loaded, skip_bad)
+    _show(_predicted(loaded, files), folder, as_json)
+
+
+def _check(loaded: Runtime, paths: list[Path], folder: Path | None) -> None:
+    """Raises `UsageError` for a file that reads no images, and for a folder that does not fit."""
+    if loaded.metadata.get("task") == "regression":
         raise UsageError(
-            f"'{folders[0]}' is a folder beside other images: give one folder, or image files"
+            f"'{loaded.path}' answers with numbers, not classes, and reads no images: give --data"
         )
-    files = (
-        _files(folders[0], loaded, skip_bad) if folders else [(path, None) for path in images or []]
-    )
-    if folders and loaded.metadata.get("heads"):
+    if folder is None:
+        return
+    if len(paths) > 1:
         raise UsageError(
-            f"'{model}' has several heads, and a folder's classes are of one: give images, "
+            f"'{folder}' is a folder beside other images: give one folder, or image files"
+        )
+    if loaded.metadata.get("heads"):
+        raise UsageError(
+            f"'{loaded.path}' has several heads, and a folder's classes are of one: give images, "
             "or --data A+B"
         )
-    rows = [
-        _label(loaded, path) | ({} if wanted is None else {"class": wanted})
-        for path, wanted in files
-    ]
-    scored = [row["label"] == row["class"] for row in rows if "class" in row]
-    found: dict[str, Any] = {"model": str(model), "predictions": rows}
-    if scored:
-        found |= {"accuracy": sum(scored) / len(scored), "images": len(scored)}
+    if (trained := _trained_on(loaded, folder)) is not None:
+        print_line(
+            f"'{folder}' holds images that '{loaded.path}' was trained on, so this says little of "
+            f"new ones: --data {trained} reads the test split alone",
+            sys.stderr,
+        )
+
+
+def _trained_on(loaded: Runtime, folder: Path) -> str | None:
+    """The data `folder:DIR` of the file, where `folder` is DIR or its training split.
+
+    The run's recipe beside the file has the path of DIR, the file's metadata its name only.
+    """
+    place = folder.resolve()
+    known = _data_of_run(loaded.path.parent)
+    if known is not None and known.startswith("folder:"):
+        root = Path(known.removeprefix("folder:")).resolve()
+        held_out = (root / "train").is_dir() and place != root and root / "train" != place
+        return known if root in (place, place.parent) and not held_out else None
+    label = loaded.metadata.get("data")
+    names = {f"folder:{place.name}"}
+    if place.name == "train":
+        names.add(f"folder:{place.parent.name}")
+    return label if isinstance(label, str) and label in names else None
+
+
+def _data_of_run(folder: Path) -> str | None:
+    """The data in the recipe of the run in `folder`, if there is one."""
+    import yaml
+
+    try:
+        values = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    name = values.get("data") if isinstance(values, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _predicted(loaded: Runtime, files: list[tuple[Path, str | None]]) -> Predictions:
+    """The predictions for images, some with their class, and how many of these are right."""
+    from edgecompress.measure.prediction import classifier
+
+    reader = classifier(loaded)
+    rows: list[Prediction] = []
+    right: list[bool] = []
+    for path, wanted in files:
+        row = reader.predict(path)
+        if wanted is not None:
+            row["class"] = wanted
+            right.append(row.get("label") == wanted)
+        rows.append(row)
+    found: Predictions = {"model": str(loaded.path), "predictions": rows}
+    if right:
+        found |= {"accuracy": sum(right) / len(right), "images": len(right)}
+    return found
+
+
+def _show(found: Predictions, folder: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    if scored:
-        print_line(f"accuracy {found['accuracy']:.4f} on {len(scored)} images of {folders[0]}")
+    if "accuracy" in found:
+        print_line(f"accuracy {found['accuracy']:.4f} on {found['images']} images of {folder}")
         return
-    for row in rows:
-        said = [f"{head['label']} ({head['probability']:.1%})" for head in row.get("heads", [row])]
+    for row in found["predictions"]:
+        heads = row.get("heads") or [{"label": row["label"], "probability": row["probability"]}]
+        said = [f"{head['label']} ({head['probability']:.1%})" for head in heads]
         print_line(f"{row['image']}: {', '.join(said)}")
 
 
-def accuracy_on(
-    loaded: Runtime, name: str, image_size: int | None, skip_bad: bool
-) -> dict[str, Any]:
-    """Accuracy (of a regression R² as `metric`, and `loss`) of a loaded file on the test split of
-    the data called `name`.
-
-    Images are read as the file's metadata say.
-    """
-    import torch
-
-    from edgecompress.data import Preprocess, load_data
-    from edgecompress.measure.runtime import check_finite
-
-    said = loaded.metadata
-    side = (said.get("image_shape") or loaded.input_shape)[-1]
-    size = image_size or said.get("resize") or (side if ":" in name else None)
-    data = load_data(name, image_size=size, skip_bad=skip_bad)
-    if "mean" not in said and not loaded.reads_pixels:
-        raise UsageError(
-            f"'{loaded.path}' has no input normalisation in its metadata: how it reads "
-            f"'{name}' is not known; export it anew"
-        )
-    if said.get("classes") not in (None, list(data.classes)):
-        raise UsageError(
-            f"'{loaded.path}' has classes {said['classes'][:4]}..., data '{name}' has "
-            f"{list(data.classes)[:4]}..."
-        )
-    preprocess = (
-        Preprocess.from_dict(said) if "resize" in said and image_size is None else data.preprocess
-    )
-    preprocess = replace(
-        preprocess,
-        mean=tuple(said.get("mean", preprocess.mean)),
-        std=tuple(said.get("std", preprocess.std)),
-    )
-    split = data.test
-
-    def read(part: torch.Tensor) -> Array:
-        return (
-            part.permute(0, 2, 3, 1).contiguous().numpy()
-            if loaded.reads_pixels
-            else preprocess(part).numpy()
-        )
-
-    outputs = torch.from_numpy(
-        check_finite(loaded.run_all(read(part) for part in split.pixels.split(32)))
-    )
-    if outputs.ndim != 2:
-        raise UsageError(
-            f"'{loaded.path}' gives outputs of shape {tuple(outputs.shape[1:])} a sample: a "
-            "number for each class is needed"
-        )
-    found = {"model": str(loaded.path), "data": name, "split": "test", "images": len(split)}
-    score = data.task.score(outputs, split.labels)
-    if data.task.metric == "accuracy":
-        return {**found, "accuracy": score}
-    return {
-        **found,
-        "metric": score,
-        "metric_name": data.task.metric,
-        "loss": float(data.task.loss(outputs, split.labels)),
-    }
+def _show_score(score: Score, as_json: bool) -> None:
+    if as_json:
+        print_json(score)
+    elif "accuracy" in score:
+        value = score["accuracy"]
+        print_line(f"accuracy {value:.4f} on {score['images']} test samples of {score['data']}")
+    else:
+        print_line(f"R² {score['metric']:.4f} on {score['images']} test samples of {score['data']}")
 
 
 def _files(folder: Path, loaded: Runtime, skip_bad: bool) -> list[tuple[Path, str | None]]:
-    """The images of a folder, each with its class where they stand in a sub-folder a class (then
+    """The images of a folder, each with its class where they stand in one folder per class (then
     all of them must be the file's).
     """
-    from PIL import Image, UnidentifiedImageError
+    from edgecompress import pictures
 
-    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
     known = loaded.metadata.get("classes") or []
     classes = sorted(
         path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
@@ -175,117 +189,34 @@ def _files(folder: Path, loaded: Runtime, skip_bad: bool) -> list[tuple[Path, st
             f"know: it knows {', '.join(known[:8])}"
         )
     found: list[tuple[Path, str | None]] = []
+    unread: list[Path] = []
     for place in classes or [folder]:
         label = place.name if classes else None
-        found += [
-            (path, label) for path in sorted(place.rglob("*")) if path.suffix.lower() in suffixes
-        ]
+        images, others = pictures.sorted_pictures(place)
+        found += [(path, label) for path in images]
+        unread += others
+    if unread:
+        print_line(f"not read: {pictures.counted(unread)}", sys.stderr)
     if not found:
-        raise UsageError(f"folder '{folder}' holds no image: allowed are {', '.join(suffixes)}")
-    if not skip_bad:
-        return found
+        raise UsageError(
+            f"folder '{folder}' holds no image: allowed are {', '.join(pictures.SUFFIXES)}"
+        )
+    return _readable(folder, found) if skip_bad else found
+
+
+def _readable(folder: Path, found: list[tuple[Path, str | None]]) -> list[tuple[Path, str | None]]:
+    """Those images that can be decoded; the others are named on stderr."""
+    from edgecompress import pictures
+
     good: list[tuple[Path, str | None]] = []
     for path, label in found:
         try:
-            with Image.open(path) as opened:
-                opened.load()
+            pictures.read(path)
             good.append((path, label))
-        except (OSError, UnidentifiedImageError):
+        except pictures.UNREADABLE:
             print_line(f"skipped {path}: no readable image", sys.stderr)
     if not good:
         raise UsageError(
             f"folder '{folder}' holds no image that can be read: all {len(found)} were skipped"
         )
     return good
-
-
-def _statistics(loaded: Runtime, key: str) -> Array:
-    import numpy as np
-
-    values = loaded.metadata.get(key)
-    if values is None:
-        raise UsageError(
-            f"'{loaded.path}' has no input normalisation in its metadata: export it with "
-            "edgecompress"
-        )
-    return np.asarray(values, dtype=np.float32).reshape(1, -1, 1, 1)
-
-
-def _normalised(pixels: Array, mean: Array, std: Array) -> Array:
-    """uint8 (N, C, H, W) to float32, as in training."""
-    import numpy as np
-
-    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
-
-
-def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    shape = loaded.metadata.get("image_shape") or loaded.input_shape
-    if len(shape) != 3:
-        raise UsageError(
-            f"'{loaded.path}' reads inputs of shape {tuple(shape)}, which are no images"
-        )
-    channels, height, width = shape
-    if not all((channels, height, width)) and not loaded.reads_pixels:
-        raise UsageError(
-            f"'{loaded.path}' does not say the size of its images: export it with edgecompress"
-        )
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise UsageError(
-                    f"image '{path}' has more than 8 bits a pixel (mode {opened.mode}): give "
-                    "an 8-bit image"
-                )
-            image = opened.convert("RGB" if channels == 3 else "L")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UsageError(f"image '{path}' cannot be read: give a PNG or JPEG file") from error
-    if loaded.reads_pixels:
-        pixels = np.asarray(image).reshape(image.height, image.width, channels)
-        return _said(loaded, path, loaded.run(pixels[None])[0].astype(np.float64))
-    shorter = loaded.metadata.get("resize")
-    scale = max(height / image.height, width / image.width)
-    scale = max(scale, shorter / min(image.size)) if shorter else scale
-    image = image.resize(
-        (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
-        Image.Resampling.BILINEAR,
-    )
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
-    batch = pixels.reshape(height, width, channels).transpose(2, 0, 1)[None]
-    logits = loaded.run(
-        _normalised(batch, _statistics(loaded, "mean"), _statistics(loaded, "std"))
-    )[0].astype(np.float64)
-    return _said(loaded, path, logits)
-
-
-def _said(loaded: Runtime, path: Path, logits: Array) -> dict[str, Any]:
-    """The label of `logits` (K,) with its probability; of a file with several heads, each
-    head's.
-    """
-    import numpy as np
-
-    from edgecompress.measure.runtime import check_finite
-
-    check_finite(logits)
-    classes = loaded.metadata.get("classes") or [str(i) for i in range(len(logits))]
-    sizes, heads = loaded.metadata.get("heads") or [len(logits)], []
-    for part, names in zip(
-        np.split(logits, np.cumsum(sizes)[:-1]), _split(classes, sizes), strict=True
-    ):
-        shares = np.exp(part - part.max())
-        shares /= shares.sum()
-        heads.append({"label": names[int(shares.argmax())], "probability": float(shares.max())})
-    return (
-        {"image": str(path), **heads[0]}
-        if len(heads) == 1
-        else {"image": str(path), "heads": heads}
-    )
-
-
-def _split(names: list[str], sizes: list[int]) -> list[list[str]]:
-    """`names` in parts of the given sizes."""
-    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
-    return [names[end - size : end] for end, size in zip(ends, sizes, strict=True)]

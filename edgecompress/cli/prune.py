@@ -37,7 +37,7 @@ def prune(checkpoint: Checkpoint, given: Given, model: TensorsOf = None) -> None
         stage = given.draft(GradualStage, amount=amount, criterion=criterion)
     else:
         stage = given.draft(PruneStage, amount=amount)
-    given.launch("prune", [first, stage], model=name)
+    given.launch("prune", [first, stage], model=name, checkpoint=checkpoint)
 
 
 def _given(given: Given, *names: str) -> list[str]:

@@ -43,7 +43,7 @@ def shrink(checkpoint: Checkpoint, given: Given, model: TensorsOf = None) -> Non
     Example: edgecompress shrink zeroed.pt --model vgg16
     """
     first, name = source(checkpoint, model)
-    given.launch("shrink", [first, given.draft(ShrinkStage)], model=name)
+    given.launch("shrink", [first, given.draft(ShrinkStage)], model=name, checkpoint=checkpoint)
 
 
 @verb(options_of(ProfileStage, "Profile"), DATA, RUN)
@@ -52,7 +52,7 @@ def profile(checkpoint: Checkpoint, given: Given, model: TensorsOf = None) -> No
     accuracy holds.
     """
     first, name = source(checkpoint, model)
-    given.launch("profile", [first, given.draft(ProfileStage)], model=name)
+    given.launch("profile", [first, given.draft(ProfileStage)], model=name, checkpoint=checkpoint)
 
 
 @verb(FILE, DATA, RUN)
@@ -60,7 +60,7 @@ def export(checkpoint: Checkpoint, given: Given, model: OwnCode = None) -> None:
     """Write a checkpoint as ONNX (BatchNorm folded) and check the file against it."""
     path, name = named_checkpoint(checkpoint, model)
     stages = [given.draft(LoadStage, checkpoint=path), given.draft(ExportStage)]
-    given.launch("export", stages, model=name)
+    given.launch("export", stages, model=name, checkpoint=checkpoint)
 
 
 QatEpochs = Annotated[
@@ -92,4 +92,4 @@ def quantize(
         given.draft(ExportStage),
         given.draft(QuantizeStage),
     ]
-    given.launch("quantize", stages, model=name)
+    given.launch("quantize", stages, model=name, checkpoint=checkpoint)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from edgecompress.data.download import Archive, unpacked
 from edgecompress.data.folder import load_folder
 from edgecompress.data.images import DataSet
-from edgecompress.errors import UsageError
 
 _HOME = "https://s3.amazonaws.com/fast-ai-imageclas/"
 TREES = {
@@ -46,19 +45,29 @@ NAMES = {
 }
 
 
-def load_fastai(name: str, image_size: int | None, skip_bad: bool = False) -> DataSet:
+SHORTER_SIDE = 160
+"""Pixels of the published images; reading them larger gains nothing."""
+
+
+def load_fastai(
+    name: str,
+    image_size: int | None,
+    skip_bad: bool = False,
+    default_size: int = SHORTER_SIDE,
+) -> DataSet:
     """The data set `imagenette` or `imagewoof`: a tenth of `train/` is the validation split, `val/`
-    is the test split. `image_size` is the side of the stored squares, in pixels.
+    is the test split. `image_size` is the side of the stored squares, in pixels; by default
+    `default_size`, at most `SHORTER_SIDE`.
 
     Raises `EnvironmentMissingError` with the file to place and where, when the archive cannot be
-    downloaded, and `UsageError` without `image_size`.
+    downloaded.
     """
-    if image_size is None:
-        raise UsageError(
-            f"data '{name}' has images of many sizes: pass --image-size 128 (their shorter "
-            "side is 160)"
-        )
-    data = load_folder(str(unpacked(name, TREES[name])), image_size=image_size, skip_bad=skip_bad)
+    data = load_folder(
+        str(unpacked(name, TREES[name])),
+        image_size=image_size,
+        skip_bad=skip_bad,
+        default_size=min(default_size, SHORTER_SIDE),
+    )
     return replace(
         data,
         name=name,

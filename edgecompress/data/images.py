@@ -163,6 +163,8 @@ class DataSet:
     task: Task = field(default_factory=Task)
     parts: tuple[DataSet, ...] = ()
     """The data sets that were joined into this one."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the data, a line each: files not read, the size chosen."""
 
     @property
     def native_shape(self) -> tuple[int, int, int]:
@@ -178,6 +180,19 @@ class DataSet:
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 `pixels` (B, C, H, W) to the input of a network, float32 (B, C, h, w)."""
         return self.preprocess(pixels)
+
+    def sizes(self) -> dict[str, int]:
+        """Samples of each split."""
+        splits = {"training": self.train, "validation": self.validation, "test": self.test}
+        return {name: len(split) for name, split in splits.items()}
+
+    def summary(self) -> str:
+        """`280 training, 40 validation, 80 test images of 5 classes, 64x64` (width x height)."""
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.sizes().items())
+        if self.task.metric != "accuracy":
+            return f"{counts} samples"
+        _, height, width = self.image_shape
+        return f"{counts} images of {len(self.classes)} classes, {width}x{height}"
 
     def digest(self) -> str:
         """SHA-256 (hex) of all three splits."""

@@ -39,6 +39,7 @@ def joined(parts: Sequence[DataSet]) -> DataSet:
         preprocess=Preprocess(*pixel_statistics(train.pixels)),
         augmentation=parts[0].augmentation,
         skipped=tuple(file for part in parts for file in part.skipped),
+        notes=tuple(note for part in parts for note in part.notes),
         task=Heads(sizes),
         parts=tuple(parts),
     )

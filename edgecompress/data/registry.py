@@ -4,13 +4,13 @@ each.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgecompress.data.cifar import ARCHIVES, load_cifar
 from edgecompress.data.digits import load_digits
 from edgecompress.data.fastai import TREES, load_fastai
-from edgecompress.data.folder import load_folder
+from edgecompress.data.folder import DEFAULT_SIZE, load_folder
 from edgecompress.data.images import DataSet
 from edgecompress.data.joined import joined
 from edgecompress.data.preprocess import IMAGENET, Preprocess
@@ -30,7 +30,7 @@ def data_names() -> dict[str, str]:
         "imagewoof": "9,025 + 3,929 photographs of 10 breeds of dogs, shorter side 160; "
         "downloaded once (92 MB)",
         "sine": "30,000 samples of y = sin(10 pi x) + noise: a regression, for merging (model mlp)",
-        "folder:DIR": "images, one folder per class; DIR/train with DIR/test or DIR/val, or one "
+        "folder:DIR": "images, one folder per class; DIR/train with DIR/val and DIR/test, or one "
         "tree that is split",
         "A+B": "several of these as one, with one head per data set (merge --heads separate)",
     }
@@ -43,13 +43,15 @@ def load_data(
     resize: int | None = None,
     normalize: str = "data",
     skip_bad: bool = False,
+    default_size: int = DEFAULT_SIZE,
 ) -> DataSet:
     """The data set called `name`. Raises `UsageError` for an unknown name or unusable files.
 
     With `image_size`, in pixels, networks read squares of that side: the shorter side of an image
     is resized to `resize` (default `image_size`) and the central square is cut out. `normalize`
     takes the statistics of the training split (`data`) or ImageNet's (`imagenet`). With `skip_bad`
-    corrupt images of a folder are skipped.
+    corrupt images of a folder are skipped. Photographs of several sizes are read as squares of side
+    `default_size` where no `image_size` is given.
     """
     if resize is not None and (image_size is None or resize < image_size):
         raise UsageError(
@@ -57,7 +59,7 @@ def load_data(
             "--image-size, at most as large"
         )
     shorter = resize or image_size
-    data = _load(name, shorter, skip_bad)
+    data = _load(name, _Stored(shorter, skip_bad, default_size))
     if data.task.metric != "accuracy":
         if image_size is not None or normalize != "data":
             raise UsageError(
@@ -87,19 +89,33 @@ def _statistics(
     return mean, std
 
 
-def _load(name: str, size: int | None, skip_bad: bool) -> DataSet:
-    """The data set as it is kept in memory; images of a folder are stored at most `size` large."""
+@dataclass(frozen=True)
+class _Stored:
+    """How photographs are kept: at most `size` large, by default `default_size`."""
+
+    size: int | None
+    skip_bad: bool
+    default_size: int
+
+
+def _load(name: str, stored: _Stored) -> DataSet:
+    """The data set as it is kept in memory."""
     if name == "digits":
         return load_digits()
     if name in ARCHIVES:
         return load_cifar(name)
     if name in TREES:
-        return load_fastai(name, size, skip_bad)
+        return load_fastai(name, stored.size, stored.skip_bad, stored.default_size)
     if name == "sine":
         return sine_data_set()
     kind, _, rest = name.partition(":")
     if "+" in name and not (kind == "folder" and Path(rest).is_dir()):
-        return joined([_load(part, size, skip_bad) for part in name.split("+")])
+        return joined([_load(part, stored) for part in name.split("+")])
     if kind == "folder" and rest:
-        return load_folder(rest, image_size=size, skip_bad=skip_bad)
+        return load_folder(
+            rest,
+            image_size=stored.size,
+            skip_bad=stored.skip_bad,
+            default_size=stored.default_size,
+        )
     raise UnknownNameError("data", name, data_names(), "(a folder of images is folder:DIR)")

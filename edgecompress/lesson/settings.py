@@ -43,7 +43,7 @@ class Lesson:
 
     def load(self) -> DataSet:
         """The data; sets torch's threads too."""
-        torch.set_num_threads(self.threads or machine.cores())
+        torch.set_num_threads(self.threads or machine.threads())
         return load_data(self.data, image_size=self.image_size)
 
     def begins_with(self, who: str) -> int:
@@ -106,7 +106,7 @@ class Cutting:
             output,
             lesson.seed,
             Silent(),
-            lesson.threads or machine.cores(),
+            lesson.threads or machine.threads(),
         )
         return shrinking(context, asked, model, label_loss, settings.epochs, "lesson")
 

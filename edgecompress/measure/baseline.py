@@ -159,9 +159,9 @@ def _check_conditions(baseline: Baseline, measured: Measured, protocol: Protocol
             f"this is {measured.input} by {protocol.provider}: "
             "compare models of one input on one provider"
         )
-    if baseline["batch"] != protocol.batch_size or baseline["threads"] != measured.threads:
+    if baseline["batch"] != measured.batch or baseline["threads"] != measured.threads:
         raise UsageError(
             f"baseline was measured with batch {baseline['batch']} and "
-            f"{baseline['threads']} thread(s), this is batch {protocol.batch_size} with "
+            f"{baseline['threads']} thread(s), this is batch {measured.batch} with "
             f"{measured.threads}: pass the same --batch-size and --threads"
         )

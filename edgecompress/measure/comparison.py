@@ -68,7 +68,7 @@ def judged(
 def conditions(measured: Measured, protocol: Protocol) -> Conditions:
     """The conditions of a measurement: batch, threads, provider, input, machine, versions."""
     return {
-        "batch": protocol.batch_size,
+        "batch": measured.batch,
         "threads": measured.threads,
         "provider": protocol.provider,
         "input": measured.input,

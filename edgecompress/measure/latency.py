@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from edgecompress.measure.runtime import Array, Runtime
+from edgecompress.measure.runtime import Feeds, Runtime, Shapes
 
 TURN = 10
 """Runs of a model that are timed in a row."""
@@ -55,22 +55,22 @@ class Latency:
         }
 
 
-def timed(runtime: Runtime, batch: Array) -> float:
-    """Milliseconds of one run on `batch` `(N, C, H, W)`."""
+def timed(runtime: Runtime, feeds: Feeds) -> float:
+    """Milliseconds of one run on `feeds`."""
     start = time.perf_counter_ns()
-    runtime.run(batch)
+    runtime.execute(feeds)
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def warm_up(runtime: Runtime, batch: Array, limit_s: float = 3.0) -> int:
-    """Run on `batch` `(N, C, H, W)` until the medians of two blocks of 5 runs differ by less than
+def warm_up(runtime: Runtime, feeds: Feeds, limit_s: float = 3.0) -> int:
+    """Run on `feeds` until the medians of two blocks of 5 runs differ by less than
     5 %, or for `limit_s` seconds. Returns the number of runs.
     """
     start = time.perf_counter()
     runs = 0
     previous = 0.0
     while True:
-        median = float(np.median([timed(runtime, batch) for _ in range(5)]))
+        median = float(np.median([timed(runtime, feeds) for _ in range(5)]))
         runs += 5
         is_stable = abs(median - previous) <= 0.05 * previous
         if is_stable or time.perf_counter() - start > limit_s:
@@ -78,8 +78,8 @@ def warm_up(runtime: Runtime, batch: Array, limit_s: float = 3.0) -> int:
         previous = median
 
 
-def settle(runtime: Runtime, batch: Array) -> None:
-    """Run on `batch` `(N, C, H, W)`, uncounted, until the model that ran before no longer
+def settle(runtime: Runtime, feeds: Feeds) -> None:
+    """Run on `feeds`, uncounted, until the model that ran before no longer
     disturbs.
     """
     start = time.perf_counter()
@@ -87,40 +87,42 @@ def settle(runtime: Runtime, batch: Array) -> None:
     while runs < UNCOUNTED or (
         runtime.threads > 1 and 1e3 * (time.perf_counter() - start) < SPIN_MS
     ):
-        runtime.run(batch)
+        runtime.execute(feeds)
         runs += 1
 
 
 def measure(
     runtimes: list[Runtime],
     *,
-    batch_size: int = 1,
+    batch_size: int | None = 1,
     samples: int = 200,
     limit_s: float = 5.0,
     seed: int = 0,
+    shapes: Shapes | None = None,
 ) -> list[Latency]:
     """Latency of each model, measured in turns of `TURN` runs, so that a drift of the machine
     affects all alike.
 
     The first runs of a turn are left out (`settle`): another model has emptied the caches, and its
     threads still spin. At least 20 samples each; then up to `samples`, or until `limit_s` seconds
-    per model are over. Inputs are standard normal.
+    per model are over. Inputs are random (`Runtime.random_feeds`); `batch_size` None takes the
+    file's own, else 1.
     """
     generator = np.random.default_rng(seed)
-    inputs = [runtime.random_batch(batch_size, generator) for runtime in runtimes]
+    inputs = [runtime.random_feeds(batch_size, generator, shapes) for runtime in runtimes]
     pairs = list(zip(runtimes, inputs, strict=True))
-    warmup_runs = [warm_up(runtime, batch) for runtime, batch in pairs]
+    warmup_runs = [warm_up(runtime, feeds) for runtime, feeds in pairs]
     taken: list[list[float]] = [[] for _ in runtimes]
     start = time.perf_counter()
     while len(taken[0]) < samples:
         is_late = time.perf_counter() - start > limit_s * len(runtimes)
         if is_late and len(taken[0]) >= LEAST_SAMPLES:
             break
-        for (runtime, batch), times in zip(pairs, taken, strict=True):
+        for (runtime, feeds), times in zip(pairs, taken, strict=True):
             if len(runtimes) > 1:
-                settle(runtime, batch)
-            times += [timed(runtime, batch) for _ in range(TURN)]
+                settle(runtime, feeds)
+            times += [timed(runtime, feeds) for _ in range(TURN)]
     return [
-        Latency(tuple(times), batch_size, runtime.threads, runs)
+        Latency(tuple(times), batch_size or runtime.batch or 1, runtime.threads, runs)
         for times, runtime, runs in zip(taken, runtimes, warmup_runs, strict=True)
     ]

@@ -92,6 +92,14 @@ def cores() -> int:
     return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
+def threads() -> int:
+    """Threads to compute on where a user names none: `cores`, or `OMP_NUM_THREADS` where that is
+    less. torchrun sets it, so that the processes of one machine share its cores.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(cores(), int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores()
+
+
 def _cgroup_quota() -> float | None:
     """Cores granted by cgroup v2 or v1, or None when unlimited."""
     try:

@@ -29,6 +29,13 @@ PROCESSES = 5
 LOOKS = (10, 20)
 BLOCKS = 30
 BLOCK_MS = 4.0
+_RUN = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+)
+"""Runs a module as `python -m` does, without the working folder among the places of modules: a
+user's own `onnx.py` there must not be taken for the package.
+"""
 _ERRORS: dict[int, type[EdgecompressError]] = {2: UsageError, 4: EnvironmentMissingError}
 
 
@@ -39,13 +46,14 @@ class Protocol:
     """
 
     threads: int | None = None
-    batch_size: int = 1
+    batch_size: int | None = None
     provider: str = "CPUExecutionProvider"
     processes: int = PROCESSES
     looks: tuple[int, ...] = LOOKS
     blocks: int = BLOCKS
     block_ms: float = BLOCK_MS
     seed: int = 0
+    shapes: dict[str, list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Measured:
     threads: int
     reference_ms: float
     input: str = ""
+    batch: int = 1
 
     def blocks_of(self, model: int) -> list[Array]:
         """The blocks of one model `(blocks,)`, by process."""
@@ -92,6 +101,7 @@ def measure(models: Sequence[Path], protocol: Protocol, processes: int, first: i
         threads=int(answers[0]["threads"]),
         reference_ms=float(np.median([answer["reference_ms"] for answer in answers])),
         input=str(answers[0]["input"]),
+        batch=int(answers[0]["batch"]),
     )
 
 
@@ -105,11 +115,12 @@ def _timings(models: Sequence[Path], protocol: Protocol, number: int) -> Timings
         block_ms=protocol.block_ms,
         seed=protocol.seed,
         swap=number % 2,
+        shapes=protocol.shapes,
     )
     return cast(Timings, _answer("edgecompress.measure.worker", request, models[0]))
 
 
-def profile(model: Path, protocol: Protocol, batches: Sequence[int]) -> Profile:
+def profile(model: Path, protocol: Protocol, batches: Sequence[int | None]) -> Profile:
     """Cold start, peak memory, latency by batch size, and the share of the machine's ceiling; see
     `measure.profile`.
     """
@@ -119,6 +130,7 @@ def profile(model: Path, protocol: Protocol, batches: Sequence[int]) -> Profile:
         provider=protocol.provider,
         batches=tuple(batches),
         seed=protocol.seed,
+        shapes=protocol.shapes,
     )
     return cast(Profile, _answer("edgecompress.measure.profile", request, model))
 
@@ -126,7 +138,7 @@ def profile(model: Path, protocol: Protocol, batches: Sequence[int]) -> Profile:
 def _answer(module: str, request: TimingRequest | ProfileRequest, model: Path) -> object:
     """The answer of `python -m module`, a fresh process. Raises the error that it reports."""
     done = subprocess.run(
-        [sys.executable, "-m", module],
+        [sys.executable, "-c", _RUN, module],
         input=json.dumps(asdict(request)),
         capture_output=True,
         text=True,
@@ -154,4 +166,5 @@ def merged(first: Measured, second: Measured) -> Measured:
         threads=first.threads,
         reference_ms=(first.reference_ms + second.reference_ms) / 2,
         input=first.input,
+        batch=first.batch,
     )

@@ -19,7 +19,7 @@ import onnx
 from edgecompress.errors import EdgecompressError
 from edgecompress.measure import latency, machine, products, runtime
 from edgecompress.measure.requests import BatchRow, Failure, Profile, ProfileRequest
-from edgecompress.measure.runtime import Runtime
+from edgecompress.measure.runtime import Feeds, Runtime
 
 SIDE = 768
 """Rows and columns of the matrix products that measure the ceiling."""
@@ -124,8 +124,9 @@ def work(request: ProfileRequest) -> Profile:
     start = time.perf_counter()
     loaded = runtime.load(path, threads=request.threads, provider=request.provider)
     load_s = time.perf_counter() - start
-    first_s = _first_run_s(loaded, request.seed)
-    rows = [_batch_row(loaded, size, request.seed) for size in request.batches]
+    generator = np.random.default_rng(request.seed)
+    first_s = _first_run_s(loaded, loaded.random_feeds(None, generator, request.shapes))
+    rows = [_batch_row(loaded, size, request) for size in request.batches]
     peak = machine.own_peak_rss_bytes()
 
     count = macs(path)
@@ -150,15 +151,22 @@ def work(request: ProfileRequest) -> Profile:
     }
 
 
-def _first_run_s(loaded: Runtime, seed: int) -> float:
-    generator = np.random.default_rng(seed)
+def _first_run_s(loaded: Runtime, feeds: Feeds) -> float:
     start = time.perf_counter()
-    loaded.run(loaded.random_batch(loaded.batch or 1, generator))
+    loaded.execute(feeds)
     return time.perf_counter() - start
 
 
-def _batch_row(loaded: Runtime, size: int, seed: int) -> BatchRow:
-    (taken,) = latency.measure([loaded], batch_size=size, samples=100, limit_s=1.0, seed=seed)
+def _batch_row(loaded: Runtime, size: int | None, request: ProfileRequest) -> BatchRow:
+    (taken,) = latency.measure(
+        [loaded],
+        batch_size=size,
+        samples=100,
+        limit_s=1.0,
+        seed=request.seed,
+        shapes=request.shapes,
+    )
+    size = taken.batch
     percentiles = taken.summary()
     return {
         "batch": size,

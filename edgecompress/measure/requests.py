@@ -9,17 +9,19 @@ from typing import TypedDict
 @dataclass(frozen=True)
 class TimingRequest:
     """Time one or two `models` (paths) in `blocks`, whose runs of a model take about `block_ms`;
-    `swap` (0 or 1) reverses their order.
+    `swap` (0 or 1) reverses their order; `shapes` are complete shapes of inputs. `batch_size` None
+    takes the files' own, else 1.
     """
 
     models: tuple[str, ...]
     threads: int | None
     provider: str
-    batch_size: int
+    batch_size: int | None
     blocks: int
     block_ms: float
     seed: int
     swap: int
+    shapes: dict[str, list[int]] | None = None
 
 
 class Timings(TypedDict):
@@ -31,6 +33,7 @@ class Timings(TypedDict):
     threads: int
     reference_ms: float
     input: str
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class ProfileRequest:
     model: str
     threads: int | None
     provider: str
-    batches: tuple[int, ...]
+    batches: tuple[int | None, ...]
     seed: int
+    shapes: dict[str, list[int]] | None = None
 
 
 class FileRow(TypedDict):

@@ -4,99 +4,209 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from edgecompress.errors import EnvironmentMissingError, UsageError
-from edgecompress.measure.machine import cores
+from edgecompress.measure import machine
 
 Array = NDArray[Any]
 CPU = "CPUExecutionProvider"
 METADATA_PREFIX = "edgecompress."
-_INPUT_TYPES = ("tensor(float)", "tensor(uint8)")
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(uint16)": np.uint16,
+    "tensor(int16)": np.int16,
+    "tensor(uint32)": np.uint32,
+    "tensor(int32)": np.int32,
+    "tensor(uint64)": np.uint64,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+"""Types of the inputs that are filled with random values."""
+Feeds = dict[str, Array]
+"""An array for each input of a model, by name."""
+Shapes = Mapping[str, Sequence[int]]
+"""Complete shapes (batch first) that a user gave to inputs, by name."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a model: its sizes, 0 where they are free, batch first."""
+
+    name: str
+    type: str
+    sizes: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """`(3, 32, 32)`, without the batch; with its type unless that is float32."""
+        kind = self.type.removeprefix("tensor(").removesuffix(")")
+        return f"{'' if kind == 'float' else kind + ' '}{self.sizes[1:]}"
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A loaded model with one input: its session, the input's name and shape (without batch; 0
-    where it is free), and our metadata.
-
-    `batch` is the only batch size that it accepts, None for any.
-    """
+    """A loaded model: its session, its inputs, and our metadata."""
 
     path: Path
     session: ort.InferenceSession
-    input_name: str
-    input_shape: tuple[int, ...]
+    inputs: tuple[Input, ...]
     metadata: dict[str, Any]
     threads: int
-    input_type: str = "tensor(float)"
-    batch: int | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the first input without batch; 0 where it is free."""
+        return self.inputs[0].sizes[1:]
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that it accepts, None for any."""
+        sizes = {one.sizes[0] for one in self.inputs if one.sizes and one.sizes[0]}
+        return max(sizes, default=None)
 
     @property
     def reads_pixels(self) -> bool:
         """True if it reads decoded images, uint8 `(N, height, width, C)`."""
-        return self.input_type == "tensor(uint8)"
+        return self.inputs[0].type == "tensor(uint8)"
 
-    def random_batch(self, size: int, generator: np.random.Generator) -> Array:
-        """Inputs for timing, `(size, ...)`: standard normal, or random pixels of the size that the
-        network reads.
+    def described(self) -> str:
+        """All inputs in one line."""
+        return " and ".join(one.text for one in self.inputs)
 
-        Raises `UsageError` where the input shape is free and the metadata have none.
+    def random_feeds(
+        self, size: int | None, generator: np.random.Generator, shapes: Shapes | None = None
+    ) -> Feeds:
+        """Inputs for timing in batches of `size` (None: 1, or the file's own): standard normal,
+        random pixels, or for other integers 0 and 1.
+
+        `shapes` are those that a user gave. Raises `UsageError`, which names the option, where a
+        size is free and nothing says what it is, and for a batch that the file does not accept.
         """
-        if self.reads_pixels:
-            channels, height, width = self.metadata.get("image_shape") or (0, 0, 0)
-            pixels = self.input_shape if 0 not in self.input_shape else (height, width, channels)
-            if 0 in pixels:
-                raise UsageError(self._any_size("images"))
-            return generator.integers(0, 256, (size, *pixels), dtype=np.uint8)
-        shape = self.input_shape
-        if 0 in shape:
-            shape = tuple(self.metadata.get("image_shape") or ())
-            if len(shape) != len(self.input_shape):
-                raise UsageError(self._any_size("inputs"))
-        return generator.standard_normal((size, *shape), dtype=np.float32)
+        unknown = set(shapes or {}) - {one.name for one in self.inputs}
+        if unknown:
+            raise UsageError(
+                f"--shape {min(unknown)}: '{self.path.name}' has no such input: it has "
+                f"{', '.join(one.name for one in self.inputs)}"
+            )
+        own = self.batch
+        if size is not None and own is not None and size != own:
+            raise UsageError(
+                f"--batch-size {size}: '{self.path.name}' takes batches of {own} only: give "
+                f"--batch-size {own}, or export it with a free batch"
+            )
+        count = size or own or 1
+        return {
+            one.name: _random(one, self._sizes(one, count, shapes or {}), generator)
+            for one in self.inputs
+        }
 
-    def _any_size(self, what: str) -> str:
-        return (
-            f"'{self.path.name}' reads {what} of any size {self.input_shape}: export it with a "
-            "fixed one to time it"
+    def _sizes(self, one: Input, count: int, shapes: Shapes) -> tuple[int, ...]:
+        """The complete shape of an input."""
+        if one.name in shapes:
+            return self._asked(one, tuple(shapes[one.name]))
+        if not one.sizes:
+            return ()
+        sizes = (one.sizes[0] or count, *one.sizes[1:])
+        if 0 not in sizes:
+            return sizes
+        known = tuple(self.metadata.get("image_shape") or ())
+        if len(known) == 3 and one.type == "tensor(uint8)":
+            known = (*known[1:], known[0])
+        if len(known) != len(one.sizes) - 1:
+            shown = ", ".join(str(size) if size else "free" for size in one.sizes)
+            example = "x".join(str(size or 224) for size in sizes)
+            raise UsageError(
+                f"'{self.path.name}' reads '{one.name}' of shape ({shown}): say its sizes, e.g. "
+                f"--shape {one.name}={example}"
+            )
+        return (sizes[0], *known)
+
+    def _asked(self, one: Input, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        fits = len(sizes) == len(one.sizes) and all(
+            own in (0, size) for own, size in zip(one.sizes, sizes, strict=True)
         )
+        if not fits:
+            raise UsageError(
+                f"--shape {one.name}={'x'.join(map(str, sizes))}: '{self.path.name}' reads "
+                f"{one.sizes} there (0 is free)"
+            )
+        return sizes
+
+    def execute(self, feeds: Feeds) -> list[object]:
+        """All outputs, as ONNX Runtime returns them, unchecked: what is timed."""
+        try:
+            outputs: list[object] = self.session.run(None, feeds)
+        except Exception as error:  # onnxruntime raises its own undocumented classes
+            shapes = " and ".join(str(value.shape) for value in feeds.values())
+            raise UsageError(
+                f"'{self.path.name}' cannot run on inputs {shapes}: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from error
+        return outputs
 
     def run(self, batch: Array) -> Array:
         """Outputs `(N, K)` for a `batch` `(N, C, H, W)` float32, or uint8 `(N, height, width, C)`.
 
-        Raises `UsageError` for any other shape, for a first output that is not numeric, and for NaN
-        or infinities in any further output.
+        Raises `UsageError` for any other shape, for a model of several inputs, for a first output
+        that is not numeric, and for NaN or infinities in any further output.
         """
         self._check_input(batch)
-        try:
-            outputs = self.session.run(None, {self.input_name: batch})
-        except Exception as error:  # onnxruntime raises its own undocumented classes
-            raise UsageError(
-                f"'{self.path.name}' cannot run on inputs {batch.shape}: "
-                f"{' '.join(str(error).split())[:300]}"
-            ) from error
-        output: Array = outputs[0]
+        outputs = self.execute({self.inputs[0].name: batch})
+        output = outputs[0]
         if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiu":
             raise UsageError(
                 f"'{self.path.name}' gives no numbers as its first output: export the part "
                 "that does"
             )
-        if not all(_is_finite(extra) for extra in outputs[1:]):
-            raise UsageError(
-                f"'{self.path.name}' gives NaN or infinite values in another output: "
-                "export it again"
-            )
+        if not all(is_finite(extra) for extra in outputs[1:]):
+            raise self._not_finite({self.inputs[0].name: batch})
         return output
 
+    def run_finite(self, batch: Array) -> Array:
+        """`run`, and `UsageError` that names the first layer with NaN or infinite values."""
+        output = self.run(batch)
+        if not is_finite(output):
+            raise self._not_finite({self.inputs[0].name: batch})
+        return output
+
+    def check_finite(self, feeds: Feeds) -> None:
+        """Raises `UsageError` where an output for `feeds` has NaN or infinite values."""
+        if not all(is_finite(output) for output in self.execute(feeds)):
+            raise self._not_finite(feeds)
+
+    def _not_finite(self, feeds: Feeds) -> UsageError:
+        from edgecompress.measure.finite import first_not_finite
+
+        layer = first_not_finite(self.path, feeds)
+        where = "" if layer is None else f", first at {layer}"
+        return UsageError(
+            f"'{self.path.name}' gives NaN or infinite outputs{where}: they mean nothing; train "
+            "or export it again"
+        )
+
     def _check_input(self, batch: Array) -> None:
+        if len(self.inputs) != 1:
+            raise UsageError(
+                f"'{self.path.name}' has {len(self.inputs)} inputs: one that reads images is needed"
+            )
+        if batch.dtype != DTYPES.get(self.inputs[0].type):
+            raise UsageError(
+                f"'{self.path.name}' reads {self.inputs[0].type}, not {batch.dtype}: float32 "
+                "tensors, or uint8 images, are supported"
+            )
         fits = len(batch.shape) == len(self.input_shape) + 1 and all(
             expected in (0, size)
             for size, expected in zip(batch.shape[1:], self.input_shape, strict=True)
@@ -112,12 +222,28 @@ class Runtime:
                 "only: export it with a free batch"
             )
 
-    def run_all(self, batches: Iterable[Array]) -> Array:
-        """Outputs `(N, K)` of all batches `(n, C, H, W)`, concatenated."""
-        return np.concatenate([self.run(batch) for batch in batches])
+    def run_all(self, batches: Iterable[Array], *, finite: bool = False) -> Array:
+        """Outputs `(N, K)` of all batches `(n, C, H, W)`, concatenated; `finite` checks them."""
+        run = self.run_finite if finite else self.run
+        return np.concatenate([run(batch) for batch in batches])
 
 
-def _is_finite(output: object) -> bool:
+def _random(one: Input, sizes: tuple[int, ...], generator: np.random.Generator) -> Array:
+    """Random values of the type of an input."""
+    dtype = DTYPES.get(one.type)
+    if dtype is None:
+        raise UsageError(
+            f"input '{one.name}' is of type {one.type}: numbers are needed to measure a model"
+        )
+    kind = np.dtype(dtype).kind
+    if kind == "f":
+        return generator.standard_normal(sizes, dtype=np.float32).astype(dtype, copy=False)
+    if dtype is np.uint8:
+        return generator.integers(0, 256, sizes, dtype=np.uint8)
+    return np.asarray(generator.integers(0, 2, sizes)).astype(dtype)
+
+
+def is_finite(output: object) -> bool:
     """True for everything but float arrays with NaN or infinities."""
     if not isinstance(output, np.ndarray) or output.dtype.kind != "f":
         return True
@@ -125,33 +251,23 @@ def _is_finite(output: object) -> bool:
 
 
 def load(path: Path, *, threads: int | None = None, provider: str = CPU) -> Runtime:
-    """The model at `path`, ready to run on `threads` threads (default: the cores that we may use).
+    """The model at `path`, ready to run on `threads` threads (default: `machine.threads`).
 
-    Raises `UsageError` for a file that is not an ONNX model or has several inputs,
+    Raises `UsageError` for a file that is not an ONNX model or has no input,
     `EnvironmentMissingError` for a missing provider.
     """
     if not path.is_file():
         raise UsageError(f"model '{path}' does not exist: give an .onnx file")
-    threads = threads or cores()
+    threads = threads or machine.threads()
     session = _session(path, threads, provider)
-    inputs = session.get_inputs()
-    if len(inputs) != 1:
-        raise UsageError(f"'{path}' has {len(inputs)} inputs: models with one input are supported")
-    if inputs[0].type not in _INPUT_TYPES:
-        raise UsageError(
-            f"'{path}' reads {inputs[0].type}: float32 tensors, or uint8 images, are supported"
-        )
-    batch, *rest = inputs[0].shape or [None]
-    return Runtime(
-        path=path,
-        session=session,
-        input_name=inputs[0].name,
-        input_shape=tuple(size if isinstance(size, int) else 0 for size in rest),
-        metadata=_metadata(session.get_modelmeta().custom_metadata_map),
-        threads=threads,
-        input_type=inputs[0].type,
-        batch=batch if isinstance(batch, int) else None,
+    inputs = tuple(
+        Input(one.name, one.type, tuple(n if isinstance(n, int) else 0 for n in one.shape))
+        for one in session.get_inputs()
     )
+    if not inputs:
+        raise UsageError(f"'{path}' has no input: a model that reads something is needed")
+    metadata = _metadata(session.get_modelmeta().custom_metadata_map)
+    return Runtime(path, session, inputs, metadata, threads)
 
 
 def _session(path: Path, threads: int, provider: str) -> ort.InferenceSession:
@@ -233,33 +349,36 @@ def fused_graph(path: Path) -> Any:
 
 
 def file_bytes(path: Path) -> int:
-    """Bytes on disk of an ONNX file, external data included."""
+    """Bytes on disk of an ONNX file with all files that it needs: external data of tensors,
+    wherever they stand (initializers, attributes, subgraphs, functions), and compiled contexts.
+    """
+    return path.stat().st_size + sum(
+        (path.parent / name).stat().st_size for name in sorted(external_files(path))
+    )
+
+
+def external_files(path: Path) -> set[str]:
+    """The files, relative to its own folder, that the ONNX file at `path` needs."""
     import onnx
 
     proto = onnx.load(str(path), load_external_data=False)
-    external = {
-        entry.value
-        for tensor in proto.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return path.stat().st_size + sum((path.parent / str(name)).stat().st_size for name in external)
+    found: set[str] = set()
 
+    def look(message: Message) -> None:
+        if isinstance(message, onnx.TensorProto):
+            if message.data_location == onnx.TensorProto.EXTERNAL:
+                found.update(e.value for e in message.external_data if e.key == "location")
+            return
+        if isinstance(message, onnx.NodeProto) and message.op_type == "EPContext":
+            values = {a.name: a for a in message.attribute}
+            if "embed_mode" in values and not values["embed_mode"].i:
+                found.add(values["ep_cache_context"].s.decode())
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                repeated = not isinstance(value, Message)
+                for inner in value if repeated else [value]:
+                    if isinstance(inner, Message):
+                        look(inner)
 
-def accuracy(logits: Array, labels: Array) -> float:
-    """Share 0..1 of rows of `logits` `(N, K)` whose largest entry is at the label `(N,)`.
-
-    Raises `UsageError` for logits that are not finite.
-    """
-    check_finite(logits)
-    return float((logits.argmax(1) == labels).mean())
-
-
-def check_finite(outputs: Array) -> Array:
-    """`outputs` `(N, ...)`, if finite. Raises `UsageError` if not."""
-    if not np.isfinite(outputs).all():
-        raise UsageError(
-            "the model gives NaN or infinite outputs, which mean nothing: export it again"
-        )
-    return outputs
+    look(proto)
+    return found

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,35 +21,35 @@ import numpy as np
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure import latency, products, runtime
 from edgecompress.measure.requests import Failure, TimingRequest, Timings
-from edgecompress.measure.runtime import Array, Runtime
+from edgecompress.measure.runtime import Feeds, Runtime
 
 
-def timed_runs(loaded: Runtime, batch: Array, count: int) -> list[float]:
-    """Milliseconds of `count` single runs on `batch` `(N, C, H, W)`."""
-    return [latency.timed(loaded, batch) for _ in range(count)]
+def timed_runs(loaded: Runtime, feeds: Feeds, count: int) -> list[float]:
+    """Milliseconds of `count` single runs on `feeds`."""
+    return [latency.timed(loaded, feeds) for _ in range(count)]
 
 
-def check_outputs(loaded: Runtime, batch: Array) -> None:
-    """Raises `UsageError` when the model's outputs for `batch` `(N, C, H, W)` are not finite."""
-    if not np.isfinite(loaded.run(batch)).all():
-        raise UsageError(
-            f"'{loaded.path}' gives NaN or infinite outputs: its latency means nothing; "
-            "export it again"
-        )
+@dataclass(frozen=True)
+class _Side:
+    """A model and its inputs."""
+
+    loaded: Runtime
+    feeds: Feeds
 
 
 def work(request: TimingRequest) -> Timings:
     """Load the models, warm them up, and time them."""
     models = _load(request)
-    shapes = {f"{'uint8 ' if model.reads_pixels else ''}{model.input_shape}" for model in models}
-    if len(shapes) > 1:
+    described = {model.described() for model in models}
+    if len(described) > 1:
         raise UsageError(
-            f"the models read different inputs ({' and '.join(sorted(shapes))}): compare "
+            f"the models read different inputs ({' and '.join(sorted(described))}): compare "
             "models of one input"
         )
-    batch = models[0].random_batch(request.batch_size, np.random.default_rng(request.seed))
-    count = min(_runs_per_block(model, batch, request.block_ms) for model in models)
-    samples, blocks = _time_blocks(models, batch, count, request)
+    batch = request.batch_size or models[0].batch
+    sides = [_Side(model, _feeds(model, batch, request)) for model in models]
+    count = min(_runs_per_block(side, request.block_ms) for side in sides)
+    samples, blocks = _time_blocks(sides, count, request)
     # threads of the last model still spin
     time.sleep(latency.SPIN_MS / 1e3)
     return {
@@ -57,8 +58,17 @@ def work(request: TimingRequest) -> Timings:
         "runs": count,
         "threads": models[0].threads,
         "reference_ms": products.reference_ms(models[0].threads),
-        "input": shapes.pop(),
+        "input": described.pop(),
+        "batch": batch or 1,
     }
+
+
+def _feeds(model: Runtime, batch: int | None, request: TimingRequest) -> Feeds:
+    """The same values for each model. Raises `UsageError` for outputs that are not finite."""
+    generator = np.random.default_rng(request.seed)
+    feeds = model.random_feeds(batch, generator, request.shapes)
+    model.check_finite(feeds)
+    return feeds
 
 
 def _load(request: TimingRequest) -> list[Runtime]:
@@ -75,16 +85,15 @@ def _load(request: TimingRequest) -> list[Runtime]:
     return [loaded[place] for place in order]
 
 
-def _runs_per_block(model: Runtime, batch: Array, block_ms: float) -> int:
+def _runs_per_block(side: _Side, block_ms: float) -> int:
     """Runs that take about `block_ms`, after a warm-up."""
-    check_outputs(model, batch)
-    latency.warm_up(model, batch)
-    run_ms = float(np.median(timed_runs(model, batch, 5)))
+    latency.warm_up(side.loaded, side.feeds)
+    run_ms = float(np.median(timed_runs(side.loaded, side.feeds, 5)))
     return max(1, round(block_ms / max(1e-3, run_ms)))
 
 
 def _time_blocks(
-    models: Sequence[Runtime], batch: Array, count: int, request: TimingRequest
+    models: Sequence[_Side], count: int, request: TimingRequest
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Milliseconds: of single runs by model, and of a run by block and model."""
     samples = [list[float]() for _ in models]
@@ -97,9 +106,9 @@ def _time_blocks(
         means = [0.0] * len(models)
         for side in (*sides, *reversed(sides)):
             if side != last:
-                latency.settle(models[side], batch)
+                latency.settle(models[side].loaded, models[side].feeds)
             last = side
-            taken = timed_runs(models[side], batch, count)
+            taken = timed_runs(models[side].loaded, models[side].feeds, count)
             samples[side] += taken
             means[side] += sum(taken) / (2 * count)
         blocks.append(means)

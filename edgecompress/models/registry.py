@@ -87,6 +87,40 @@ def build(source: ModelSource) -> nn.Module:
     return _from_torchvision(rest or name, source)
 
 
+SMALL_IMAGES = 32
+"""Side of the images of the CIFAR family, the students and LeNet."""
+IMAGENET_IMAGES = 224
+INCEPTION_IMAGES = 299
+
+
+def default_image_size(name: str) -> int:
+    """Side in pixels of the images that the network called `name` is made for: 32 for networks of
+    small images, what timm's configuration says, else ImageNet's 224 (also for the user's own).
+    """
+    if name == "mlp" or (name in _OWN and name != "vgg16-nobias"):
+        return SMALL_IMAGES
+    prefix, _, rest = name.partition(":")
+    if prefix == "timm":
+        return _timm_image_size(rest)
+    return INCEPTION_IMAGES if (rest or name) == "inception_v3" else IMAGENET_IMAGES
+
+
+def _timm_image_size(name: str) -> int:
+    known = _timm(name).models.get_pretrained_cfg(name, allow_unregistered=True)
+    return int(known.input_size[-1]) if known is not None else IMAGENET_IMAGES
+
+
+def _timm(name: str) -> ModuleType:
+    """The package timm, which the model `name` needs. Raises `EnvironmentMissingError` without."""
+    torchvision()  # timm imports it, which fails beside a CPU build of torch unless it was mended
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise EnvironmentMissingError(
+            f"model 'timm:{name}' needs timm: run pip install 'edgecompress[zoo]'"
+        ) from error
+
+
 def _from_torchvision(name: str, source: ModelSource) -> nn.Module:
     if name not in _torchvision_names():
         raise UnknownNameError("model", name, model_names())
@@ -107,12 +141,7 @@ def _from_torchvision(name: str, source: ModelSource) -> nn.Module:
 
 
 def _from_timm(name: str, source: ModelSource) -> nn.Module:
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise EnvironmentMissingError(
-            f"model 'timm:{name}' needs timm: run pip install 'edgecompress[zoo]'"
-        ) from error
+    timm = _timm(name)
     if name not in timm.list_models():
         raise UnknownNameError("model", f"timm:{name}", [f"timm:{n}" for n in timm.list_models()])
     model = timm.create_model(

@@ -139,7 +139,7 @@ class RunSettings(Strict):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """CPU threads; default: all cores."""
+    """CPU threads; default: all cores, or OMP_NUM_THREADS."""
     image_size: Annotated[int, Field(ge=8)] | None = None
     """Side of the square images that the network reads; default: as they are."""
     resize: Annotated[int, Field(ge=8)] | None = None

@@ -44,8 +44,10 @@ def as_trained(paths: list[Path], recipe: RunSettings, data: DataSet) -> DataSet
             "differently: train them alike, e.g. all with "
             "--normalize imagenet"
         )
-    asked = recipe.image_size is not None or recipe.resize is not None or recipe.normalize != "data"
-    if asked and wanted != data.preprocess:
+    size_asked = recipe.image_size is not None or recipe.resize is not None
+    other_size = (wanted.resize, wanted.crop) != (data.preprocess.resize, data.preprocess.crop)
+    other_values = (wanted.mean, wanted.std) != (data.preprocess.mean, data.preprocess.std)
+    if (size_asked and other_size) or (recipe.normalize != "data" and other_values):
         raise UsageError(
             f"checkpoint '{paths[0]}' was trained on images read as {wanted.as_dict()}, the "
             f"options ask for {data.preprocess.as_dict()}: "

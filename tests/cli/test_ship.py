@@ -184,9 +184,13 @@ def test_what_says_nothing_is_refused(trained: Path, digits_folder: Path, tmp_pa
     assert "has learned the classes of digits (demo) ('0')" in line
     assert "('c0'): give the --data that it was trained on" in line
     assert run("export", trained, "-o", "e", cwd=tmp_path).returncode == 0
-    deep = Image.fromarray((load_digits().images[0] * 4000).astype(np.uint16))
-    deep.save(tmp_path / "deep.png")
-    assert "more than 8 bits a pixel" in refused("predict", "e/model-fp32.onnx", "deep.png")
+    grey = load_digits().images[0] / 16
+    Image.fromarray((grey * 65535).round().astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray((grey * 255).round().astype(np.uint8)).save(tmp_path / "usual.png")
+    deep, usual = json.loads(
+        run("predict", "e", "deep.png", "usual.png", "--json", cwd=tmp_path).stdout
+    )["predictions"]
+    assert (deep["label"], deep["probability"]) == (usual["label"], usual["probability"])
     assert "--image-size is about --data" in refused(
         "predict", "e/model-fp32.onnx", "deep.png", "--image-size", 64
     )
@@ -213,6 +217,8 @@ def test_a_folder_gives_an_accuracy(trained: Path, tmp_path: Path) -> None:
     assert run("predict", "e/model-fp32.onnx", "photos", cwd=tmp_path).stdout.startswith(
         f"accuracy {right / 40:.4f} on 40 images"
     )
+    (tmp_path / "photos" / "0" / "new.HEIC").write_bytes(b"0")
+    assert "not read: 1 .HEIC" in run("predict", "e", "photos", cwd=tmp_path).stderr
     (tmp_path / "photos" / "cat").mkdir()
     assert "class 'cat'" in one_line(run("predict", "e/model-fp32.onnx", "photos", cwd=tmp_path), 2)
     (tmp_path / "empty").mkdir()
@@ -245,3 +251,54 @@ def test_bench_says_how_far_the_ceiling_is(trained: Path, tmp_path: Path) -> Non
         cwd=tmp_path,
     )
     assert "give one size" in one_line(wrong, 2)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten images of several sizes in each of two classes, in `photos/`."""
+    generator = np.random.default_rng(0)
+    for number, label in enumerate(("dark", "light")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for count in range(10):
+            shape = (40 + count, 50, 3)
+            pixels = generator.integers(128 * number, 128 * number + 128, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{count}.png")
+    return tmp_path / "photos"
+
+
+def test_a_checkpoint_brings_data_size_and_normalisation(photos: Path, tmp_path: Path) -> None:
+    options = ("--data", "folder:photos", "--normalize", "imagenet", "--resize", 40)
+    train = run(
+        "train", "lenet5", *options, "--image-size", 36, "--epochs", 1, "-o", "t", cwd=tmp_path
+    )
+    assert train.returncode == 0, train.stderr
+    assert "14 training, 2 validation, 4 test images of 2 classes, 36x36" in train.stderr
+    for verb in ("export", "quantize", "prune", "profile"):
+        done = run(
+            verb, "t", "-o", verb, *(("--epochs", 1) if verb == "prune" else ()), cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        kept = (tmp_path / verb / "resolved.yaml").read_text()
+        assert "data: folder:photos  # checkpoint t" in kept
+        assert "image_size: 36  # checkpoint t" in kept
+        assert "resize: 40  # checkpoint t" in kept
+        assert "normalize: imagenet  # checkpoint t" in kept
+    line = one_line(run("export", "t", "-o", "e", "--image-size", 20, cwd=tmp_path), 2)
+    assert "leave --image-size, --resize and --normalize out" in line
+    photos.rename(tmp_path / "moved")
+    line = one_line(run("quantize", "t", "-o", "q", cwd=tmp_path), 2)
+    assert line.endswith("trained on 'folder:photos', which is not here: give --data folder:DIR")
+    assert run("export", "t", "--data", "folder:moved", "-o", "m", cwd=tmp_path).returncode == 0
+
+
+def test_images_of_the_training_are_named_as_such(photos: Path, tmp_path: Path) -> None:
+    options = ("--data", "folder:photos", "--epochs", 1, "-o", "t", "-q")
+    assert run("train", "lenet5", *options, cwd=tmp_path).returncode == 0
+    assert run("export", "t", "-o", "e", "-q", cwd=tmp_path).returncode == 0
+    said = run("predict", "e", "photos", cwd=tmp_path)
+    assert said.returncode == 0
+    assert "holds images that 'e/model-fp32.onnx' was trained on" in said.stderr
+    (tmp_path / "e" / "model-fp32.onnx").rename(tmp_path / "alone.onnx")
+    assert "was trained on" in run("predict", "alone.onnx", "photos", cwd=tmp_path).stderr
+    photos.rename(tmp_path / "others")
+    assert "was trained on" not in run("predict", "alone.onnx", "others", cwd=tmp_path).stderr

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edgecompress.data import fastai, load_data
-from edgecompress.errors import EnvironmentMissingError, UsageError
+from edgecompress.errors import EnvironmentMissingError
 
 
 def make_archive(folder: Path, name: str) -> Path:
@@ -54,8 +54,8 @@ def test_the_archive_is_downloaded_once_and_read(
     assert load_data(name, image_size=64).digest() == data.digest(), (
         "the second time nothing is downloaded"
     )
-    with pytest.raises(UsageError, match="--image-size"):
-        load_data(name)
+    assert load_data(name, default_size=32).image_shape == (3, 32, 32)
+    assert load_data(name).image_shape == (3, 160, 160), "no larger than what is published"
 
 
 def test_without_a_network_the_file_and_its_place_are_named(

@@ -64,11 +64,71 @@ def test_corrupt_images_are_named_counted_and_skipped_only_on_request(digits_fol
 def test_small_and_large_images_of_a_folder_become_one_size(digits_folder: Path) -> None:
     path = next((digits_folder / "class0").iterdir())
     Image.open(path).resize((50, 80)).save(path)
-    with pytest.raises(UsageError, match="different sizes"):
-        load_data(f"folder:{digits_folder}")
+    default = load_data(f"folder:{digits_folder}", default_size=24)
+    assert default.image_shape == (3, 24, 24)
+    assert default.notes == (
+        "images of 2 sizes, 32x32 to 50x80 are read as 24x24: --image-size for another",
+    )
     data = load_data(f"folder:{digits_folder}", image_size=40)
     assert data.image_shape == (3, 40, 40)
     assert len(data.train) + len(data.validation) + len(data.test) == 36
+
+
+def test_large_images_of_one_size_are_read_at_the_default_size(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(10):
+            Image.new("RGB", (160, 120)).save(tmp_path / label / f"{number}.png")
+    assert load_data(f"folder:{tmp_path}").image_shape == (3, 120, 160)
+    for path in tmp_path.rglob("*.png"):
+        Image.new("RGB", (1600, 1200)).save(path)
+    data = load_data(f"folder:{tmp_path}", default_size=64)
+    assert data.image_shape == (3, 64, 64)
+    assert "1600x1200 are read as 64x64" in data.notes[0]
+
+
+def test_three_splits_on_disk_are_the_three_splits(digits_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "split"
+    for name in ("train", "valid", "test"):
+        shutil.copytree(digits_folder, root / name)
+    for path in (root / "valid").rglob("*1.png"):
+        path.unlink()
+    data = load_data(f"folder:{root}")
+    held_out = len(list((root / "valid").rglob("*.png")))
+    assert data.sizes() == {"training": 36, "validation": held_out, "test": 36}
+    assert data.notes == ()
+    assert data.summary() == (
+        f"36 training, {held_out} validation, 36 test images of 3 classes, 32x32"
+    )
+
+
+def test_with_two_splits_on_disk_it_is_said_which_is_the_test_split(
+    digits_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits_folder, tmp_path / "split" / "train")
+    shutil.copytree(digits_folder, tmp_path / "split" / "val")
+    (note,) = load_data(f"folder:{tmp_path / 'split'}").notes
+    assert note == "val/ is the test split; a tenth of train/ is for validation"
+
+
+def test_files_that_are_no_images_are_counted(digits_folder: Path) -> None:
+    (digits_folder / "class0" / "x.HEIC").write_bytes(b"0")
+    (digits_folder / "class1" / "y.HEIC").write_bytes(b"0")
+    (digits_folder / "class1" / "notes.txt").write_text("1")
+    (digits_folder / "class1" / ".hidden").write_text("1")
+    (note,) = load_data(f"folder:{digits_folder}").notes
+    assert note.startswith("not read: 2 .HEIC, 1 .txt (images are .jpg, ")
+
+
+def test_small_training_images_beside_large_test_images(
+    digits_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits_folder, tmp_path / "split" / "train")
+    shutil.copytree(digits_folder, tmp_path / "split" / "test")
+    for path in (tmp_path / "split" / "test").rglob("*.png"):
+        Image.open(path).resize((80, 80)).save(path)
+    data = load_data(f"folder:{tmp_path / 'split'}", image_size=64)
+    assert data.train.pixels.shape[1:] == data.test.pixels.shape[1:] == (3, 64, 64)
 
 
 def test_train_without_a_test_split_and_other_classes_are_refused(

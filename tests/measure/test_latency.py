@@ -22,26 +22,26 @@ class Timed:
     runs: int = 0
     taken: list[float] = field(default_factory=list)
 
-    def run(self, batch: object) -> None:
+    def execute(self, feeds: object) -> None:
         wanted = self.ms[min(self.runs, len(self.ms) - 1)]
         start = time.perf_counter()
         while 1e3 * (time.perf_counter() - start) < wanted:
             pass
         self.runs += 1
 
-    def random_batch(self, size: int, generator: object) -> object:
-        return np.zeros(size)
+    def random_feeds(self, size: int, generator: object, shapes: object) -> object:
+        return {"x": np.zeros(size)}
 
 
 def test_a_model_is_warm_when_two_blocks_agree() -> None:
-    falling = Timed([40.0] * 5 + [20.0] * 5 + [10.0] * 5 + [5.0])
-    assert latency.warm_up(falling, np.zeros(1)) == falling.runs >= 25  # type: ignore[arg-type]
+    falling = Timed([60.0] * 5 + [15.0] * 5 + [4.0] * 5 + [1.0])
+    assert latency.warm_up(falling, {}, limit_s=60.0) == falling.runs >= 25  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("threads", "least_ms"), [(1, 0.0), (2, latency.SPIN_MS)])
 def test_a_model_settles_until_other_threads_rest(threads: int, least_ms: float) -> None:
     model, start = Timed([2.0], threads), time.perf_counter()
-    latency.settle(model, np.zeros(1))  # type: ignore[arg-type]
+    latency.settle(model, {})  # type: ignore[arg-type]
     assert model.runs >= latency.UNCOUNTED
     assert 1e3 * (time.perf_counter() - start) >= least_ms
 

@@ -32,3 +32,15 @@ def test_the_instruction_set_and_its_effects(
     sentences = machine.instruction_set_effects(frozenset(features))
     assert len(sentences) == len(effects)
     assert all(word in text for word, text in zip(effects, sentences, strict=True))
+
+
+def test_threads_are_the_cores_or_what_the_environment_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for value, wanted in (("1", 1), ("", machine.cores()), ("none", machine.cores()), ("1,1", 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert machine.threads() == wanted
+    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
+    assert machine.threads() == machine.cores()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert machine.threads() == machine.cores()

@@ -1,0 +1,119 @@
+"""The score of an ONNX file on the test split of a data set (needs torch for the data)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from typing_extensions import NotRequired, TypedDict
+
+from edgecompress.data import DataSet, Preprocess, load_data
+from edgecompress.errors import UsageError
+from edgecompress.measure.prediction import statistics
+from edgecompress.measure.runtime import Array, Runtime
+
+BATCH = 32
+"""Images per run."""
+
+
+class Score(TypedDict):
+    """The score on a test split of `images` samples: an accuracy (0..1), or a regression's
+    `metric` and `loss`.
+    """
+
+    model: str
+    data: str
+    split: str
+    images: int
+    accuracy: NotRequired[float]
+    metric: NotRequired[float]
+    metric_name: NotRequired[str]
+    loss: NotRequired[float]
+
+
+def score_on(
+    loaded: Runtime, name: str, image_size: int | None = None, skip_bad: bool = False
+) -> Score:
+    """The score of a loaded file on the test split of the data called `name`.
+
+    Images are read as the file's metadata say. Raises `UsageError` for a file of other classes, or
+    that does not say how it reads images.
+    """
+    data = _data(loaded, name, image_size, skip_bad)
+    batches = _batches(loaded, data, _preprocess(loaded, data, image_size))
+    outputs = torch.from_numpy(loaded.run_all(batches, finite=True))
+    _check_outputs(loaded, data, name, tuple(outputs.shape[1:]))
+    labels = data.test.labels
+    score: Score = {
+        "model": str(loaded.path),
+        "data": name,
+        "split": "test",
+        "images": len(data.test),
+    }
+    value = data.task.score(outputs, labels)
+    if data.task.metric == "accuracy":
+        score["accuracy"] = value
+        return score
+    score |= {
+        "metric": value,
+        "metric_name": data.task.metric,
+        "loss": float(data.task.loss(outputs, labels)),
+    }
+    return score
+
+
+def _data(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) -> DataSet:
+    """The data, at the size that the file reads; its classes are those of the file."""
+    metadata = loaded.metadata
+    side = (metadata.get("image_shape") or loaded.input_shape)[-1]
+    size = image_size or metadata.get("resize") or (side if ":" in name else None)
+    data = load_data(name, image_size=size, skip_bad=skip_bad)
+    if "mean" not in metadata and not loaded.reads_pixels:
+        raise UsageError(
+            f"'{loaded.path}' has no input normalisation in its metadata: how it reads "
+            f"'{name}' is not known; export it anew"
+        )
+    known = metadata.get("classes")
+    if known not in (None, list(data.classes)):
+        raise UsageError(
+            f"'{loaded.path}' has classes {known[:4]}..., data '{name}' has "
+            f"{list(data.classes)[:4]}..."
+        )
+    return data
+
+
+def _preprocess(loaded: Runtime, data: DataSet, image_size: int | None) -> Preprocess:
+    """How the file reads pixels."""
+    metadata, own = loaded.metadata, data.preprocess
+    if loaded.reads_pixels:
+        return own
+    for key in ("mean", "std"):
+        statistics(loaded, key, data.native_shape[0])
+    if "resize" in metadata and image_size is None:
+        own = Preprocess.from_dict({"crop": None, **metadata})
+    return replace(own, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
+
+
+def _batches(loaded: Runtime, data: DataSet, preprocess: Preprocess) -> Iterator[Array]:
+    """The test split as the file reads it."""
+    for part in data.test.pixels.split(BATCH):
+        if loaded.reads_pixels:
+            yield part.permute(0, 2, 3, 1).contiguous().numpy()
+        else:
+            yield preprocess(part).numpy()
+
+
+def _check_outputs(loaded: Runtime, data: DataSet, name: str, shape: tuple[int, ...]) -> None:
+    """Raises `UsageError` unless the outputs of a sample have one number per class."""
+    if len(shape) != 1:
+        raise UsageError(
+            f"'{loaded.path}' gives outputs of shape {shape} per sample: a number for each "
+            "class is needed"
+        )
+    wanted = len(data.classes)
+    if data.task.metric == "accuracy" and shape[0] != wanted:
+        raise UsageError(
+            f"'{loaded.path}' has {shape[0]} outputs, data '{name}' has {wanted} classes: give "
+            "the data that it was trained on"
+        )
