@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgecompress import lesson as lessons
 from edgecompress.data import DataSet
-from edgecompress.methods.distill import Targets, learning_from
+from edgecompress.methods.distill import learning_from
 from edgecompress.methods.features import map_ends
 from edgecompress.models.registry import ModelSource
 from edgecompress.online.plan import Plan, shape_of
@@ -224,20 +224,20 @@ def break_connection(student: Student, step: int) -> None:
     before_step(student, step, lambda: disconnect(student))
 
 
-def frozen_targets(teacher: nn.Module) -> Targets:
-    """The logits of a frozen network in this process."""
-    teacher.eval()
+class Frozen:
+    """A source: a frozen network in this process, which runs on every batch."""
 
-    def targets(batch: Batch) -> Tensor:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval()
+
+    def logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return teacher(batch.images).float()  # type: ignore[no-any-return]
-
-    return targets
+            return self.model(batch.images).float()  # type: ignore[no-any-return]
 
 
 def train_in_one_process(data: DataSet) -> FitResult:
     """The reference: the same student and the same frozen teacher, without a network between."""
-    loss = learning_from(frozen_targets(teacher_network(data)))
+    loss = learning_from(Frozen(teacher_network(data)))
     return fit(student_network(data), data, loss, SETTINGS, seed=SEED, device=CPU)
 
 

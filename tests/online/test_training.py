@@ -10,7 +10,8 @@ from torch import nn
 
 from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError
-from edgecompress.methods.distill import learning_from, peer
+from edgecompress.methods.distill import learning_from
+from edgecompress.methods.sources import Peer
 from edgecompress.stages.common import count
 from edgecompress.train.fit import Hooks, Learner, label_loss
 from tests.online.support import (
@@ -84,7 +85,7 @@ def test_both_networks_are_pruned_while_they_train(
     learners = {}
     for name, model, loss in (
         ("teacher", teacher_network(data), label_loss),
-        ("student", student_network(data, "lenet5"), learning_from(peer("teacher"))),
+        ("student", student_network(data, "lenet5"), learning_from(Peer("teacher"))),
     ):
         hooks = pruning_hooks(model, data, tmp_path / name)
         learners[name] = Learner(model, loss, SETTINGS, hooks)
