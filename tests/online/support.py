@@ -15,7 +15,6 @@ from edgecompress import lesson as lessons
 from edgecompress.data import DataSet
 from edgecompress.methods.distill import learning_from
 from edgecompress.methods.features import map_ends
-from edgecompress.models.registry import ModelSource
 from edgecompress.online.plan import Plan, shape_of
 from edgecompress.online.secure import Tls
 from edgecompress.online.student import Student
@@ -101,14 +100,12 @@ def new_student(
 def pruning_hooks(
     model: nn.Module,
     data: DataSet,
-    folder: Path,
     cutting: lessons.Cutting | None = None,
     settings: FitSettings = SETTINGS,
 ) -> Hooks:
     """The hooks of a training in which the lenet5 `model` is pruned."""
     chosen = cutting or lessons.Cutting("40%", 0.2)
-    source = ModelSource("lenet5", 10, data.image_shape)
-    return chosen.plan(lessons.Lesson(), model, source, data, settings, folder).hooks
+    return chosen.plan(model, data, settings, seed=0).hooks
 
 
 class ServedLesson:
