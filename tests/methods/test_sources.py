@@ -8,6 +8,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from edgecompress.methods.sources import LogitSource, MapSource, Peer, TopK
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.online.connection import Connection
 from edgecompress.online.exchanges import exchange_of
-from edgecompress.online.exchanges.base import Objective, StudentEndpoint, StudentSetup
+from edgecompress.online.exchanges.base import Objective, StudentSetup
 from edgecompress.online.mutual import RemotePeer
 from edgecompress.online.plan import Plan
 from edgecompress.online.progress import Progress
@@ -71,8 +72,8 @@ def fixed(data: DataSet, teacher: nn.Module) -> Iterator[LogitSource]:
 @contextlib.contextmanager
 def connected(
     data: DataSet, teacher: nn.Module, plan: Plan, mentor: nn.Module | None = None
-) -> Iterator[StudentEndpoint]:
-    """The student's end of the exchange of `plan`, connected to `teacher` on loopback."""
+) -> Iterator[Any]:
+    """The student's end of the exchange of `plan`, a source, connected to `teacher` on loopback."""
     served = ServedLesson(data, model=teacher)
     model = student_network(data, "lenet5")
     connection = Connection(served.address, None, plan, "student")
@@ -91,19 +92,12 @@ def connected(
 
 
 def by_steps(exchange: str) -> Sourced:
-    def source(
-        data: DataSet, teacher: nn.Module
-    ) -> contextlib.AbstractContextManager[StudentEndpoint]:
-        return connected(data, teacher, plan_for(data, exchange=exchange))
-
-    return source  # type: ignore[return-value]
+    return lambda data, teacher: connected(data, teacher, plan_for(data, exchange=exchange))
 
 
-@contextlib.contextmanager
-def by_weights(data: DataSet, teacher: nn.Module) -> Iterator[LogitSource]:
+def by_weights(data: DataSet, teacher: nn.Module) -> contextlib.AbstractContextManager[LogitSource]:
     mentor = network("lenet5", data, 99)
-    with connected(data, teacher, plan_for(data, exchange="weights"), mentor) as endpoint:
-        yield endpoint  # type: ignore[misc]
+    return connected(data, teacher, plan_for(data, exchange="weights"), mentor)
 
 
 @contextlib.contextmanager
@@ -240,7 +234,7 @@ def test_maps_are_those_of_a_direct_forward_pass(kind: str, data: DataSet) -> No
                 reduced(kind, maps, size) for maps, size in zip(taps.outputs(), sizes, strict=True)
             ]
             taps.detach()
-            torch.testing.assert_close(remote.logits(batch), logits, atol=1e-5, rtol=1e-4)  # type: ignore[attr-defined]
+            torch.testing.assert_close(remote.logits(batch), logits, atol=1e-5, rtol=1e-4)
             for source in (local, remote):
-                found = list(source.maps(batch, sizes))  # type: ignore[attr-defined]
+                found = list(source.maps(batch, sizes))
                 torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
