@@ -256,8 +256,9 @@ def in_one_process(staleness: int, chosen: Training) -> dict[str, float]:
 def both_ends_here(lesson: Lesson, data: DataSet, staleness: int) -> dict[str, Learner]:
     """Both networks, which exchange their logits through a dictionary."""
     from edgecompress.lesson import network as build_network
-    from edgecompress.methods.distill import mutual as exact
-    from edgecompress.online.mutual import Mutual
+    from edgecompress.methods.distill import mutual as learning_from_peers
+    from edgecompress.methods.sources import Peer
+    from edgecompress.online.mutual import Publisher, RemotePeer
     from edgecompress.train.fit import Hooks, Learner
 
     seeds = {role: lesson.begins_with(name) for role, name in SEEDED.items()}
@@ -269,13 +270,15 @@ def both_ends_here(lesson: Lesson, data: DataSet, staleness: int) -> dict[str, L
     def put(name: str, step: int, logits: Tensor) -> None:
         box[name, step] = logits
 
-    def take(name: str, step: int) -> list[Tensor]:
-        return [box.pop((name, step))]
+    def take(name: str, step: int) -> Tensor:
+        return box.pop((name, step))
 
     learners = {}
     for name, other in (("teacher", "student"), ("student", "teacher")):
-        end = Mutual(plan, data, partial(put, name), partial(take, other))
-        loss, hooks = (end, Hooks(companion=end)) if staleness else (exact(other), Hooks())
+        end = Publisher(plan, data, partial(put, name))
+        stale = end.before(learning_from_peers([RemotePeer(end, partial(take, other))]))
+        exact = learning_from_peers([Peer(other)])
+        loss, hooks = (stale, Hooks(companion=end)) if staleness else (exact, Hooks())
         learners[name] = Learner(models[name], loss, settings, hooks)
     return learners
 

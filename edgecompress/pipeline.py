@@ -144,14 +144,14 @@ class _Runner:
         settings = current.settings
         seed = self.recipe.seed * 1000 + number
         context = Context(
-            self.recipe,
-            self.data,
-            self.setup.device,
-            self.run_directory,
-            folder,
-            seed,
-            self.reporter,
-            self.threads,
+            data=self.data,
+            device=self.setup.device,
+            seed=seed,
+            recipe=self.recipe,
+            run=self.run_directory,
+            folder=folder,
+            reporter=self.reporter,
+            threads=self.threads,
         )
         start = time.perf_counter()
         seed_everything(seed)

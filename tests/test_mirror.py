@@ -140,7 +140,6 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cli/test_merge.py",
         "cli/test_distill.py",
     ),
-    "stages/common.py": ("test_compress.py",),
     "stages/compare/__init__.py": (
         "run/test_resume.py",
         "cli/test_merge.py",

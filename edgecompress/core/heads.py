@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgecompress.core import layers
 from edgecompress.core.graph import ChannelGraph, ChannelGroup, trace
 from edgecompress.core.labels import OUTPUT
-from edgecompress.core.layers import Cut
+from edgecompress.core.layers import Resized
 from edgecompress.core.shrink import find, kept_positions, rebuilt
 from edgecompress.core.widen import Placed, wide_layer
 from edgecompress.errors import UsageError
@@ -92,7 +92,7 @@ def with_equal_heads(
 
 def _padded(model: nn.Module, head: ChannelGroup, size: int) -> nn.Module:
     """`model` with `size` outputs, of which those that are new are zero."""
-    changed: dict[str, Cut] = {}
+    changed: dict[str, Resized] = {}
     for member in head.members:
         layer = find(model, member.layer)
         if isinstance(layer, Tensor) or member.index.shape != (head.size, 1):

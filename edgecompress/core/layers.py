@@ -30,7 +30,7 @@ BatchNorm = _BatchNorm
 
 
 @dataclass(frozen=True)
-class Cut:
+class Resized:
     """A layer after a change of size: its new tensors and its new integer attributes, by name."""
 
     tensors: dict[str, Tensor]
@@ -126,7 +126,7 @@ def channelwise_attributes(layer: nn.Module, size: int, groups: int = 1) -> dict
 # -- Cutting
 
 
-def cut(layer: nn.Module | Tensor, kept: Mapping[str, Tensor]) -> Cut:
+def cut(layer: nn.Module | Tensor, kept: Mapping[str, Tensor]) -> Resized:
     """The tensors and attributes of `layer` when only the positions `kept` stay.
 
     `kept` maps an axis to a bool tensor (size of the axis,); an axis that is absent stays complete.
@@ -136,7 +136,7 @@ def cut(layer: nn.Module | Tensor, kept: Mapping[str, Tensor]) -> Cut:
     if isinstance(layer, Tensor):
         for axis, mask in kept.items():
             layer = _pick(layer, axis_dim(axis), mask)
-        return Cut({"": layer.detach().clone()}, {})
+        return Resized({"": layer.detach().clone()}, {})
     masks = {
         axis: kept.get(axis, torch.ones(axis_size(layer, axis), dtype=torch.bool))
         for axis in axes(layer)
@@ -153,14 +153,14 @@ def _pick(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
     return tensor.detach().index_select(dim, kept.nonzero()[:, 0].to(tensor.device)).clone()
 
 
-def _cut_linear(layer: nn.Linear, kept: Mapping[str, Tensor]) -> Cut:
+def _cut_linear(layer: nn.Linear, kept: Mapping[str, Tensor]) -> Resized:
     tensors = {"weight": _pick(_pick(layer.weight, 0, kept["out"]), 1, kept["in"])}
     if layer.bias is not None:
         tensors["bias"] = _pick(layer.bias, 0, kept["out"])
-    return Cut(tensors, mixing_attributes(layer, int(kept["in"].sum()), int(kept["out"].sum())))
+    return Resized(tensors, mixing_attributes(layer, int(kept["in"].sum()), int(kept["out"].sum())))
 
 
-def _cut_conv(layer: _ConvNd, kept: Mapping[str, Tensor]) -> Cut:
+def _cut_conv(layer: _ConvNd, kept: Mapping[str, Tensor]) -> Resized:
     """Cut a convolution group by group; groups that lost every channel are dropped."""
     row_axis, column_axis = weight_axes(layer)
     groups = zip(
@@ -183,15 +183,15 @@ def _cut_conv(layer: _ConvNd, kept: Mapping[str, Tensor]) -> Cut:
     if layer.bias is not None:
         tensors["bias"] = _pick(layer.bias, 0, kept["out"])
     sizes = mixing_attributes(layer, int(kept["in"].sum()), int(kept["out"].sum()))
-    return Cut(tensors, {**sizes, "groups": len(parts)})
+    return Resized(tensors, {**sizes, "groups": len(parts)})
 
 
-def _cut_channelwise(layer: nn.Module, kept: Tensor) -> Cut:
+def _cut_channelwise(layer: nn.Module, kept: Tensor) -> Resized:
     tensors = {name: _pick(tensor, 0, kept) for name, tensor in channel_tensors(layer).items()}
     left = int(kept.sum())
     # the channels of each normalised group go together, so what is left is a number of groups
     groups = left * int(getattr(layer, "num_groups", 1)) // len(kept)
-    return Cut(tensors, channelwise_attributes(layer, left, groups))
+    return Resized(tensors, channelwise_attributes(layer, left, groups))
 
 
 # -- Other views of a layer's tensors

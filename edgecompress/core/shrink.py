@@ -88,23 +88,23 @@ def shrink(model: nn.Module, keep: Keep) -> nn.Module:
     return rebuilt(model, changed)
 
 
-def rebuilt(model: nn.Module, changed: Mapping[str, layers.Cut]) -> nn.Module:
+def rebuilt(model: nn.Module, changed: Mapping[str, layers.Resized]) -> nn.Module:
     """A copy of `model` in which the layers `changed`, by name, have new tensors and attributes.
 
     `copy.deepcopy` is given the new tensors as the copies of the old ones, so parameters that
     layers share stay shared.
     """
     memo: dict[int, object] = {}
-    for name, cut in changed.items():
+    for name, resized in changed.items():
         layer = find(model, name)
-        for tensor_name, tensor in cut.tensors.items():
+        for tensor_name, tensor in resized.tensors.items():
             old = layer if isinstance(layer, Tensor) else getattr(layer, tensor_name)
             memo[id(old)] = (
                 nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
             )
     copied = copy.deepcopy(model, memo)
-    for name, cut in changed.items():
-        for attribute, value in cut.attributes.items():
+    for name, resized in changed.items():
+        for attribute, value in resized.attributes.items():
             setattr(copied.get_submodule(name), attribute, value)
     return copied
 

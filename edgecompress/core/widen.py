@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.core import layers
-from edgecompress.core.layers import Cut
+from edgecompress.core.layers import Resized
 from edgecompress.core.placement import Placement
 from edgecompress.core.shrink import find, rebuilt
 from edgecompress.core.symbolic import meta_copy
@@ -39,7 +39,7 @@ def wide_network(parts: Sequence[nn.Module], placement: Placement, *, on_meta: b
     Raises `UsageError` naming the layer that cannot hold them.
     """
     models = [meta_copy(part) for part in parts] if on_meta else list(parts)
-    changed: dict[str, Cut] = {}
+    changed: dict[str, Resized] = {}
     for name in dict.fromkeys(layer for layer, _ in placement):
         axes = {axis: places for (layer, axis), places in placement.items() if layer == name}
         try:
@@ -51,7 +51,7 @@ def wide_network(parts: Sequence[nn.Module], placement: Placement, *, on_meta: b
     return rebuilt(models[0], changed)
 
 
-def _wide(models: Sequence[nn.Module], name: str, axes: Mapping[str, Sequence[Tensor]]) -> Cut:
+def _wide(models: Sequence[nn.Module], name: str, axes: Mapping[str, Sequence[Tensor]]) -> Resized:
     """Layer or bare tensor `name` of all models; `axes` has each model's places, (size,) each."""
     sizes = {axis: int(torch.cat(list(places)).max()) + 1 for axis, places in axes.items()}
     positions = [
@@ -75,7 +75,7 @@ def _with_shares(positions: Sequence[Mapping[str, Tensor]]) -> list[Placed]:
 
 def wide_layer(
     parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]
-) -> Cut:
+) -> Resized:
     """One layer that holds all `parts`, each at its place; `sizes` are those of its axes. Weights
     that no part fills are zero.
 
@@ -92,7 +92,7 @@ def wide_layer(
 
 def _wide_dense(
     parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]
-) -> Cut:
+) -> Resized:
     rows, columns = layers.weight_axes(parts[0])
     first = parts[0].get_parameter("weight")
     weight = first.new_zeros(sizes[rows], sizes[columns], *first.shape[2:])
@@ -105,7 +105,7 @@ def _wide_dense(
     tensors = {"weight": weight}
     if getattr(parts[0], "bias", None) is not None:
         tensors["bias"] = _wide_bias(parts, places, first.new_zeros(sizes["out"]))
-    return Cut(tensors, layers.mixing_attributes(parts[0], sizes["in"], sizes["out"]))
+    return Resized(tensors, layers.mixing_attributes(parts[0], sizes["in"], sizes["out"]))
 
 
 def _wide_bias(parts: Sequence[nn.Module], places: Sequence[Placed], zeros: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _wide_bias(parts: Sequence[nn.Module], places: Sequence[Placed], zeros: Tens
 
 def _wide_grouped(
     parts: Sequence[nn.Module], places: Sequence[Placed], sizes: Mapping[str, int]
-) -> Cut:
+) -> Resized:
     """Grouped convolutions lie side by side, group after group: no weight connects two parts."""
     for axis in ("in", "out"):
         laid = torch.cat([place.positions[axis] for place in places])
@@ -133,10 +133,10 @@ def _wide_grouped(
     }
     groups = sum(int(getattr(part, "groups", 1)) for part in parts)
     attributes = layers.mixing_attributes(parts[0], sizes["in"], sizes["out"])
-    return Cut(tensors, {**attributes, "groups": groups})
+    return Resized(tensors, {**attributes, "groups": groups})
 
 
-def _wide_channelwise(parts: Sequence[nn.Module], places: Sequence[Placed], size: int) -> Cut:
+def _wide_channelwise(parts: Sequence[nn.Module], places: Sequence[Placed], size: int) -> Resized:
     taken = torch.cat([place.positions["through"] for place in places])
     if len(taken) != size or len(taken.unique()) != len(taken):
         raise EdgecompressError(
@@ -149,14 +149,14 @@ def _wide_channelwise(parts: Sequence[nn.Module], places: Sequence[Placed], size
             wide[place.positions["through"].to(wide.device)] = getattr(part, name).detach()
         tensors[name] = wide
     groups = int(getattr(parts[0], "num_groups", 1)) * len(parts)
-    return Cut(tensors, layers.channelwise_attributes(parts[0], size, groups))
+    return Resized(tensors, layers.channelwise_attributes(parts[0], size, groups))
 
 
 def _wide_tensor(
     tensors: Sequence[Tensor],
     positions: Sequence[Mapping[str, Tensor]],
     sizes: Mapping[str, int],
-) -> Cut:
+) -> Resized:
     """A bare parameter or buffer: the values of each network at their places. Where several share a
     place, those of the last remain.
     """
@@ -168,4 +168,4 @@ def _wide_tensor(
             for dim, size in enumerate(tensor.shape)
         ]
         wide[torch.meshgrid(*index, indexing="ij")] = tensor.detach()
-    return Cut({"": wide}, {})
+    return Resized({"": wide}, {})

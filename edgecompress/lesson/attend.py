@@ -107,8 +107,7 @@ def attend_lesson(
 
     cuts = None
     if learning.cutting is not None:
-        output = attendance.output
-        cuts = learning.cutting.plan(lesson, learner.model, learner.source, data, settings, output)
+        cuts = learning.cutting.plan(learner.model, data, settings, lesson.seed)
     ending = _Ending(lesson, attendance, plan, learner, data, cuts, count(learner.model))
     student = _student(attendance, learning, plan, learner, data, settings, cuts, on_epoch, note)
     end_on_sigterm()

@@ -115,7 +115,7 @@ def _cuts(
 ) -> Shrinking | None:
     if service.cutting is None or data is None or settings is None:
         return None
-    return service.cutting.plan(lesson, taught.model, taught.source, data, settings, service.output)
+    return service.cutting.plan(taught.model, data, settings, lesson.seed)
 
 
 def _teacher(

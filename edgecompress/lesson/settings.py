@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +16,11 @@ from edgecompress.errors import UsageError
 from edgecompress.measure import machine
 from edgecompress.methods.distill import DEFAULTS
 from edgecompress.methods.features import KINDS
-from edgecompress.models.registry import ModelSource
-from edgecompress.run.context import Context, Silent
-from edgecompress.run.directory import RunDirectory
-from edgecompress.run.stage import RunSettings
+from edgecompress.run.context import TrainingContext
+from edgecompress.stages.common import fp32_bytes
 from edgecompress.stages.gradual import GradualStage
-from edgecompress.stages.gradual.work import AMOUNT_NOT_MET, Shrinking, shrinking
-from edgecompress.train.fit import FitResult, label_loss
+from edgecompress.stages.gradual.work import AMOUNT_NOT_MET, Shrinking, plan_shrinking
+from edgecompress.train.fit import FitResult, Hooks, label_loss
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import FitSettings, default_settings
 
@@ -72,16 +70,10 @@ class Cutting:
     step: float = 0.1
     schedule: str = "early"
 
-    def plan(
-        self,
-        lesson: Lesson,
-        model: nn.Module,
-        source: ModelSource,
-        data: DataSet,
-        settings: FitSettings,
-        output: Path,
-    ) -> Shrinking:
-        """The cuts. Raises `UsageError` for an amount that cannot be met."""
+    def plan(self, model: nn.Module, data: DataSet, settings: FitSettings, seed: int) -> Shrinking:
+        """The cuts of a training with `settings` and `seed`. Raises `UsageError` for an amount that
+        cannot be met.
+        """
         asked = GradualStage.model_validate(
             {
                 "amount": self.amount,
@@ -89,26 +81,9 @@ class Cutting:
                 "schedule": self.schedule,
             }
         )
-        run = RunSettings(
-            model=source.name,
-            data=lesson.data,
-            seed=lesson.seed,
-            device="cpu",
-            image_size=lesson.image_size,
-            stages=(asked,),
-        )
-        output.mkdir(parents=True, exist_ok=True)
-        context = Context(
-            run,
-            data,
-            CPU,
-            RunDirectory(output),
-            output,
-            lesson.seed,
-            Silent(),
-            lesson.threads or machine.threads(),
-        )
-        return shrinking(context, asked, model, label_loss, settings.epochs, "lesson")
+        context = TrainingContext(data, CPU, seed)
+        in_fp32 = partial(fp32_bytes, data)
+        return plan_shrinking(context, asked, model, label_loss, settings.epochs, in_fp32, Hooks())
 
 
 @dataclass(frozen=True)

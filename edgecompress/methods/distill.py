@@ -1,4 +1,5 @@
-"""Losses on a teacher's logits. Shapes: student and teacher logits (B, K), labels (B,).
+"""Losses on the logits of other networks, which a `sources.LogitSource` has. Shapes: student and
+teacher logits (B, K), labels (B,).
 
 kl            T^2 KL(softmax(t / T) || softmax(s / T))
               Hinton, Vinyals and Dean 2015
@@ -14,34 +15,16 @@ regression mixes the mean square errors to teacher and labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgecompress.methods.sources import LogitSource, Target, TopK
 from edgecompress.train.batches import Batch
 from edgecompress.train.losses import Loss
 
-
-@dataclass(frozen=True)
-class TopK:
-    """The k largest logits of a teacher: `values` (B, k), their classes `indices` (B, k) int64, and
-    `rest` (B,), log sum exp(t / T) over all other classes.
-
-    `rest` is -inf where k is all classes.
-    """
-
-    values: Tensor
-    indices: Tensor
-    rest: Tensor
-
-
-Target = Tensor | TopK
-"""A teacher's logits (B, K), all or the largest."""
-Targets = Callable[[Batch], Target]
-"""The teacher's logits for a batch."""
 SoftLoss = Callable[[Tensor, Target, Tensor], Tensor]
 """(student logits (B, K), the teacher's, labels (B,)) -> mean loss, a scalar."""
 
@@ -133,16 +116,19 @@ def _dense(teacher: Target) -> Tensor:
 
 
 def learning_from(
-    targets: Targets, name: str = "kl", temperature: float | None = None, alpha: float | None = None
+    source: LogitSource,
+    name: str = "kl",
+    temperature: float | None = None,
+    alpha: float | None = None,
 ) -> Loss:
-    """alpha * soft + (1 - alpha) * cross-entropy, where `targets(batch)` has the teacher's logits
-    (Hinton, Vinyals and Dean 2015). `name`, `temperature` and `alpha` as in `DEFAULTS`.
+    """alpha * soft + (1 - alpha) * cross-entropy, where `source` has the teacher's logits (Hinton,
+    Vinyals and Dean 2015). `name`, `temperature` and `alpha` as in `DEFAULTS`.
     """
     soft = soft_loss(name, temperature)
     share = DEFAULTS[name][1] if alpha is None else alpha
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        target = targets(batch)
+        target = source.logits(batch)
         if batch.task.metric == "accuracy":
             value = share * soft(logits, target, batch.labels)
         else:  # a regression: the teacher's outputs are its soft labels
@@ -152,20 +138,14 @@ def learning_from(
     return loss
 
 
-def peer(name: str) -> Targets:
-    """As targets, the logits (B, K) of the network `name` that trains on the same batch (online
-    distillation).
-    """
-    return lambda batch: batch.logits[name]
-
-
-def mutual(name: str) -> Loss:
-    """Cross-entropy + KL(softmax(peer) || softmax(own)) at T = 1: deep mutual learning with the
-    network `name` (Zhang et al. 2018).
+def mutual(sources: Sequence[LogitSource]) -> Loss:
+    """Deep mutual learning: cross-entropy + the mean over the `sources` of
+    KL(softmax(source) || softmax(own)) at T = 1 (Zhang et al. 2018).
     """
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         hard = F.cross_entropy(logits, batch.labels)
-        return hard + kl_divergence(logits, batch.logits[name], 1.0)
+        soft = [kl_divergence(logits, source.logits(batch), 1.0) for source in sources]
+        return hard + torch.stack(soft).mean()
 
     return loss

@@ -13,7 +13,7 @@ them. When the student is cut, they lose the same inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,17 +26,12 @@ from edgecompress.core import layers, trace
 from edgecompress.core.shrink import Keep, kept_positions
 from edgecompress.data import Preprocess
 from edgecompress.errors import UnknownNameError, UsageError
+from edgecompress.methods.sources import MapSource, Size
 from edgecompress.train.batches import Batch, compact
 from edgecompress.train.companion import Kept, Moved
 from edgecompress.train.losses import Loss
 
 KINDS = ("hint", "attention")
-Size = tuple[int, int]
-"""(H, W) of a feature map."""
-TeacherMaps = Callable[[Batch, Sequence[Size]], Sequence[Tensor]]
-"""(batch, the size of each of the student's feature maps) -> the teacher's feature maps for it,
-each as `reduced` returns it.
-"""
 
 
 # Which layers
@@ -152,8 +147,6 @@ class Taps:
             outputs.append(tap.value.float())
         return outputs
 
-    heard = outputs
-
 
 def attention(maps: Tensor) -> Tensor:
     """The attention (B, H * W) of feature maps (B, C, H, W): the mean square over channels,
@@ -174,28 +167,37 @@ def reduced(kind: str, maps: Tensor, size: Size) -> Tensor:
     return pooled if kind == "hint" else attention(pooled).reshape(len(maps), 1, *small)
 
 
-def local_teacher(
-    kind: str, names: Sequence[str], teacher: nn.Module, preprocess: Preprocess
-) -> TeacherMaps:
-    """A teacher in this process, which runs on every batch, in eval mode, without gradients."""
-    taps = Taps(names, "teacher")
-    taps.attach(teacher)  # names that do not exist are reported here
-    taps.detach()
+class FixedMaps:
+    """A source of what a loss of `kind` needs of the layers `names` of `teacher`, a network in this
+    process that reads pixels through `preprocess`. It runs on every batch, in eval mode, without
+    gradients.
+
+    Raises `UnknownNameError` for a layer that does not exist or is not a convolution.
+    """
+
+    def __init__(
+        self, kind: str, names: Sequence[str], teacher: nn.Module, preprocess: Preprocess
+    ) -> None:
+        self.kind = kind
+        self.teacher = teacher
+        self.preprocess = preprocess
+        self._taps = Taps(names, "teacher")
+        self._taps.attach(teacher)  # names that do not exist are reported here
+        self._taps.detach()
 
     @torch.no_grad()
-    def maps_of(batch: Batch, sizes: Sequence[Size]) -> list[Tensor]:
+    def maps(self, batch: Batch, sizes: Sequence[Size]) -> list[Tensor]:
+        """The layers' maps for `batch`, each `reduced` for the student's map of a size."""
         if batch.pixels is None:
             raise ValueError("a feature loss needs the pixels of its batch")
-        teacher.eval()
-        taps.attach(teacher)
+        self.teacher.eval()
+        self._taps.attach(self.teacher)
         try:
-            teacher(compact(preprocess(batch.pixels)))
-            pairs = zip(taps.outputs(), sizes, strict=True)
-            return [reduced(kind, maps, size) for maps, size in pairs]
+            self.teacher(compact(self.preprocess(batch.pixels)))
+            pairs = zip(self._taps.outputs(), sizes, strict=True)
+            return [reduced(self.kind, maps, size) for maps, size in pairs]
         finally:
-            taps.detach()
-
-    return maps_of
+            self._taps.detach()
 
 
 # The loss
@@ -205,8 +207,8 @@ class FeatureLoss:
     """`base` + `weight` * the mean feature loss over `layers_` of the student; also the `Companion`
     of its training.
 
-    `teacher_maps` returns the feature maps of the teacher's layers, which have `channels` channels
-    each. Raises `UnknownNameError` for a layer that does not exist or is not a convolution.
+    `source` has the feature maps of as many of the teacher's layers, of `channels` channels each.
+    Raises `UnknownNameError` for a layer that does not exist or is not a convolution.
     """
 
     def __init__(
@@ -215,13 +217,13 @@ class FeatureLoss:
         layers_: Sequence[str],
         student: nn.Module,
         channels: Sequence[int],
-        teacher_maps: TeacherMaps,
+        source: MapSource,
         base: Loss,
         weight: float = 1.0,
     ) -> None:
         self.kind = kind
         self.layers = list(layers_)
-        self.teacher_maps = teacher_maps
+        self.source = source
         self.base = base
         self.weight = weight
         self.taps = Taps(self.layers, "student")
@@ -252,8 +254,8 @@ class FeatureLoss:
         channels = [
             layers.axis_size(convolution_of(teacher, name, "teacher"), "out") for name in names
         ]
-        teacher_maps = local_teacher(kind, names, teacher, preprocess)
-        return cls(kind, list(pairs), student, channels, teacher_maps, base, weight)
+        source = FixedMaps(kind, names, teacher, preprocess)
+        return cls(kind, list(pairs), student, channels, source, base, weight)
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss, a scalar, of the batch for which the student has just computed `logits`
@@ -261,7 +263,7 @@ class FeatureLoss:
         """
         student_maps = self.taps.outputs()  # each (B, C, H, W)
         sizes = [(maps.shape[2], maps.shape[3]) for maps in student_maps]
-        teacher_maps = self.teacher_maps(batch, sizes)
+        teacher_maps = self.source.maps(batch, sizes)
         distances = [
             self._distance(name, *pair)
             for name, *pair in zip(self.layers, student_maps, teacher_maps, strict=True)

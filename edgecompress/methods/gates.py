@@ -195,7 +195,7 @@ class Gated(nn.Module):
         changed = {}
         for name, source in self.sources.items():
             weight = layers.scale_inputs(self.model.get_submodule(name), padded[source])
-            changed[name] = layers.Cut({"weight": weight.detach().clone()}, {})
+            changed[name] = layers.Resized({"weight": weight.detach().clone()}, {})
         return rebuilt(self.model, changed)
 
     @torch.no_grad()

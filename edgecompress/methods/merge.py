@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, ChannelGroup, layers
-from edgecompress.core.layers import Cut
+from edgecompress.core.layers import Resized
 from edgecompress.core.shrink import find, rebuilt
 
 Permutations = Mapping[ChannelGroup, Tensor]
@@ -68,7 +68,7 @@ def permuted(model: nn.Module, order: Permutations) -> nn.Module:
                 axes[member.axis] = torch.arange(_size(find(model, member.layer), member.axis))
             axes[member.axis][member.index.reshape(-1)] = member.index[places].reshape(-1)
     changed = {name: layers.reordered(find(model, name), axes) for name, axes in orders.items()}
-    return rebuilt(model, {name: Cut(tensors, {}) for name, tensors in changed.items()})
+    return rebuilt(model, {name: Resized(tensors, {}) for name, tensors in changed.items()})
 
 
 def _size(layer: nn.Module | Tensor, axis: str) -> int:

@@ -24,7 +24,7 @@ from edgecompress import files
 from edgecompress.data import DataSet, Preprocess
 from edgecompress.data.images import Augmentation
 from edgecompress.errors import EdgecompressError
-from edgecompress.methods.distill import Target, TopK
+from edgecompress.methods.sources import Target, TopK
 from edgecompress.train.batches import Batch, compact
 
 Table = dict[str, Tensor]
@@ -52,7 +52,7 @@ def digest(model: nn.Module) -> str:
 
 
 class FixedTeacher:
-    """`teacher(batch)` has the logits (B, K) of `model`, or its `top_k` largest (`TopK` at
+    """A source of the logits (B, K) of `model`, or of its `top_k` largest (`TopK` at
     `temperature`), for training batches of `data`.
 
     `preprocess` is how the teacher reads pixels, `augmentation` and `view_seed` decide the views;
@@ -94,7 +94,7 @@ class FixedTeacher:
         self.read = 0
         self._tables: dict[int, Table] = {}
 
-    def __call__(self, batch: Batch) -> Target:
+    def logits(self, batch: Batch) -> Target:
         """The teacher's logits (B, K), or the largest, for `batch`."""
         table = self._table(batch.view if self.augmentation.active else 0)
         rows = {name: values[batch.ids].to(batch.images.device) for name, values in table.items()}

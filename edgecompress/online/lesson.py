@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from edgecompress.data import DataSet, Preprocess
 from edgecompress.errors import UsageError
-from edgecompress.methods.features import Size, Taps, map_ends
+from edgecompress.methods.features import Taps, map_ends
+from edgecompress.methods.sources import Size
 from edgecompress.online.checks import check_plan
 from edgecompress.online.codec import Array
 from edgecompress.online.exchanges import exchange_of
@@ -127,7 +128,7 @@ class Lesson(ABC):
         with self._network(taps) as model:
             self.steps += 1
             logits = model(compact(self.preprocess(pixels))).float().numpy()
-            return logits, taps.heard() if taps is not None else []
+            return logits, taps.outputs() if taps is not None else []
 
     def map_ends(self, example: Tensor) -> dict[str, Size]:
         """The layers whose maps may travel, with the sizes (H, W) of the maps, for images like
@@ -141,7 +142,7 @@ class Lesson(ABC):
         """The outputs (1, C, H, W) of the layers that `taps` name, for `example` (1, C, H, W)."""
         with self._network(taps) as model:
             model(example)
-            return taps.heard()
+            return taps.outputs()
 
     @contextlib.contextmanager
     def _network(self, taps: Taps | None = None) -> Iterator[nn.Module]:

@@ -1,34 +1,57 @@
-"""Deep mutual learning between two machines (Zhang et al. 2018), exact or with a known staleness.
+"""Deep mutual learning between machines (Zhang et al. 2018), exact or with a known staleness: what
+each end publishes, and the source of what it learns from. The loss is `methods.distill.mutual`.
 
-With staleness 0 each end sends the logits of a step's own forward pass, in training mode, and waits
-for the other's: what one process computes that trains both. With staleness W > 0 it sends, at each
-step, the logits of the batch W steps ahead, computed by its current network in evaluation mode and
-in a forward pass of their own. The delay between the ends is hidden behind W steps; a step learns
-from logits that are W steps old. The logits of the first W batches are those of the initial
-networks.
+With staleness 0 each end publishes the logits of a step's own forward pass, in training mode, and
+waits for the other's: what one process computes that trains both. With staleness W > 0 it
+publishes, at each step, the logits of the batch W steps ahead, computed by its current network in
+evaluation mode and in a forward pass of their own. The delay between the ends is hidden behind W
+steps; a step learns from logits that are W steps old. The logits of the first W batches are those
+of the initial networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from edgecompress.data import DataSet
-from edgecompress.methods.distill import mutual
 from edgecompress.online.plan import Plan
 from edgecompress.train.batches import Batch, compact
-from edgecompress.train.fit import Kept, Onlooker
+from edgecompress.train.fit import Kept, Loss, Onlooker
 
 
-class Mutual(Onlooker):
-    """One end: the loss of its training, and a `Companion` of it.
+class Clock(Protocol):
+    """Whatever counts the steps of a training."""
 
-    `send(step, logits)` sends logits (B, K) float32 to the peers; `receive(step)` waits for theirs,
-    one (B, K) per peer. The loss is the mean over the peers of the `mutual` loss. The training
-    begins after step `start`.
+    @property
+    def step(self) -> int:
+        """The current step, from 1; 0 before the first."""
+
+
+@dataclass(frozen=True)
+class RemotePeer:
+    """A source: the network that trains on the same batches on another machine. `receive(step)`
+    waits for its logits (B, K) of a step, that of the `clock`.
+    """
+
+    clock: Clock
+    receive: Callable[[int], Tensor]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The peer's logits (B, K) of the current step, whose batch is `batch`."""
+        return self.receive(self.clock.step)
+
+
+class Publisher(Onlooker):
+    """Publishes a network's logits while it trains: a `Companion` of that training, and `before`
+    its loss.
+
+    `send(step, logits)` sends logits (B, K) float32 to the peers. The training begins after step
+    `start`.
     """
 
     def __init__(
@@ -36,31 +59,36 @@ class Mutual(Onlooker):
         plan: Plan,
         data: DataSet,
         send: Callable[[int, Tensor], None],
-        receive: Callable[[int], Sequence[Tensor]],
         start: int = 0,
     ) -> None:
         self.plan = plan
         self.data = data
         self.send = send
-        self.receive = receive
         self.step = start
         self._ahead: dict[int, Tensor] = {}
         """The logits that were sent for steps to come."""
         self._model: nn.Module | None = None
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of the next step, from the `logits` (B, K) of its batch."""
+    def before(self, loss: Loss) -> Loss:
+        """`loss`, before which each step publishes."""
+
+        def published(logits: Tensor, batch: Batch) -> Tensor:
+            self.publish(logits.detach())
+            return loss(logits, batch)
+
+        return published
+
+    def publish(self, logits: Tensor) -> None:
+        """Begin the next step, whose own forward pass gave `logits` (B, K): publish these or, with
+        a staleness, those of a later step.
+        """
         self.step += 1
         later = self.step + self.plan.staleness
         if later == self.step:
-            self.send(self.step, logits.detach())
+            self.send(self.step, logits)
         elif later <= self.plan.steps:
             self._send_ahead(later)
         self._ahead.pop(self.step, None)
-
-        peers = {str(number): one for number, one in enumerate(self.receive(self.step))}
-        joint = replace(batch, logits=peers)
-        return torch.stack([mutual(name)(logits, joint) for name in peers]).mean()
 
     def attach(self, model: nn.Module) -> None:
         """Take the network of the epoch that begins; before the first step of all, send the logits

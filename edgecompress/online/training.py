@@ -172,6 +172,8 @@ class Attempt:
         self._lesson = lesson
         self._registry = lesson.registry
         self._generation = generation
+        self.students = lesson.registry.active()
+        """Those that have not ended their lesson as the attempt begins."""
 
     def is_outdated(self) -> bool:
         """Has a student come back since the attempt began?"""
@@ -194,11 +196,8 @@ class Attempt:
                     session.outbox.put((step, values), timeout=POLL_SECONDS)
                     break
 
-    def peer_logits(self, step: int) -> list[Tensor]:
-        """The logits (B, K) of a step from every student; waits for them."""
-        return [self._logits_of(session, step) for session in self._registry.active()]
-
-    def _logits_of(self, session: StudentSession, step: int) -> Tensor:
+    def logits_of(self, session: StudentSession, step: int) -> Tensor:
+        """The logits (B, K) of a step from the student of `session`; waits for them."""
         with self._registry.changed:
             while step not in session.peer_logits:
                 self._check(step)

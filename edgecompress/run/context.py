@@ -1,4 +1,6 @@
-"""What a stage may use besides the state: the data, the device, its folder, its seed."""
+"""What a training uses (the data, the device, its seed), and what a stage may use besides the
+state.
+"""
 
 from __future__ import annotations
 
@@ -44,22 +46,28 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a stage may use besides the state. `folder` is its own; `seed` differs per stage."""
+class TrainingContext:
+    """What a network trains on, and is cut on while it trains, in a run or outside of one."""
 
-    recipe: RunSettings
     data: DataSet
     device: torch.device
-    run: RunDirectory
-    folder: Path
     seed: int
-    reporter: Reporter
-    threads: int
 
     @property
     def example(self) -> Tensor:
         """One zero image (1, C, H, W) of the data's shape."""
         return torch.zeros(1, *self.data.image_shape)
+
+
+@dataclass(frozen=True)
+class Context(TrainingContext):
+    """What a stage may use besides the state. `folder` is its own; `seed` differs per stage."""
+
+    recipe: RunSettings
+    run: RunDirectory
+    folder: Path
+    reporter: Reporter
+    threads: int
 
     def reading_as(self, preprocess: Preprocess | None) -> Context:
         """The same context for a network that reads pixels in its own way; None: as the data."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, ChannelGroup
 from edgecompress.core.select import (
@@ -21,23 +21,22 @@ from edgecompress.core.select import (
 from edgecompress.measure.cost import byte_price, cost, mac_price, param_price
 from edgecompress.methods.gradual import groups_of
 from edgecompress.methods.scores import Scores
-from edgecompress.run.context import Context
 from edgecompress.run.state import SizePlan, State
-from edgecompress.stages.common import candidate, count
+from edgecompress.stages.common import FileBytes, count
 from edgecompress.stages.plan.work import narrowest
 from edgecompress.units import parse_amount
 
 
 def plan_for_amount(
-    context: Context,
     model: nn.Module,
     graph: ChannelGraph,
     amount: str,
     floor: float,
     round_to: int,
+    file_bytes: FileBytes,
 ) -> SizePlan:
-    """The plan that `amount` stands for; a share is of the parameters of `model`, a size is the
-    fp32 file's.
+    """The plan that `amount` stands for; a share is of the parameters of `model`, a size is that of
+    the fp32 file, which `file_bytes` counts.
     """
     kind, value = parse_amount(amount)
     plan = SizePlan(prune=True, formats=("fp32",), floor=floor, round_to=round_to, amount=amount)
@@ -47,8 +46,9 @@ def plan_for_amount(
         return replace(plan, params=int(value))
     if kind == "macs":
         return replace(plan, macs=int(value))
-    small = narrowest(context, model.cpu(), graph, "fp32", floor, round_to)
-    model.to(context.device)
+    device = next(model.parameters()).device
+    small = narrowest(model.cpu(), graph, "fp32", floor, round_to, file_bytes)
+    model.to(device)
     return replace(plan, bytes=int(value), fixed_bytes=small.fixed, smallest_bytes=small.bytes)
 
 
@@ -65,23 +65,15 @@ def budgets_of(model: nn.Module, graph: ChannelGraph, plan: SizePlan) -> list[Bu
     return budgets
 
 
-def meets(context: Context, model: nn.Module, plan: SizePlan) -> bool:
-    """Does `model`, exactly counted and exported, hold every limit of `plan`?"""
+def meets(model: nn.Module, plan: SizePlan, example: Tensor, file_bytes: FileBytes) -> bool:
+    """Does `model`, exactly counted for images like `example` (1, C, H, W) and exported, hold every
+    limit of `plan`? `file_bytes` counts the file in the plan's format.
+    """
     if plan.params is not None and count(model) > plan.params:
         return False
-    if plan.macs is not None and cost(model, context.example).macs > plan.macs:
+    if plan.macs is not None and cost(model, example).macs > plan.macs:
         return False
-    return plan.bytes is None or file_bytes(context, model, plan.formats[0]) <= plan.bytes
-
-
-def file_bytes(context: Context, model: nn.Module, form: str) -> int:
-    """Bytes of the ONNX file of `model` in `form`, from a real export that is removed again."""
-    path = candidate(context, model.cpu(), form)
-    try:
-        return path.stat().st_size
-    finally:
-        path.unlink()
-        model.to(context.device)
+    return plan.bytes is None or file_bytes(model) <= plan.bytes
 
 
 def only_layers(graph: ChannelGraph, layers: tuple[str, ...] | None) -> frozenset[str] | None:

@@ -5,7 +5,7 @@ format.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import nn
 
-from edgecompress.data import Images
+from edgecompress.data import DataSet, Images
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import portable
 from edgecompress.export import quantize as quantizer
@@ -24,7 +24,7 @@ from edgecompress.measure import machine, runtime
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
-from edgecompress.run.context import Context
+from edgecompress.run.context import Context, TrainingContext
 from edgecompress.run.state import StageRow, State
 from edgecompress.stages.fields import Training
 from edgecompress.train.batches import evaluate
@@ -36,9 +36,14 @@ from edgecompress.train.settings import FitSettings, default_settings
 if TYPE_CHECKING:
     from edgecompress.stages.export import ExportStage
 
+DIGEST_LENGTH = 64
+"""Characters of a recipe's digest, SHA-256 in hex."""
 FORMAT_OF = {"int8": "int8-qdq", "fp16": "fp16", "none": "fp32"}
 """The file format that a choice of `--quantize` other than auto stands for."""
 
+
+FileBytes = Callable[[nn.Module], int]
+"""Bytes of the file of a network, in one format."""
 
 TRAINING_FIELDS = (
     "epochs",
@@ -55,7 +60,7 @@ TRAINING_FIELDS = (
 
 
 def fit_settings(
-    context: Context,
+    context: TrainingContext,
     model: nn.Module,
     training: Training,
     epochs: int | None = None,
@@ -174,10 +179,14 @@ def input_spec(context: Context, accuracy: float = 0.0) -> InputSpec:
     """What the shipped file says of its input, and where it comes from; `accuracy` is that on
     validation.
     """
-    data = context.data
+    return _input_spec(context.data, context.recipe.digest(), accuracy)
+
+
+def _input_spec(data: DataSet, recipe: str, accuracy: float) -> InputSpec:
+    """The same for a file of the `recipe` with this digest."""
     made = {
         "validation_accuracy": f"{accuracy:.4f}",
-        "recipe": context.recipe.digest(),
+        "recipe": recipe,
         "version": machine.versions()["edgecompress"],
     }
     return InputSpec(
@@ -203,6 +212,15 @@ def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx
     settings = export_settings(context)
     oldest = None if settings is None else settings.min_ort
     return proto if oldest is None else portable.for_runtime(proto, oldest)
+
+
+def fp32_bytes(data: DataSet, model: nn.Module) -> int:
+    """Bytes of the fp32 file that a run on `data` makes of `model`, without a run: of the recipe,
+    the length of its digest counts.
+    """
+    metadata = _input_spec(data, "0" * DIGEST_LENGTH, 0.0).metadata()
+    proto = onnx_export.to_onnx(model, torch.zeros(1, *data.image_shape), metadata)
+    return int(proto.ByteSize())
 
 
 def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:
@@ -273,6 +291,16 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
     finally:
         fp32.unlink(missing_ok=True)
     return path
+
+
+def file_bytes(context: Context, form: str, model: nn.Module) -> int:
+    """Bytes of the ONNX file of `model` in `form`, from a real export that is removed again."""
+    path = candidate(context, model.cpu(), form)
+    try:
+        return path.stat().st_size
+    finally:
+        path.unlink()
+        model.to(context.device)
 
 
 def file_accuracy(context: Context, path: Path, split: Images) -> float:

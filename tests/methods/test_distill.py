@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,15 +12,14 @@ from hypothesis import strategies as st
 
 from edgecompress.methods.distill import (
     NCKD_WEIGHT,
-    TopK,
     decoupled,
     kl_divergence,
     learning_from,
     mutual,
-    peer,
     soft_loss,
     softmax_mse,
 )
+from edgecompress.methods.sources import Peer, TopK
 from edgecompress.methods.teacher import largest
 from edgecompress.train.batches import Batch
 
@@ -130,7 +130,7 @@ def test_other_losses_need_all_logits(name: str) -> None:
         soft_loss(name)(logits(0), top(logits(1), 2, 4.0), torch.zeros(4).long())
 
 
-def test_labels_and_teacher_are_mixed_by_alpha_and_peers_are_read_from_the_batch() -> None:
+def test_labels_and_teacher_are_mixed_by_alpha() -> None:
     student, teacher, labels = logits(0), logits(1), torch.tensor([0, 1, 2, 3])
     batch = Batch(torch.arange(4), torch.zeros(4, 1), labels, logits={"peer": teacher})
     hard, soft = (
@@ -138,8 +138,23 @@ def test_labels_and_teacher_are_mixed_by_alpha_and_peers_are_read_from_the_batch
         kl_divergence(student, teacher, 2.0),
     )
     torch.testing.assert_close(
-        learning_from(peer("peer"), "kl", 2.0, 0.25)(student, batch), 0.25 * soft + 0.75 * hard
+        learning_from(Peer("peer"), "kl", 2.0, 0.25)(student, batch), 0.25 * soft + 0.75 * hard
     )
-    torch.testing.assert_close(
-        mutual("peer")(student, batch), hard + kl_divergence(student, teacher, 1.0)
-    )
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_mutual_is_the_formula_written_by_hand(seed: int, peers: int) -> None:
+    """Zhang et al. 2018: -log p(y) + mean over the peers of sum q log (q / p), sample by sample."""
+    own, labels = logits(seed), torch.tensor([0, 5, 2, 2])
+    others = {f"peer {number}": logits(seed + 1 + number) for number in range(peers)}
+    batch = Batch(torch.arange(4), torch.zeros(4, 1), labels, logits=others)
+    by_hand = 0.0
+    for row in range(4):
+        p = torch.softmax(own[row], 0).tolist()
+        by_hand -= math.log(p[labels[row]]) / 4
+        for other in others.values():
+            q = torch.softmax(other[row], 0).tolist()
+            divergence = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
+            by_hand += divergence / (4 * peers)
+    loss = mutual([Peer(name) for name in others])
+    assert float(loss(own, batch)) == pytest.approx(by_hand, rel=1e-9)

@@ -14,7 +14,8 @@ from edgecompress.data import DataSet, Images, Preprocess, load_data
 from edgecompress.data.images import Augmentation
 from edgecompress.errors import EdgecompressError
 from edgecompress.methods import teacher as module
-from edgecompress.methods.distill import TopK, learning_from
+from edgecompress.methods.distill import learning_from
+from edgecompress.methods.sources import TopK
 from edgecompress.methods.teacher import FixedTeacher, digest
 from edgecompress.models import ModelSource, build
 from edgecompress.train.batches import batches
@@ -54,7 +55,7 @@ def test_the_table_holds_the_teachers_logits_for_the_pixels_of_the_batch(
             seen.add(batch.view)
             with torch.no_grad():
                 torch.testing.assert_close(
-                    teacher(batch), model(batch.images), atol=1e-5, rtol=1e-5
+                    teacher.logits(batch), model(batch.images), atol=1e-5, rtol=1e-5
                 )
     assert seen == {0, 1}
     assert teacher.computed == (2 if augmentation.active else 1)
@@ -68,7 +69,7 @@ def test_a_second_run_reads_and_anything_that_changes_the_values_does_not(tmp_pa
         teacher = FixedTeacher(
             **{"model": model, "data": data, "device": CPU, "folder": tmp_path, **changes}
         )  # type: ignore[arg-type]
-        teacher(batch)
+        teacher.logits(batch)
         return teacher
 
     assert (used().computed, used().read) == (1, 1)
@@ -90,19 +91,19 @@ def test_a_second_run_reads_and_anything_that_changes_the_values_does_not(tmp_pa
 def test_a_damaged_table_is_computed_again(tmp_path: Path) -> None:
     data, model = small_data(), network()
     batch = next(batches(data, FitSettings(1, 64), CPU, 0, 1))
-    first = FixedTeacher(model, data, CPU, folder=tmp_path)(batch)
+    first = FixedTeacher(model, data, CPU, folder=tmp_path).logits(batch)
     (stored,) = tmp_path.glob("*.safetensors")
     stored.write_bytes(stored.read_bytes()[:100])
     second = FixedTeacher(model, data, CPU, folder=tmp_path)
-    torch.testing.assert_close(second(batch), first)
+    torch.testing.assert_close(second.logits(batch), first)
     assert (second.computed, second.read) == (1, 0)
 
 
 def test_the_largest_logits_are_stored_with_the_sum_of_the_rest(tmp_path: Path) -> None:
     data, model = small_data(), network()
     batch = next(batches(data, FitSettings(1, 64), CPU, 0, 1))
-    dense = FixedTeacher(model, data, CPU)(batch)
-    kept = FixedTeacher(model, data, CPU, top_k=3, temperature=2.0, folder=tmp_path)(batch)
+    dense = FixedTeacher(model, data, CPU).logits(batch)
+    kept = FixedTeacher(model, data, CPU, top_k=3, temperature=2.0, folder=tmp_path).logits(batch)
     assert isinstance(kept, TopK)
     assert isinstance(dense, torch.Tensor)
     torch.testing.assert_close(kept.values, dense.topk(3, 1).values)
@@ -119,7 +120,7 @@ def test_a_teacher_that_reads_images_in_its_own_way() -> None:
     torch.manual_seed(0)
     model = build(ModelSource("resnet20", 10, (3, 16, 16)))
     batch = next(batches(data, FitSettings(1, 8), CPU, 0, 1))
-    logits = FixedTeacher(model, data, CPU, preprocess=preprocess)(batch)
+    logits = FixedTeacher(model, data, CPU, preprocess=preprocess).logits(batch)
     with torch.no_grad():
         torch.testing.assert_close(
             logits, model(preprocess(data.train.pixels[batch.ids])), atol=1e-5, rtol=1e-5
@@ -144,10 +145,10 @@ def test_the_oldest_tables_are_removed_when_there_are_too_many(
 ) -> None:
     data = small_data()
     batch = next(batches(data, FitSettings(1, 8), CPU, 0, 1))
-    FixedTeacher(network(0), data, CPU, folder=tmp_path)(batch)
+    FixedTeacher(network(0), data, CPU, folder=tmp_path).logits(batch)
     (first,) = tmp_path.glob("*.safetensors")
     monkeypatch.setattr(module, "CACHE_LIMIT", first.stat().st_size + 10)
-    FixedTeacher(network(1), data, CPU, folder=tmp_path)(batch)
+    FixedTeacher(network(1), data, CPU, folder=tmp_path).logits(batch)
     assert not first.exists()
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
@@ -165,9 +166,9 @@ def test_a_teacher_whose_code_changed_is_a_different_teacher(tmp_path: Path) -> 
 
     data, inner = small_data(), network()
     batch = next(batches(data, FitSettings(1, 8), CPU, 0, 1))
-    first = FixedTeacher(Turned(inner, 1.0), data, CPU, folder=tmp_path)(batch)
+    first = FixedTeacher(Turned(inner, 1.0), data, CPU, folder=tmp_path).logits(batch)
     turned = FixedTeacher(Turned(inner, -1.0), data, CPU, folder=tmp_path)
-    torch.testing.assert_close(turned(batch), -first)
+    torch.testing.assert_close(turned.logits(batch), -first)
     assert turned.computed == 1
 
 
@@ -183,9 +184,9 @@ def test_few_tables_stay_in_memory_when_they_are_on_disk(tmp_path: Path) -> None
     data = small_data(Augmentation(flip=True))
     teacher = FixedTeacher(network(), data, CPU, folder=tmp_path)
     for epoch in range(1, 8):
-        teacher(next(batches(data, FitSettings(8, 8), CPU, 0, epoch)))
+        teacher.logits(next(batches(data, FitSettings(8, 8), CPU, 0, epoch)))
     assert len(teacher._tables) == module.TABLES_IN_MEMORY
-    teacher(next(batches(data, FitSettings(8, 8), CPU, 0, 1)))
+    teacher.logits(next(batches(data, FitSettings(8, 8), CPU, 0, 1)))
     assert (teacher.computed, teacher.read) == (7, 1)
 
 
@@ -204,5 +205,5 @@ def test_progress_is_reported_per_chunk() -> None:
     steps: list[tuple[int, int]] = []
     data = small_data()
     teacher = FixedTeacher(network(), data, CPU, on_step=lambda *step: steps.append(step))
-    teacher(next(batches(data, FitSettings(1, 8), CPU, 0, 1)))
+    teacher.logits(next(batches(data, FitSettings(1, 8), CPU, 0, 1)))
     assert steps == [(1, 1)], "200 images are one chunk"

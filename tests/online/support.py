@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from edgecompress import lesson as lessons
 from edgecompress.data import DataSet
-from edgecompress.methods.distill import Targets, learning_from
+from edgecompress.methods.distill import learning_from
 from edgecompress.methods.features import map_ends
-from edgecompress.models.registry import ModelSource
 from edgecompress.online.plan import Plan, shape_of
 from edgecompress.online.secure import Tls
 from edgecompress.online.student import Student
@@ -101,14 +100,12 @@ def new_student(
 def pruning_hooks(
     model: nn.Module,
     data: DataSet,
-    folder: Path,
     cutting: lessons.Cutting | None = None,
     settings: FitSettings = SETTINGS,
 ) -> Hooks:
     """The hooks of a training in which the lenet5 `model` is pruned."""
     chosen = cutting or lessons.Cutting("40%", 0.2)
-    source = ModelSource("lenet5", 10, data.image_shape)
-    return chosen.plan(lessons.Lesson(), model, source, data, settings, folder).hooks
+    return chosen.plan(model, data, settings, seed=0).hooks
 
 
 class ServedLesson:
@@ -224,20 +221,20 @@ def break_connection(student: Student, step: int) -> None:
     before_step(student, step, lambda: disconnect(student))
 
 
-def frozen_targets(teacher: nn.Module) -> Targets:
-    """The logits of a frozen network in this process."""
-    teacher.eval()
+class Frozen:
+    """A source: a frozen network in this process, which runs on every batch."""
 
-    def targets(batch: Batch) -> Tensor:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval()
+
+    def logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return teacher(batch.images).float()  # type: ignore[no-any-return]
-
-    return targets
+            return self.model(batch.images).float()  # type: ignore[no-any-return]
 
 
 def train_in_one_process(data: DataSet) -> FitResult:
     """The reference: the same student and the same frozen teacher, without a network between."""
-    loss = learning_from(frozen_targets(teacher_network(data)))
+    loss = learning_from(Frozen(teacher_network(data)))
     return fit(student_network(data), data, loss, SETTINGS, seed=SEED, device=CPU)
 
 

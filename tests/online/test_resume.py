@@ -5,7 +5,6 @@ adapters, and the best epoch.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,9 +37,7 @@ def test_training_resumes_from_any_saved_step(data: DataSet) -> None:
         ]
 
 
-def test_training_with_cuts_and_adapters_resumes_from_any_saved_step(
-    data: DataSet, tmp_path: Path
-) -> None:
+def test_training_with_cuts_and_adapters_resumes_from_any_saved_step(data: DataSet) -> None:
     settings = replace(SETTINGS, epochs=3)
     teacher = network("lenet5", data, 1).eval()
     example = torch.zeros(1, *data.image_shape)
@@ -51,7 +48,7 @@ def test_training_with_cuts_and_adapters_resumes_from_any_saved_step(
         pairs = default_pairs(model, teacher, example, example)
         loss = FeatureLoss.of_pairs("hint", pairs, model, teacher, data.preprocess, label_loss)
         cutting = Cutting("50%", 0.3, "middle")
-        cuts = pruning_hooks(model, data, tmp_path, cutting, settings)
+        cuts = pruning_hooks(model, data, cutting, settings)
         joined = replace(cuts, companion=loss, keep=hooks.keep, keep_every=3, begin=hooks.begin)
         return fit(model, data, loss, settings, seed=5, device=CPU, hooks=joined)
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError
-from edgecompress.methods.distill import learning_from, peer
+from edgecompress.methods.distill import learning_from
+from edgecompress.methods.sources import Peer
 from edgecompress.stages.common import count
 from edgecompress.train.fit import Hooks, Learner, label_loss
 from tests.online.support import (
@@ -67,13 +68,13 @@ def test_both_networks_are_pruned_while_they_train(
     """The same two smaller networks as in one process, through a break after the first cut."""
     teacher, learner = teacher_network(data), student_network(data, "lenet5")
     full = count(learner)
-    hooks = pruning_hooks(teacher, data, tmp_path / "t")
+    hooks = pruning_hooks(teacher, data)
     served = serve_lesson(model=teacher, train=SETTINGS, cut=hooks)
     student = new_student(
         data,
         model=learner,
         states=tmp_path / "kept",
-        cut=pruning_hooks(learner, data, tmp_path / "s"),
+        cut=pruning_hooks(learner, data),
     )
     if broken:
         break_connection(student, 10)
@@ -84,9 +85,9 @@ def test_both_networks_are_pruned_while_they_train(
     learners = {}
     for name, model, loss in (
         ("teacher", teacher_network(data), label_loss),
-        ("student", student_network(data, "lenet5"), learning_from(peer("teacher"))),
+        ("student", student_network(data, "lenet5"), learning_from(Peer("teacher"))),
     ):
-        hooks = pruning_hooks(model, data, tmp_path / name)
+        hooks = pruning_hooks(model, data)
         learners[name] = Learner(model, loss, SETTINGS, hooks)
     reference = train_together(data, **learners)
     assert_same(served.teacher.model, reference["teacher"].model)

@@ -10,7 +10,8 @@ import torch
 from edgecompress.core import trace
 from edgecompress.data import load_data
 from edgecompress.errors import EdgecompressError
-from edgecompress.methods.distill import learning_from, mutual, peer
+from edgecompress.methods.distill import learning_from, mutual
+from edgecompress.methods.sources import Peer
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.models import ModelSource, build
 from edgecompress.train.batches import Batch, evaluate
@@ -151,7 +152,7 @@ def test_online_distillation_from_a_frozen_teacher_is_offline_distillation() -> 
         device=CPU,
     )
     learners = {
-        "student": Learner(network(0), learning_from(peer("teacher")), SETTINGS),
+        "student": Learner(network(0), learning_from(Peer("teacher")), SETTINGS),
         "teacher": Learner(teacher, label_loss, constant),
     }
     online = fit_together(learners, data, seed=4, device=CPU)["student"]
@@ -179,8 +180,8 @@ def test_mutual_learning_trains_both_and_a_bad_loss_names_its_network() -> None:
     data = load_data("digits")
     settings = FitSettings(epochs=3, batch_size=64, learning_rate=2e-3)
     learners = {
-        "a": Learner(network(0), mutual("b"), settings),
-        "b": Learner(network(1), mutual("a"), settings),
+        "a": Learner(network(0), mutual([Peer("b")]), settings),
+        "b": Learner(network(1), mutual([Peer("a")]), settings),
     }
     results = fit_together(learners, data, seed=0, device=CPU)
     assert all(result.best.validation_accuracy > 0.8 for result in results.values())

@@ -11,6 +11,8 @@ from torch import nn
 
 from edgecompress.data import DataSet
 from edgecompress.errors import UsageError
+from edgecompress.methods.distill import learning_from
+from edgecompress.methods.sources import LogitSource
 from edgecompress.online import wire
 from edgecompress.online.codec import Array, CodecState
 from edgecompress.online.plan import Plan
@@ -49,6 +51,10 @@ class Objective:
     temperature: float | None = None
     alpha: float | None = None
     feature_weight: float = 1.0
+
+    def learning_from(self, source: LogitSource) -> Loss:
+        """The loss on the labels, and on the logits of `source`."""
+        return learning_from(source, self.loss, self.temperature, self.alpha)
 
 
 @dataclass(frozen=True)

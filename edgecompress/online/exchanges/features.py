@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgecompress.methods.features import KINDS, FeatureLoss, Size, Taps, map_ends, reduced
+from edgecompress.methods.features import KINDS, FeatureLoss, Taps, map_ends, reduced
+from edgecompress.methods.sources import Size
 from edgecompress.online.codec import Array
 from edgecompress.online.connection import Connection
 from edgecompress.online.exchanges.base import Exchange, MapShape, Outputs, StudentSetup
@@ -101,8 +102,8 @@ class FeaturesStudent(StepStudent):
             ends,
             setup.model,
             channels,
-            self.maps,
-            self.logit_loss(),
+            self,
+            setup.objective.learning_from(self),
             setup.objective.feature_weight,
         )
         return loss, loss

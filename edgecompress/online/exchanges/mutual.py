@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 import torch
 from torch import Tensor
 
 from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.methods.distill import mutual
 from edgecompress.online import wire
 from edgecompress.online.connection import Connection
 from edgecompress.online.exchanges.base import Exchange, StudentSetup
 from edgecompress.online.exchanges.steps import StepStudent, StepTeacher
 from edgecompress.online.lesson import Lesson
-from edgecompress.online.mutual import Mutual
+from edgecompress.online.mutual import Publisher, RemotePeer
 from edgecompress.online.session import StudentSession
 from edgecompress.online.stream import Stream
 from edgecompress.online.training import Attempt
@@ -91,19 +93,15 @@ class MutualStudent(StepStudent):
 
     def training(self) -> tuple[Loss, Companion | None]:
         """The loss of mutual learning, and the companion that computes logits ahead of time."""
-        mutual = Mutual(
-            self.plan,
-            self.setup.data,
-            self.send_logits,
-            lambda step: [self.wait_for(step).logits],
-            self.start,
-        )
+        publisher = Publisher(self.plan, self.setup.data, self.send_logits, self.start)
+        teacher = RemotePeer(self.progress, lambda step: self.wait_for(step).logits)
+        learned = publisher.before(mutual([teacher]))
 
         def loss(logits: Tensor, batch: Batch) -> Tensor:
             self.progress.advance(batch)
-            return mutual(logits, batch)
+            return learned(logits, batch)
 
-        return loss, mutual
+        return loss, publisher
 
     def send_logits(self, step: int, logits: Tensor) -> None:
         """Send the student's logits (B, K) float32 of `step`."""
@@ -127,10 +125,11 @@ class BothWays(Exchange):
 
     def training(self, attempt: Attempt) -> tuple[Loss, Companion | None]:
         """The loss on the labels and on the logits of all students."""
-        mutual = Mutual(
-            attempt.plan, attempt.data, attempt.publish, attempt.peer_logits, attempt.start
-        )
-        return mutual, mutual
+        publisher = Publisher(attempt.plan, attempt.data, attempt.publish, attempt.start)
+        students = [
+            RemotePeer(attempt, partial(attempt.logits_of, session)) for session in attempt.students
+        ]
+        return publisher.before(mutual(students)), publisher
 
 
 EXCHANGE = BothWays()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgecompress.errors import UsageError
-from edgecompress.methods.distill import learning_from
+from edgecompress.methods.sources import Size
 from edgecompress.online import wire
 from edgecompress.online.codec import Array
 from edgecompress.online.exchanges.base import (
@@ -127,7 +127,8 @@ class Answer:
 
 
 class StepStudent(StudentEndpoint):
-    """Requests steps ahead of the training, and learns from the logits of the answers.
+    """Requests steps ahead of the training, and is the source of what the student learns from: the
+    logits and maps of the answers.
 
     `logits` and `maps` give the answer to the batch of the next step; both wait for the same one.
     """
@@ -150,19 +151,16 @@ class StepStudent(StudentEndpoint):
 
     def training(self) -> tuple[Loss, Companion | None]:
         """The loss on the logits and labels."""
-        return self.logit_loss(), None
-
-    def logit_loss(self) -> Loss:
-        """The loss on logits and labels that the student was set up with."""
-        chosen = self.setup.objective
-        return learning_from(self.logits, chosen.loss, chosen.temperature, chosen.alpha)
+        return self.setup.objective.learning_from(self), None
 
     def logits(self, batch: Batch) -> Tensor:
         """The teacher's logits (B, K) of `batch`, which is that of the next step."""
         return self._answer_to(batch).logits
 
-    def maps(self, batch: Batch, sizes: object) -> Sequence[Tensor]:
-        """The teacher's maps of `batch`, each (B, C, h, w)."""
+    def maps(self, batch: Batch, sizes: Sequence[Size]) -> Sequence[Tensor]:
+        """The teacher's maps of `batch`, each (B, C, h, w), which the teacher has reduced for the
+        sizes in the plan.
+        """
         return self._answer_to(batch).maps
 
     def _answer_to(self, batch: Batch) -> Answer:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.errors import UsageError
-from edgecompress.methods.distill import learning_from
 from edgecompress.online import wire
 from edgecompress.online.connection import Connection
 from edgecompress.online.exchanges.base import (
@@ -85,7 +84,9 @@ class WeightsTeacher(TeacherEndpoint):
 
 
 class WeightsStudent(StudentEndpoint):
-    """Requests the weights of each epoch, and learns from the logits of a copy of the teacher."""
+    """Requests the weights of each epoch, and is the source of what the student learns from: the
+    logits of a copy of the teacher.
+    """
 
     def __init__(self, setup: StudentSetup, connection: Connection) -> None:
         super().__init__(setup, connection)
@@ -94,8 +95,7 @@ class WeightsStudent(StudentEndpoint):
 
     def training(self) -> tuple[Loss, Companion | None]:
         """The loss on the logits of the teacher's weights."""
-        chosen = self.setup.objective
-        return learning_from(self.logits, chosen.loss, chosen.temperature, chosen.alpha), None
+        return self.setup.objective.learning_from(self), None
 
     def receive(self, message: wire.Message) -> None:
         """Take the weights of an epoch."""

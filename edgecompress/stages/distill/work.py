@@ -14,8 +14,9 @@ from torch import nn
 from edgecompress import checkpoint
 from edgecompress.core.simplify import FoldedPool, find_pools, fold_pool
 from edgecompress.export import onnx as onnx_export
-from edgecompress.methods.distill import DEFAULTS, learning_from, mutual, peer
+from edgecompress.methods.distill import DEFAULTS, learning_from, mutual
 from edgecompress.methods.features import FeatureLoss, default_pairs
+from edgecompress.methods.sources import Peer
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.models.students import SOURCE
 from edgecompress.run.context import Context
@@ -198,10 +199,10 @@ def _learners(
     chosen: FitSettings,
 ) -> dict[str, Learner]:
     """Student and teacher with their losses, settings and hooks."""
-    from_teacher = learning_from(peer(TEACHER), settings.loss, settings.temperature, settings.alpha)
+    from_teacher = learning_from(Peer(TEACHER), settings.loss, settings.temperature, settings.alpha)
     losses = {TEACHER: label_loss, STUDENT: from_teacher}
     if settings.mode == "mutual":
-        losses = {TEACHER: mutual(STUDENT), STUDENT: mutual(TEACHER)}
+        losses = {TEACHER: mutual([Peer(STUDENT)]), STUDENT: mutual([Peer(TEACHER)])}
     bar = context.progress(f"distil {settings.mode}")
     learners = {}
     for name, network in models.items():

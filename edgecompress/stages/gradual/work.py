@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from pydantic import JsonValue
-from torch import nn
+from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, trace
 from edgecompress.core.select import Budget, floor_of, pricer, top, top_overall, uniform
@@ -23,7 +24,7 @@ from edgecompress.methods.gradual import (
     strength_for,
 )
 from edgecompress.methods.repair import repaired
-from edgecompress.run.context import Context
+from edgecompress.run.context import Context, TrainingContext
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import SizePlan, StageRow, State
 from edgecompress.stages.budgets import (
@@ -34,7 +35,9 @@ from edgecompress.stages.budgets import (
     plan_for_amount,
 )
 from edgecompress.stages.common import (
+    FileBytes,
     count,
+    file_bytes,
     fit_settings,
     learning_loss,
     train_model,
@@ -77,13 +80,32 @@ class Shrinking:
 def shrinking(
     context: Context, settings: GradualStage, model: nn.Module, loss: Loss, epochs: int, text: str
 ) -> Shrinking:
-    """Plan the cuts that `settings` ask for over a training of `epochs` epochs; `text` names it on
-    the progress bar.
+    """Plan the cuts of a stage; `text` names its training on the progress bar."""
+    hooks = watched(context, text, settings.patience)
+    in_fp32 = partial(file_bytes, context, "fp32")
+    planned = plan_shrinking(context, settings, model, loss, epochs, in_fp32, hooks)
+    for name, reason in planned.cuts.left_alone.items():
+        context.reporter.note(f"{name}: {reason}")
+    return planned
+
+
+def plan_shrinking(
+    context: TrainingContext,
+    settings: GradualStage,
+    model: nn.Module,
+    loss: Loss,
+    epochs: int,
+    fp32_bytes: FileBytes,
+    hooks: Hooks,
+) -> Shrinking:
+    """Plan the cuts that `settings` ask for over a training of `epochs` epochs with `loss` and
+    `hooks`; `fp32_bytes` counts the file of a network. Raises `UsageError` for an amount that
+    cannot be read, or layers that do not exist.
     """
     graph = trace(model, context.example)
     plan = None
     if settings.amount is not None:
-        plan = plan_for_amount(context, model, graph, settings.amount, settings.floor, 1)
+        plan = plan_for_amount(model, graph, settings.amount, settings.floor, 1, fp32_bytes)
     shares = final_shares(model, graph, settings, plan)
     cuts = plan_cuts(
         graph.groups,
@@ -93,15 +115,13 @@ def shrinking(
         step=settings.step,
         floor=settings.floor,
     )
-    for name, reason in cuts.left_alone.items():
-        context.reporter.note(f"{name}: {reason}")
     before = {g.name: g.size for g in graph.groups}
     images = repair_images(context)
     hooks = replace(
-        watched(context, text, settings.patience),
+        hooks,
         cut=Cutter(context, settings, plan, cuts, before, loss),
         mend=lambda old, small, keep: repaired(old, small, keep, images),
-        eligible=Eligible(context, plan, cuts),
+        eligible=Eligible(plan, cuts, context.example, fp32_bytes),
     )
     return Shrinking(hooks, cuts, shares, before)
 
@@ -208,8 +228,11 @@ def _with_margin(budget: Budget, plan: SizePlan) -> Budget:
 class Eligible:
     """May an epoch be chosen? Its network meets the amount; without one, it has had every cut."""
 
-    def __init__(self, context: Context, plan: SizePlan | None, cuts: CutPlan) -> None:
-        self.context, self.plan, self.cuts = context, plan, cuts
+    def __init__(
+        self, plan: SizePlan | None, cuts: CutPlan, example: Tensor, fp32_bytes: FileBytes
+    ) -> None:
+        self.plan, self.cuts = plan, cuts
+        self.example, self.fp32_bytes = example, fp32_bytes
         self._known: dict[tuple[torch.Size, ...], bool] = {}
 
     def __call__(self, model: nn.Module) -> bool:
@@ -221,11 +244,11 @@ class Eligible:
 
     def _decide(self, model: nn.Module) -> bool:
         if self.plan is not None:
-            return meets(self.context, model, self.plan)
+            return meets(model, self.plan, self.example, self.fp32_bytes)
         last: dict[str, int] = {}
         for cut in self.cuts.cuts:
             last |= cut.widths
-        groups = trace(model, self.context.example).groups
+        groups = trace(model, self.example).groups
         return all(last.get(g.name, g.size) >= g.size for g in groups)
 
 
@@ -234,7 +257,7 @@ class Cutter:
 
     def __init__(
         self,
-        context: Context,
+        context: TrainingContext,
         settings: GradualStage,
         plan: SizePlan | None,
         cuts: CutPlan,

@@ -8,6 +8,7 @@ exported and quantized for real) plus the weights in the final format.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from edgecompress.measure.cost import byte_price, cost, mac_price
 from edgecompress.methods.scores import magnitude
 from edgecompress.run.context import Context
 from edgecompress.run.state import SizePlan, State
-from edgecompress.stages.common import FORMAT_OF, candidate
+from edgecompress.stages.common import FORMAT_OF, FileBytes, candidate, file_bytes
 from edgecompress.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -102,17 +103,20 @@ def _p50_s(context: Context, path: Path) -> float:
 
 
 def narrowest(
-    context: Context, model: nn.Module, graph: ChannelGraph, form: str, floor: float, round_to: int
+    model: nn.Module,
+    graph: ChannelGraph,
+    form: str,
+    floor: float,
+    round_to: int,
+    file_bytes: FileBytes,
 ) -> Narrowest:
-    """Export the network at its floors in `form`, and see what the graph itself takes."""
+    """Export the network at its floors in `form`, whose bytes `file_bytes` counts, and see what the
+    graph itself takes.
+    """
     scores = magnitude(model, graph, 1)
     nothing = Budget(byte_price(model, graph, form, 0.0), 0.0)
     selection = cheapest(model, graph, scores, (nothing,), floor=floor, round_to=round_to)
-    path = candidate(context, shrink(model, selection.keep), form)
-    try:
-        size = path.stat().st_size
-    finally:
-        path.unlink(missing_ok=True)
+    size = file_bytes(shrink(model, selection.keep))
     return Narrowest(size, size - selection.costs[0])
 
 
@@ -121,7 +125,8 @@ def _pruned_plan(
 ) -> SizePlan:
     """The plan for `form`: bytes and MACs that the pruned network may take."""
     round_to = 8 if settings.round_to == "auto" else settings.round_to
-    small = narrowest(context, model, graph, form, settings.floor, round_to)
+    in_form = partial(file_bytes, context, form)
+    small = narrowest(model, graph, form, settings.floor, round_to, in_form)
     planned = replace(
         _limits(settings.targets),
         formats=(form,),

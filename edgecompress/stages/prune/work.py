@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,13 @@ from edgecompress.core import ChannelGraph, shrink, trace
 from edgecompress.core.select import Budget, Selection
 from edgecompress.methods import scores as scoring
 from edgecompress.methods.repair import repaired
-from edgecompress.run.context import Context
+from edgecompress.run.context import Context, TrainingContext
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import SizePlan, StageRow, State
 from edgecompress.stages.budgets import (
     Chooser,
     budgets_of,
     cost_now,
-    file_bytes,
     first_sizes,
     only_layers,
     plan_for_amount,
@@ -28,6 +28,7 @@ from edgecompress.stages.budgets import (
 )
 from edgecompress.stages.common import (
     count,
+    file_bytes,
     fit_settings,
     learning_loss,
     train_model,
@@ -59,7 +60,7 @@ FLOORS_REACHED = "the floors of all groups were reached first"
 
 
 def score(
-    context: Context,
+    context: TrainingContext,
     model: nn.Module,
     graph: ChannelGraph,
     training: Training,
@@ -74,7 +75,7 @@ def score(
 
 
 def _score(
-    context: Context,
+    context: TrainingContext,
     model: nn.Module,
     graph: ChannelGraph,
     training: Training,
@@ -160,7 +161,8 @@ def _plan_of(
     if settings.amount is None and state.plan is not None:
         return state.plan
     amount = settings.amount or "50%"
-    return plan_for_amount(context, model, graph, amount, settings.floor, settings.round_to)
+    in_fp32 = partial(file_bytes, context, "fp32")
+    return plan_for_amount(model, graph, amount, settings.floor, settings.round_to, in_fp32)
 
 
 def _trained_again(
@@ -174,7 +176,7 @@ def _trained_again(
     return train_model(context, small, loss, own, hooks)
 
 
-def repair_images(context: Context) -> Tensor:
+def repair_images(context: TrainingContext) -> Tensor:
     """The training images (N, C, H, W) that a cut network is repaired on."""
     pixels = context.data.train.pixels[:REPAIR_IMAGES]
     return context.data.normalised(pixels).to(context.device)
@@ -209,7 +211,7 @@ def refine(
     allowed = float(target)
     best: tuple[int, Selection, nn.Module] | None = None
     for _ in range(REFINEMENTS):
-        size = file_bytes(context, small, chooser.plan.formats[0])
+        size = file_bytes(context, chooser.plan.formats[0], small)
         if size <= target and (best is None or size > best[0]):
             best = (size, selection, small)
         if FULL * target <= size <= target or not selection.met:

@@ -8,6 +8,7 @@ the first bad one. The measured accuracy of a round decides.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -23,6 +24,7 @@ from edgecompress.stages.common import (
     FORMAT_OF,
     count,
     file_accuracy,
+    file_bytes,
     fit_settings,
     input_spec,
     learning_loss,
@@ -66,7 +68,8 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
     form = FORMAT_OF.get(settings.quantize, "int8-qdq")
     model = state.need_model()
     graph = trace(model, context.example)
-    small = narrowest(context, model, graph, form, settings.floor, settings.round_to)
+    in_form = partial(file_bytes, context, form)
+    small = narrowest(model, graph, form, settings.floor, settings.round_to, in_form)
     sizes = {group.name: group.size for group in graph.groups}
     shared = Search(settings, form, small.fixed, sizes)
     least = state.need_baseline().validation_accuracy - settings.max_drop

@@ -15,13 +15,13 @@ from tests.online.support import (
     CPU,
     SEED,
     SETTINGS,
+    Frozen,
     Serve,
     assert_same,
     attend_to_the_end,
     attend_together,
     break_connection,
     feature_plan,
-    frozen_targets,
     new_student,
     student_network,
     teacher_network,
@@ -47,7 +47,7 @@ def test_student_equals_that_of_one_process_after_a_break(
     example = torch.zeros(1, *data.image_shape)
     torch.manual_seed(SEED)
     pairs = default_pairs(model, teacher, example, example)
-    logit_loss = learning_from(frozen_targets(teacher))
+    logit_loss = learning_from(Frozen(teacher))
     loss = FeatureLoss.of_pairs(kind, pairs, model, teacher, data.preprocess, logit_loss, 0.5)
     hooks = Hooks(companion=loss)
     reference = fit(model, data, loss, SETTINGS, seed=SEED, device=CPU, hooks=hooks)

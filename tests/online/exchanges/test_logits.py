@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgecompress.data import DataSet
-from edgecompress.methods.distill import learning_from, peer
+from edgecompress.methods.distill import learning_from
+from edgecompress.methods.sources import Peer
 from edgecompress.train.fit import Learner, label_loss
 from tests.online.support import (
     SAMPLES,
@@ -46,7 +47,7 @@ def test_training_teacher_equals_that_of_one_process(data: DataSet, serve_lesson
     reference = train_together(
         data,
         teacher=Learner(teacher_network(data), label_loss, SETTINGS),
-        student=Learner(student_network(data), learning_from(peer("teacher")), SETTINGS),
+        student=Learner(student_network(data), learning_from(Peer("teacher")), SETTINGS),
     )
     assert_same(served.teacher.model, reference["teacher"].model)
     assert_same(result.model, reference["student"].model)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgecompress.data import DataSet
 from edgecompress.methods.distill import mutual
-from edgecompress.online.mutual import Mutual
+from edgecompress.methods.sources import Peer
+from edgecompress.online.mutual import Publisher, RemotePeer
 from edgecompress.online.plan import Plan
 from edgecompress.train.fit import Hooks, Learner
 from tests.online.support import (
@@ -28,8 +29,8 @@ from tests.online.support import (
 def exact_learners(data: DataSet) -> dict[str, Learner]:
     """Deep mutual learning in one process."""
     return {
-        "teacher": Learner(teacher_network(data), mutual("student"), SETTINGS),
-        "student": Learner(student_network(data), mutual("teacher"), SETTINGS),
+        "teacher": Learner(teacher_network(data), mutual([Peer("student")]), SETTINGS),
+        "student": Learner(student_network(data), mutual([Peer("teacher")]), SETTINGS),
     }
 
 
@@ -37,20 +38,14 @@ def stale_learners(data: DataSet, plan: Plan) -> dict[str, Learner]:
     """Both networks in one process, each learning from logits of the staleness of `plan`."""
     box = dict[tuple[str, int], Tensor]()
 
-    def end(name: str, other: str) -> Mutual:
-        return Mutual(
-            plan,
-            data,
-            lambda step, logits: box.update({(name, step): logits}),
-            lambda step: [box[other, step]],
-        )
+    def learner(model: nn.Module, name: str, other: str) -> Learner:
+        end = Publisher(plan, data, lambda step, logits: box.update({(name, step): logits}))
+        peer = RemotePeer(end, lambda step: box[other, step])
+        return Learner(model, end.before(mutual([peer])), SETTINGS, Hooks(companion=end))
 
-    teaching = end("teacher", "student")
-    learning = end("student", "teacher")
-    hooks = Hooks(companion=teaching), Hooks(companion=learning)
     return {
-        "teacher": Learner(teacher_network(data), teaching, SETTINGS, hooks[0]),
-        "student": Learner(student_network(data), learning, SETTINGS, hooks[1]),
+        "teacher": learner(teacher_network(data), "teacher", "student"),
+        "student": learner(student_network(data), "student", "teacher"),
     }
 
 

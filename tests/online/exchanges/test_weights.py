@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from edgecompress.data import DataSet
@@ -14,6 +13,7 @@ from tests.online.support import (
     CPU,
     SEED,
     SETTINGS,
+    Frozen,
     Serve,
     assert_same,
     attend,
@@ -63,18 +63,16 @@ def test_weights_of_a_training_teacher_are_those_before_each_epoch(
     trained = fit(teacher, data, label_loss, SETTINGS, seed=SEED, device=CPU, hooks=hooks)
     assert_same(served.teacher.model, trained.model)
 
-    mentor = teacher_network(data).eval()
-    steps = [0]
+    class BeforeEachEpoch(Frozen):
+        steps = 0
 
-    def targets(batch: Batch) -> Tensor:
-        epoch, at = divmod(steps[0], plan.steps_per_epoch)
-        if at == 0:
-            mentor.load_state_dict(states[epoch])
-        steps[0] += 1
-        with torch.no_grad():
-            return mentor(batch.images).float()  # type: ignore[no-any-return]
+        def logits(self, batch: Batch) -> Tensor:
+            epoch, at = divmod(self.steps, plan.steps_per_epoch)
+            if at == 0:
+                self.model.load_state_dict(states[epoch])
+            self.steps += 1
+            return super().logits(batch)
 
-    reference = fit(
-        student_network(data), data, learning_from(targets), SETTINGS, seed=SEED, device=CPU
-    )
+    loss = learning_from(BeforeEachEpoch(teacher_network(data)))
+    reference = fit(student_network(data), data, loss, SETTINGS, seed=SEED, device=CPU)
     assert_same(result.model, reference.model)

@@ -1,0 +1,33 @@
+"""What stages share: the bytes of a file that is not written yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgecompress.data import load_data
+from edgecompress.models import ModelSource, build
+from edgecompress.run.context import Context, Silent
+from edgecompress.run.directory import RunDirectory
+from edgecompress.run.stage import RunSettings
+from edgecompress.stages.common import file_bytes, fp32_bytes
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet20"])
+def test_bytes_without_a_run_are_those_of_the_file_of_a_run(name: str, tmp_path: Path) -> None:
+    data = load_data("digits")
+    model = build(ModelSource(name, 10, data.image_shape))
+    context = Context(
+        data=data,
+        device=torch.device("cpu"),
+        seed=0,
+        recipe=RunSettings(model=name, stages=()),
+        run=RunDirectory(tmp_path),
+        folder=tmp_path / "stage",
+        reporter=Silent(),
+        threads=1,
+    )
+    assert fp32_bytes(data, model) == file_bytes(context, "fp32", model)
+    assert list((tmp_path / "stage").iterdir()) == []
