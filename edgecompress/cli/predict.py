@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, final
 
 import typer
 
@@ -22,6 +22,60 @@ from edgecompress.errors import UsageError
 
 if TYPE_CHECKING:
     from edgecompress.measure.runtime import Array, Runtime
+
+
+class _Scored(TypedDict):
+    model: str
+    data: str
+    split: str
+    images: int
+
+
+@final
+class Accuracy(_Scored):
+    """Accuracy 0..1 of a file on the `images` samples of a split."""
+
+    accuracy: float
+
+
+@final
+class RegressionScore(_Scored):
+    """The score of a regression on the `images` samples of a split; `metric_name`: r2."""
+
+    metric: float
+    metric_name: str
+    loss: float
+
+
+class Label(TypedDict):
+    """The most probable class, and its probability 0..1."""
+
+    label: str
+    probability: float
+
+
+Prediction = TypedDict(
+    "Prediction",
+    {"image": str, "label": str, "probability": float, "heads": list[Label], "class": str},
+    total=False,
+)
+"""What a file says of an image: label and probability, or those of each of several `heads`; `class`
+is the folder of the image, where folders name classes.
+"""
+
+
+class _Predictions(TypedDict):
+    model: str
+    predictions: list[Prediction]
+
+
+class Predictions(_Predictions, total=False):
+    """What a file says of images; of those in folders of classes, the accuracy 0..1 and their
+    number.
+    """
+
+    accuracy: float
+    images: int
 
 
 def predict(
@@ -74,14 +128,12 @@ def predict(
             f"'{model}' has several heads, and a folder's classes are of one: give images, "
             "or --data A+B"
         )
-    rows = [
-        _label(loaded, path) | ({} if wanted is None else {"class": wanted})
-        for path, wanted in files
-    ]
+    rows = [_label(loaded, path, wanted) for path, wanted in files]
     scored = [row["label"] == row["class"] for row in rows if "class" in row]
-    found: dict[str, Any] = {"model": str(model), "predictions": rows}
+    found: Predictions = {"model": str(model), "predictions": rows}
     if scored:
-        found |= {"accuracy": sum(scored) / len(scored), "images": len(scored)}
+        found["accuracy"] = sum(scored) / len(scored)
+        found["images"] = len(scored)
     if as_json:
         print_json(found)
         return
@@ -89,13 +141,14 @@ def predict(
         print_line(f"accuracy {found['accuracy']:.4f} on {len(scored)} images of {folders[0]}")
         return
     for row in rows:
-        said = [f"{head['label']} ({head['probability']:.1%})" for head in row.get("heads", [row])]
+        heads = row["heads"] if "heads" in row else [row]
+        said = [f"{head['label']} ({head['probability']:.1%})" for head in heads]
         print_line(f"{row['image']}: {', '.join(said)}")
 
 
 def accuracy_on(
     loaded: Runtime, name: str, image_size: int | None, skip_bad: bool
-) -> dict[str, Any]:
+) -> Accuracy | RegressionScore:
     """Accuracy (of a regression R² as `metric`, and `loss`) of a loaded file on the test split of
     the data called `name`.
 
@@ -120,9 +173,10 @@ def accuracy_on(
             f"'{loaded.path}' has classes {said['classes'][:4]}..., data '{name}' has "
             f"{list(data.classes)[:4]}..."
         )
-    preprocess = (
-        Preprocess.from_dict(said) if "resize" in said and image_size is None else data.preprocess
-    )
+    preprocess = data.preprocess
+    if "resize" in said and image_size is None:
+        scale = said.get("scale", 255)
+        preprocess = replace(preprocess, resize=said["resize"], crop=said["crop"], scale=scale)
     preprocess = replace(
         preprocess,
         mean=tuple(said.get("mean", preprocess.mean)),
@@ -145,7 +199,12 @@ def accuracy_on(
             f"'{loaded.path}' gives outputs of shape {tuple(outputs.shape[1:])} a sample: a "
             "number for each class is needed"
         )
-    found = {"model": str(loaded.path), "data": name, "split": "test", "images": len(split)}
+    found: _Scored = {
+        "model": str(loaded.path),
+        "data": name,
+        "split": "test",
+        "images": len(split),
+    }
     score = data.task.score(outputs, split.labels)
     if data.task.metric == "accuracy":
         return {**found, "accuracy": score}
@@ -199,7 +258,7 @@ def _files(folder: Path, loaded: Runtime, skip_bad: bool) -> list[tuple[Path, st
     return good
 
 
-def _statistics(loaded: Runtime, key: str) -> Array:
+def _statistics(loaded: Runtime, key: Literal["mean", "std"]) -> Array:
     import numpy as np
 
     values = loaded.metadata.get(key)
@@ -218,7 +277,16 @@ def _normalised(pixels: Array, mean: Array, std: Array) -> Array:
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
 
-def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
+def _label(loaded: Runtime, path: Path, wanted: str | None) -> Prediction:
+    """What the file says of the image at `path`, whose class is `wanted` where one is known."""
+    said = _said(loaded, path, _logits(loaded, path))
+    if wanted is not None:
+        said["class"] = wanted
+    return said
+
+
+def _logits(loaded: Runtime, path: Path) -> Array:
+    """The outputs (K,) for the image at `path`."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
@@ -244,7 +312,8 @@ def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
         raise UsageError(f"image '{path}' cannot be read: give a PNG or JPEG file") from error
     if loaded.reads_pixels:
         pixels = np.asarray(image).reshape(image.height, image.width, channels)
-        return _said(loaded, path, loaded.run(pixels[None])[0].astype(np.float64))
+        outputs: Array = loaded.run(pixels[None])[0].astype(np.float64)
+        return outputs
     shorter = loaded.metadata.get("resize")
     scale = max(height / image.height, width / image.width)
     scale = max(scale, shorter / min(image.size)) if shorter else scale
@@ -255,13 +324,12 @@ def _label(loaded: Runtime, path: Path) -> dict[str, Any]:
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)))
     batch = pixels.reshape(height, width, channels).transpose(2, 0, 1)[None]
-    logits = loaded.run(
-        _normalised(batch, _statistics(loaded, "mean"), _statistics(loaded, "std"))
-    )[0].astype(np.float64)
-    return _said(loaded, path, logits)
+    normalised = _normalised(batch, _statistics(loaded, "mean"), _statistics(loaded, "std"))
+    logits: Array = loaded.run(normalised)[0].astype(np.float64)
+    return logits
 
 
-def _said(loaded: Runtime, path: Path, logits: Array) -> dict[str, Any]:
+def _said(loaded: Runtime, path: Path, logits: Array) -> Prediction:
     """The label of `logits` (K,) with its probability; of a file with several heads, each
     head's.
     """
@@ -271,18 +339,18 @@ def _said(loaded: Runtime, path: Path, logits: Array) -> dict[str, Any]:
 
     check_finite(logits)
     classes = loaded.metadata.get("classes") or [str(i) for i in range(len(logits))]
-    sizes, heads = loaded.metadata.get("heads") or [len(logits)], []
+    sizes = loaded.metadata.get("heads") or [len(logits)]
+    heads: list[Label] = []
     for part, names in zip(
         np.split(logits, np.cumsum(sizes)[:-1]), _split(classes, sizes), strict=True
     ):
         shares = np.exp(part - part.max())
         shares /= shares.sum()
         heads.append({"label": names[int(shares.argmax())], "probability": float(shares.max())})
-    return (
-        {"image": str(path), **heads[0]}
-        if len(heads) == 1
-        else {"image": str(path), "heads": heads}
-    )
+    if len(heads) > 1:
+        return {"image": str(path), "heads": heads}
+    (only,) = heads
+    return {"image": str(path), "label": only["label"], "probability": only["probability"]}
 
 
 def _split(names: list[str], sizes: list[int]) -> list[list[str]]:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -22,6 +22,30 @@ METADATA_PREFIX = "edgecompress."
 _INPUT_TYPES = ("tensor(float)", "tensor(uint8)")
 
 
+class Metadata(TypedDict, total=False):
+    """Our metadata of a file; files of others have none.
+
+    `image_shape` is [C, H, W]; `mean` and `std` (one value per channel, for values in 0..1),
+    `resize`, `crop` and `scale` say how it reads images; `task` and `heads` (classes of each) what
+    its outputs are, where they are not the logits of one classification.
+    """
+
+    image_shape: list[int]
+    mean: list[float]
+    std: list[float]
+    resize: int | None
+    crop: int | None
+    scale: float
+    classes: list[str]
+    data: str
+    task: str
+    heads: list[int]
+    input: str
+    validation_accuracy: str
+    recipe: str
+    version: str
+
+
 @dataclass(frozen=True)
 class Runtime:
     """A loaded model with one input: its session, the input's name and shape (without batch; 0
@@ -34,7 +58,7 @@ class Runtime:
     session: ort.InferenceSession
     input_name: str
     input_shape: tuple[int, ...]
-    metadata: dict[str, Any]
+    metadata: Metadata
     threads: int
     input_type: str = "tensor(float)"
     batch: int | None = None
@@ -194,16 +218,17 @@ def _not_loaded(path: Path, error: Exception) -> UsageError:
     return UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}")
 
 
-def _metadata(custom: Mapping[str, str]) -> dict[str, Any]:
+def _metadata(custom: Mapping[str, str]) -> Metadata:
     """Our entries of a file's metadata, parsed."""
-    return {
+    entries = {
         key.removeprefix(METADATA_PREFIX): _parsed(value)
         for key, value in custom.items()
         if key.startswith(METADATA_PREFIX)
     }
+    return cast(Metadata, entries)
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> object:
     """`text` as JSON, or as it is."""
     try:
         return json.loads(text)
