@@ -82,9 +82,7 @@ def _blank(source: ModelSource) -> nn.Module:
         return build(source)
 
 
-def save(
-    path: Path, model: nn.Module, source: ModelSource, notes: Notes | None = None
-) -> None:
+def save(path: Path, model: nn.Module, source: ModelSource, notes: Notes | None = None) -> None:
     """Write `model`, which was built from `source` and perhaps shrunk, to `path`, whole or not at
     all.
     """

@@ -141,7 +141,7 @@ def predict(
         print_line(f"accuracy {found['accuracy']:.4f} on {len(scored)} images of {folders[0]}")
         return
     for row in rows:
-        heads = row["heads"] if "heads" in row else [row]
+        heads = row.get("heads") or [row]
         said = [f"{head['label']} ({head['probability']:.1%})" for head in heads]
         print_line(f"{row['image']}: {', '.join(said)}")
 
@@ -156,7 +156,7 @@ def accuracy_on(
     """
     import torch
 
-    from edgecompress.data import Preprocess, load_data
+    from edgecompress.data import load_data
     from edgecompress.measure.runtime import check_finite
 
     said = loaded.metadata

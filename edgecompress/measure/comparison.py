@@ -89,9 +89,7 @@ def _ratio(measured: Measured, protocol: Protocol) -> Interval:
     return interval([blocks[:, 0] / blocks[:, 1] for blocks in measured.blocks_ms], protocol.seed)
 
 
-def judged(
-    ratio: Interval, tolerance: float, measured: Measured, protocol: Protocol
-) -> Judgement:
+def judged(ratio: Interval, tolerance: float, measured: Measured, protocol: Protocol) -> Judgement:
     """The verdict on a ratio, and the conditions of the measurement."""
     blocks = sum(len(process) for process in measured.blocks_ms)
     outcome = verdict(ratio, tolerance)

@@ -15,7 +15,14 @@ while the result is inconclusive.
 
 from __future__ import annotations
 
-from edgecompress.measure.baseline import Baseline, Stored, StoredComparison, compare_stored, read_stored, stored
+from edgecompress.measure.baseline import (
+    Baseline,
+    Stored,
+    StoredComparison,
+    compare_stored,
+    read_stored,
+    stored,
+)
 from edgecompress.measure.bootstrap import (
     Interval,
     blocks_needed,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import JsonValue
 from torch import nn
 
 from edgecompress.core import ChannelGraph, trace
@@ -24,6 +23,7 @@ from edgecompress.methods.gradual import (
 )
 from edgecompress.methods.repair import repaired
 from edgecompress.run.context import Context
+from edgecompress.run.schema import GradualSection
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import SizePlan, StageRow, State
 from edgecompress.stages.budgets import (
@@ -63,7 +63,7 @@ class Shrinking:
     shares: Shares
     before: dict[str, int]
 
-    def report(self, result: FitResult) -> dict[str, JsonValue]:
+    def report(self, result: FitResult) -> GradualSection:
         """What `result.json` has of it."""
         return {
             "shares": {name: round(share, 6) for name, share in self.shares.items()},
