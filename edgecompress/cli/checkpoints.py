@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -65,7 +65,7 @@ def _ours(path: Path) -> bool:
     return True
 
 
-def source(path: Path, model: str | None) -> tuple[dict[str, Any], str]:
+def source(path: Path, model: str | None) -> tuple[dict[str, object], str]:
     """(first stage, model name) for a checkpoint of ours, or, with `model`, for a file of tensors
     that somebody else saved.
     """

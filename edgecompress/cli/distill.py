@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -65,7 +65,7 @@ def distill(
     given.launch("distill", stages, model=name)
 
 
-def _teacher(teacher: str, model: str | None, mode: str) -> Mapping[str, Any]:
+def _teacher(teacher: str, model: str | None, mode: str) -> Mapping[str, object]:
     """The stage that brings the teacher: a checkpoint, or where it trains a model by name."""
     from edgecompress.models import model_names
 
@@ -74,7 +74,7 @@ def _teacher(teacher: str, model: str | None, mode: str) -> Mapping[str, Any]:
     return {"stage": "teacher", "checkpoint": checkpoint_in(Path(teacher)), "model": model}
 
 
-def _student(student: str, model: str | None) -> tuple[Mapping[str, Any], str]:
+def _student(student: str, model: str | None) -> tuple[Mapping[str, object], str]:
     """The stage that brings the student, and its model."""
     from edgecompress.models import model_names
 

@@ -141,7 +141,8 @@ def predict(
         print_line(f"accuracy {found['accuracy']:.4f} on {len(scored)} images of {folders[0]}")
         return
     for row in rows:
-        heads = row.get("heads") or [row]
+        alone: Label = {"label": row["label"], "probability": row["probability"]}
+        heads = row.get("heads", [alone])
         said = [f"{head['label']} ({head['probability']:.1%})" for head in heads]
         print_line(f"{row['image']}: {', '.join(said)}")
 

@@ -85,12 +85,16 @@ def _control(context: Context, state: State) -> ControlRow | None:
     fp32 = context.run.root / control.onnx
     path = _as_shipped(context, fp32, state.shipped.chosen.format)
     loaded = runtime.load(path, threads=context.threads)
-    return {
+    score = runtime_score(context, loaded, context.data.test)
+    row: ControlRow = {
         "validation_accuracy": control.validation_accuracy,
         "params": control.params,
         "epochs": control.epochs,
-        **runtime_score(context, loaded, context.data.test),
+        "accuracy": score["accuracy"],
     }
+    if "loss" in score:
+        row["loss"] = score["loss"]
+    return row
 
 
 def _as_shipped(context: Context, fp32: Path, form: str) -> Path:
