@@ -115,10 +115,10 @@ def random_batches(network: Network, count: int) -> list[Array]:
     ]
 
 
-def compare(bench: Bench, new: Path, old: Path) -> tuple[Row, list[float]]:
+def compare(bench: Bench, new: Path, old: Path) -> tuple[regression.Ratio, list[float]]:
     """(ratio of two files, their p50 in ms)."""
     answer = regression.compare(new, old, 0.0, protocol(bench))
-    return answer["ratio"], [answer[side]["p50_ms"] for side in ("candidate", "baseline")]
+    return answer["ratio"], [answer["candidate"]["p50_ms"], answer["baseline"]["p50_ms"]]
 
 
 def traps(bench: Bench) -> None:

@@ -11,7 +11,7 @@ import json
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from torch import nn
 
 from edgecompress import files
 from edgecompress.data import DataSet, Preprocess
+from edgecompress.data.preprocess import PreprocessValues
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.models.registry import ModelSource, build, runs_user_code
 
@@ -38,25 +39,41 @@ _ATTRIBUTES = [
 ]
 
 
+Attributes = dict[str, int | list[int]]
+"""Attributes of a layer that decide its shape, by name."""
+
+
+class Notes(TypedDict, total=False):
+    """What a checkpoint notes of the data that its network reads: name, digest (SHA-256, hex),
+    classes, and how pixels become its input.
+    """
+
+    data: str
+    data_name: str
+    data_digest: str
+    classes: list[str]
+    preprocess: PreprocessValues
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself. `layers` are attributes that differ from a fresh network;
-    `notes` is free for callers.
+    """What a checkpoint says of itself. `layers` are attributes that differ from a fresh
+    network.
     """
 
     model: ModelSource
-    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Attributes] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    found = {}
+def _attributes(module: nn.Module) -> Attributes:
+    found: Attributes = {}
     for name in _ATTRIBUTES:
         value = getattr(module, name, None)
-        if isinstance(value, int) or (
-            isinstance(value, tuple) and all(isinstance(v, int) for v in value)
-        ):
-            found[name] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, int):
+            found[name] = value
+        elif isinstance(value, tuple) and all(isinstance(v, int) for v in value):
+            found[name] = list(value)
     return found
 
 
@@ -66,9 +83,7 @@ def _blank(source: ModelSource) -> nn.Module:
         return build(source)
 
 
-def save(
-    path: Path, model: nn.Module, source: ModelSource, notes: dict[str, Any] | None = None
-) -> None:
+def save(path: Path, model: nn.Module, source: ModelSource, notes: Notes | None = None) -> None:
     """Write `model`, which was built from `source` and perhaps shrunk, to `path`, whole or not at
     all.
     """
@@ -125,7 +140,7 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
 
 
-def notes_for(data: DataSet) -> dict[str, Any]:
+def notes_for(data: DataSet) -> Notes:
     """What a checkpoint notes of the data that its network reads: label and name (`--data`),
     digest, classes, and how pixels become its input.
     """

@@ -11,13 +11,12 @@ within it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from edgecompress.errors import UsageError
 from edgecompress.recipe import Recipe, validate
 
-Values = Mapping[str, Any]
-"""Settings of one stage, by key."""
+Values = Mapping[str, object]
+"""Settings of one stage, by key, which the recipe checks."""
 
 
 def recipe_for(
@@ -30,7 +29,7 @@ def recipe_for(
     prune: Values | None = None,
     distill: Values | None = None,
     quantize: str = "auto",
-    **run: Any,
+    **run: object,
 ) -> Recipe:
     """The recipe of `edgecompress compress`. `targets` has `bytes`, `macs`, `latency` and
     `max_drop`, as text or parsed (bytes always as text: `4MB`).
@@ -55,12 +54,12 @@ def recipe_for(
 def stages_for(
     targets: Values,
     *,
-    first: dict[str, Any],
-    plan: dict[str, Any],
-    prune: dict[str, Any],
-    distill: dict[str, Any],
-    search: dict[str, Any],
-    quantize: dict[str, Any],
+    first: dict[str, object],
+    plan: dict[str, object],
+    prune: dict[str, object],
+    distill: dict[str, object],
+    search: dict[str, object],
+    quantize: dict[str, object],
     teacher: str | None = None,
 ) -> list[Values]:
     """The stages of a compression, from the settings of each that may be part of it.
@@ -86,5 +85,5 @@ def stages_for(
     else:
         plan["targets"] = targets
         middle = [plan, prune, distill]
-    last = [{"stage": "export"}, quantize, {"stage": "measure"}]
+    last: list[Values] = [{"stage": "export"}, quantize, {"stage": "measure"}]
     return [first, {"stage": "simplify"}, *middle, *last]

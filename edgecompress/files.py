@@ -13,7 +13,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from edgecompress.errors import EdgecompressError
 
@@ -106,7 +105,7 @@ def append_line(path: Path, value: Mapping[str, object]) -> None:
         raise _unwritable(path, error) from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, object]]:
     """The objects of a file that `append_line` wrote, without an incomplete last line; none when
     there is no file.
     """

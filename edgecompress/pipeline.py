@@ -24,6 +24,7 @@ from edgecompress.run import result as results
 from edgecompress.run import store
 from edgecompress.run.context import Context, Reporter, Silent, seed_everything
 from edgecompress.run.directory import RunDirectory
+from edgecompress.run.schema import RunResult
 from edgecompress.run.stage import RunSettings, Scheduled, Setup, Stage, StageResult
 from edgecompress.run.state import State
 from edgecompress.run.store import Ledger, Stored
@@ -33,13 +34,14 @@ from edgecompress.train import distributed
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its folder, last state, result, and the exit code that it earned (3: a
+    """How a run ended: its folder, last state, result (None in a process beside the first, which
+    writes it), and the exit code that it earned (3: a
     target was missed, `missed` names each).
     """
 
     root: Path
     state: State
-    result: results.Result
+    result: RunResult | None
     exit_code: int
     missed: tuple[str, ...]
 
@@ -95,7 +97,7 @@ class _Runner:
         ended_beside = self._run_stages()
         distributed.stop()
         if ended_beside:
-            return Outcome(self.run_directory.root, self.state, {}, 0, ())
+            return Outcome(self.run_directory.root, self.state, None, 0, ())
         result = self._finish()
         missed = results.missed_texts(self.state)
         self.run_directory.log("end", missed=list(missed))
@@ -167,7 +169,7 @@ class _Runner:
             peak_rss_bytes=max(self.ledger.peak_rss_bytes, machine.peak_rss_bytes()),
         )
         stored = store.write(self.run_directory, folder, after, digests, outcome.follow, ledger)
-        self.run_directory.write_history(after.history_dicts())
+        self.run_directory.write_history(after.history_rows())
         self.run_directory.log("stage-done", name=current.name, wall_s=wall_s)
         return stored
 
@@ -198,7 +200,7 @@ class _Runner:
                     f"--resume with another '{path}' than the run in '{root}' read: start a new run"
                 )
 
-    def _finish(self) -> results.Result:
+    def _finish(self) -> RunResult:
         """Write `model.safetensors` (where no export did), `result.json` and `report.html`."""
         root, state = self.run_directory.root, self.state
         exported = any(stage.stage == "export" for stage in self.recipe.stages)
@@ -210,7 +212,7 @@ class _Runner:
                 checkpoint.save(root / "model.safetensors", network.module, network.source, notes)
         result = results.build(self.recipe, self.data, state, self.ledger, root)
         results.write(root / "result.json", result)
-        write_report(root, result, state.history_dicts())
+        write_report(root, result, state.history_rows())
         return result
 
 

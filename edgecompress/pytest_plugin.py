@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from edgecompress.measure.regression import Comparison
 
 
 def check_latency(
@@ -21,7 +24,7 @@ def check_latency(
     strict: bool = False,
     threads: int | None = None,
     **more: Any,
-) -> dict[str, Any]:
+) -> Comparison:
     """Measure the .onnx files `model` and `against`, and return the result of
     `measure.regression.compare`; `more` are fields of its `Protocol`.
 
@@ -40,7 +43,7 @@ def check_latency(
 
 
 @pytest.fixture
-def latency() -> Callable[..., dict[str, Any]]:
+def latency() -> Callable[..., Comparison]:
     """`latency(model, against=..., max_regression=0.05)`: fails the test when the model is slower
     than allowed.
     """

@@ -41,7 +41,7 @@ class Recipe(RunSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_null_stages(cls, values: Any) -> Any:
+    def _no_null_stages(cls, values: object) -> object:
         if isinstance(values, dict) and "stages" in values and values["stages"] is None:
             raise ValueError("stages is empty: list at least one, e.g. - stage: train")
         return values
@@ -59,9 +59,13 @@ class Recipe(RunSettings):
         return self
 
 
-def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
+Place = tuple[str | int, ...]
+"""A place in a recipe: keys, and positions in lists."""
+
+
+def _lines(node: yaml.Node | None, path: Place = ()) -> dict[Place, int]:
     """Line number (from 1) of every key and item below a YAML node, by path."""
-    found: dict[tuple[Any, ...], int] = {}
+    found: dict[Place, int] = {}
     if node is None:
         return found
     found[path] = node.start_mark.line + 1
@@ -78,8 +82,8 @@ def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any
 def problems(
     error: ValidationError,
     where: str,
-    lines: Mapping[tuple[Any, ...], int],
-    options: Mapping[tuple[Any, ...], str],
+    lines: Mapping[Place, int],
+    options: Mapping[Place, str],
 ) -> str:
     """One line that holds every error, with its line number and key, or the option that gave it."""
     kinds = set(stage_names())
@@ -111,10 +115,10 @@ def problems(
 
 
 def validate(
-    values: Any,
+    values: object,
     where: str,
-    lines: Mapping[tuple[Any, ...], int] | None = None,
-    options: Mapping[tuple[Any, ...], str] | None = None,
+    lines: Mapping[Place, int] | None = None,
+    options: Mapping[Place, str] | None = None,
 ) -> Recipe:
     """The recipe in `values`. Raises one `UsageError` with all errors.
 
@@ -151,20 +155,18 @@ def read(
     return validate(values, str(path), _lines(node))
 
 
-def _variant(known: Any, wanted: str | None, path: Path) -> dict[str, Any]:
+def _variant(known: object, wanted: str | None, path: Path) -> dict[str, object]:
     """The values of the variant called `wanted`: places (`stages.0.epochs`) with what stands there
     in it.
     """
-    if known is not None and not (
-        isinstance(known, dict) and all(isinstance(places, dict) for places in known.values())
-    ):
+    named = {} if known is None else known
+    if not isinstance(named, dict) or not all(isinstance(one, dict) for one in named.values()):
         raise UsageError(
             f"recipe '{path}': variants maps names to places and values, e.g. full: "
             "{stages.0.epochs: 300}"
         )
     if wanted is None:
         return {}
-    named: dict[str, dict[str, Any]] = known or {}
     if wanted not in named:
         raise UnknownNameError(
             "variant", wanted, named, "" if named else f"('{path}' has none: leave --variant out)"
@@ -172,7 +174,7 @@ def _variant(known: Any, wanted: str | None, path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in named[wanted].items()}
 
 
-def _set(values: Any, key: str, value: Any) -> None:
+def _set(values: Any, key: str, value: object) -> None:
     """Set `a.b.0.c` in nested mappings and lists, in place."""
     *path, last = key.split(".")
     try:
@@ -207,7 +209,7 @@ def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
     origins = origins or {}
     lines = ["# edgecompress run resolved.yaml"]
 
-    def emit(value: Any, path: str, indent: str, lead: str) -> None:
+    def emit(value: object, path: str, indent: str, lead: str) -> None:
         if isinstance(value, dict):
             for number, (key, inner) in enumerate(value.items()):
                 start = lead if number == 0 else indent
@@ -227,7 +229,7 @@ def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: object) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).strip()
     return text.removesuffix("...").strip()
 
@@ -235,7 +237,7 @@ def _scalar(value: Any) -> str:
 def leaves(path: Path) -> list[str]:
     """Places (`stages.0.epochs`) of all values that the YAML file at `path` states."""
 
-    def walk(value: Any, place: str) -> list[str]:
+    def walk(value: object, place: str) -> list[str]:
         if isinstance(value, dict):
             return [
                 leaf

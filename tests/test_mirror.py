@@ -85,6 +85,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "emulate/outcome.py": ("emulate/test_emulate.py",),
     "emulate/probe.py": ("emulate/test_emulate.py",),
     "emulate/reading.py": ("emulate/test_traffic.py",),
+    "emulate/report.py": ("emulate/test_emulate.py",),
     "emulate/roles.py": ("emulate/test_emulate.py",),
     "emulate/schema.py": ("emulate/test_emulate.py",),
     "emulate/session.py": ("emulate/test_emulate.py",),
@@ -120,7 +121,6 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "measure/test_regression.py",
         "deploy/test_ci.py",
     ),
-    "report/emulation.py": ("emulate/test_emulate.py",),
     "report/html.py": ("test_compress.py",),
     "report/pages.py": ("test_compress.py",),
     "report/plots.py": ("test_compress.py",),
@@ -129,6 +129,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "test_compress.py",
         "cli/test_merge.py",
     ),
+    "run/schema.py": ("test_compress.py",),
     "run/stage.py": ("stages/test_plugin.py",),
     "run/state.py": ("run/test_store.py",),
     "stages/__init__.py": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import Field
@@ -13,11 +13,13 @@ from pydantic import Field
 from edgecompress.cli.console import print_json, print_line, stdout, table
 from edgecompress.cli.options import Given, options_of, verb
 from edgecompress.errors import UsageError
+from edgecompress.measure.requests import Gate, Profile
 from edgecompress.run.stage import Strict
 from edgecompress.stages.fields import Share, Size, flag
 
 if TYPE_CHECKING:
     from edgecompress.measure.regression import Protocol
+    from edgecompress.report.ci import BenchResult
 
 
 class BenchOptions(Strict):
@@ -117,6 +119,21 @@ class BenchOptions(Strict):
             )
 
 
+class BytesGate(Gate):
+    """The size of the file, in bytes."""
+
+    bytes: int
+    max_bytes: int
+
+
+class AccuracyGate(Gate):
+    """Accuracy (R² of a regression) on the test split, and how much of it may be lost, absolute."""
+
+    candidate: float
+    baseline: float
+    max_drop: float
+
+
 @verb(options_of(BenchOptions, "Measurement"))
 def bench(model: Annotated[Path, typer.Argument(help="an .onnx file")], given: Given) -> None:
     """Measure the latency of an ONNX file, and whether it is slower than another one (exit 3).
@@ -137,7 +154,6 @@ def bench(model: Annotated[Path, typer.Argument(help="an .onnx file")], given: G
         if path is not None:
             _check(path, options.provider)
     result = _measured(model, options)
-    result["gates"] = _gates(model, options)
     if options.as_json:
         print_json(result)
     else:
@@ -147,22 +163,26 @@ def bench(model: Annotated[Path, typer.Argument(help="an .onnx file")], given: G
         raise typer.Exit(3)
 
 
-def _measured(model: Path, options: BenchOptions) -> dict[str, Any]:
-    """The comparison, or the figures of the file alone."""
+def _measured(model: Path, options: BenchOptions) -> BenchResult:
+    """The comparison, or the figures of the file alone; then the gates."""
     from edgecompress.measure import regression
 
     protocol = _protocol(options)
     tolerance = 0.05 if options.max_regression is None else options.max_regression
     if options.against is not None:
-        return regression.compare(model, options.against, tolerance, protocol)
+        compared = regression.compare(model, options.against, tolerance, protocol)
+        return {**compared, "gates": _gates(model, options)}
     if options.baseline is not None:
         kept = regression.read_stored(options.baseline)
-        return regression.compare_stored(
+        judged = regression.compare_stored(
             model, kept, tolerance, protocol, cross_machine=options.cross_machine
         )
-    result = regression.stored(model, protocol)
-    result["profile"] = regression.profile(model, protocol, options.sizes)
-    return result
+        return {**judged, "gates": _gates(model, options)}
+    return {
+        **regression.stored(model, protocol),
+        "profile": regression.profile(model, protocol, options.sizes),
+        "gates": _gates(model, options),
+    }
 
 
 def _protocol(options: BenchOptions) -> Protocol:
@@ -207,15 +227,17 @@ def _check(path: Path, provider: str) -> None:
     runtime.load(path, threads=1, provider=provider)
 
 
-def _gates(model: Path, options: BenchOptions) -> list[dict[str, Any]]:
-    """The gates beside latency: `{"name", "passed", "text", ...}`."""
-    gates = [_bytes_gate(model, options.max_bytes)] if options.max_bytes is not None else []
+def _gates(model: Path, options: BenchOptions) -> list[Gate]:
+    """The gates beside latency."""
+    gates: list[Gate] = []
+    if options.max_bytes is not None:
+        gates.append(_bytes_gate(model, options.max_bytes))
     if options.max_drop is not None and options.against is not None and options.data is not None:
         gates.append(_accuracy_gate(model, options.against, options.data, options))
     return gates
 
 
-def _bytes_gate(model: Path, limit: int) -> dict[str, Any]:
+def _bytes_gate(model: Path, limit: int) -> BytesGate:
     from edgecompress.measure import runtime
 
     size = runtime.file_bytes(model)
@@ -228,14 +250,14 @@ def _bytes_gate(model: Path, limit: int) -> dict[str, Any]:
     }
 
 
-def _accuracy_gate(model: Path, against: Path, data: str, options: BenchOptions) -> dict[str, Any]:
+def _accuracy_gate(model: Path, against: Path, data: str, options: BenchOptions) -> AccuracyGate:
     from edgecompress.measure import runtime
     from edgecompress.measure.score import score_on
 
     def score(path: Path) -> float:
         loaded = runtime.load(path, threads=options.threads)
         row = score_on(loaded, data, options.image_size)
-        return float(row["accuracy"] if "accuracy" in row else row["metric"])
+        return row["accuracy"] if "accuracy" in row else row["metric"]
 
     new, old, allowed = score(model), score(against), options.max_drop or 0.0
     return {
@@ -251,20 +273,17 @@ def _accuracy_gate(model: Path, against: Path, data: str, options: BenchOptions)
     }
 
 
-def _show(result: dict[str, Any], strict: bool) -> None:
+def _show(result: BenchResult, strict: bool) -> None:
     from edgecompress.report import ci
 
-    rows = []
-    for side in ("candidate", "baseline"):
-        if side in result:
-            row = result[side]
-            rows.append(
-                (
-                    Path(row["file"]).name,
-                    str(row["bytes"]),
-                    *(f"{row[key]:.4f} ms" for key in ("p50_ms", "p90_ms", "p99_ms")),
-                )
-            )
+    rows = [
+        (
+            Path(row["file"]).name,
+            str(row["bytes"]),
+            *(f"{value:.4f} ms" for value in ci.percentiles_ms(row)),
+        )
+        for row in ci.sides(result).values()
+    ]
     title = f"batch {result['batch']}, {result['threads']} thread(s), {result['provider']}"
     stdout().print(table(title, ["file", "bytes", "p50", "p90", "p99"], rows))
     if "profile" in result:
@@ -277,15 +296,16 @@ def _show(result: dict[str, Any], strict: bool) -> None:
         )
 
 
-def _show_profile(found: dict[str, Any]) -> None:
+def _show_profile(found: Profile) -> None:
     """Cold start, memory, batches, and the share of the machine's ceiling."""
+    from edgecompress.report.ci import percentiles_ms
     from edgecompress.units import format_count, format_size
 
     if len(found["batches"]) > 1:
         rows = [
             (
                 str(row["batch"]),
-                *(f"{row[key]:.4f} ms" for key in ("p50_ms", "p90_ms", "p99_ms")),
+                *(f"{value:.4f} ms" for value in percentiles_ms(row)),
                 f"{row['samples_per_s']:.0f}",
             )
             for row in found["batches"]
@@ -300,10 +320,11 @@ def _show_profile(found: dict[str, Any]) -> None:
         f"({format_size(found['rss_before_load_bytes'])} "
         "before the model)"
     )
-    if found["share_of_ceiling"] is not None:
-        peak = found["ceiling_gmacs_per_s"][found["ceiling_kind"]]
-        told = f"{format_count(found['macs'])} MACs, {found['gmacs_per_s']:.3g} GMAC/s"
+    macs, ceilings = found["macs"], found["ceiling_gmacs_per_s"]
+    if found["share_of_ceiling"] is not None and macs is not None and ceilings is not None:
         kind = found["ceiling_kind"]
+        peak = ceilings[kind]
+        told = f"{format_count(macs)} MACs, {found['gmacs_per_s']:.3g} GMAC/s"
         print_line(
             f"of the ceiling: {found['share_of_ceiling']:.0%} ({told}; {kind} matrix "
             f"products here reach {peak:.3g})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -87,7 +87,7 @@ def _ours(path: Path) -> bool:
     return True
 
 
-def source(path: Path, model: str | None) -> tuple[dict[str, Any], str]:
+def source(path: Path, model: str | None) -> tuple[dict[str, object], str]:
     """(first stage, model name) for a checkpoint of ours, or, with `model`, for a file of tensors
     that somebody else saved.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -75,7 +75,7 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
     given.launch("compress", stages, model=model, checkpoint=known)
 
 
-def _path(checkpoint: str | None) -> Any:
+def _path(checkpoint: str | None) -> str | None:
     """A run directory stands for the checkpoint in it."""
     if checkpoint is not None and (Path(checkpoint) / "model.safetensors").is_file():
         return str(Path(checkpoint) / "model.safetensors")

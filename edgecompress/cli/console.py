@@ -9,11 +9,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
@@ -75,14 +82,14 @@ def print_error(text: str) -> None:
     print_line(f"error: {text}", sys.stderr)
 
 
-def print_line(text: str, stream: Any = None) -> None:
+def print_line(text: str, stream: TextIO | None = None) -> None:
     """One plain line on `stream` (default stdout), flushed."""
     stream = stream or sys.stdout
     stream.write(text + "\n")
     stream.flush()
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """The one JSON object of `--json`."""
     print_line(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str))
 
@@ -111,7 +118,7 @@ class Bars:
                 transient=True,
             )
             self.progress.start()
-        self._task: Any = None
+        self._task: TaskID | None = None
 
     def stage(self, number: int, total: int, name: str) -> None:
         """A stage begins."""

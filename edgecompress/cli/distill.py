@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -65,13 +65,13 @@ def distill(
     given.launch("distill", stages, model=name, checkpoint=_trained(stages[0]))
 
 
-def _trained(stage: Mapping[str, Any]) -> Path | None:
+def _trained(stage: Mapping[str, object]) -> Path | None:
     """The teacher's checkpoint, where it has one."""
     path = stage.get("checkpoint")
-    return None if path is None else Path(path)
+    return None if path is None else Path(str(path))
 
 
-def _teacher(teacher: str, model: str | None, mode: str) -> Mapping[str, Any]:
+def _teacher(teacher: str, model: str | None, mode: str) -> Mapping[str, object]:
     """The stage that brings the teacher: a checkpoint, or where it trains a model by name."""
     from edgecompress.models import model_names
 
@@ -80,7 +80,7 @@ def _teacher(teacher: str, model: str | None, mode: str) -> Mapping[str, Any]:
     return {"stage": "teacher", "checkpoint": checkpoint_in(Path(teacher)), "model": model}
 
 
-def _student(student: str, model: str | None) -> tuple[Mapping[str, Any], str]:
+def _student(student: str, model: str | None) -> tuple[Mapping[str, object], str]:
     """The stage that brings the student, and its model."""
     from edgecompress.models import model_names
 

@@ -7,9 +7,9 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import typer
 
@@ -20,9 +20,31 @@ from edgecompress.cli.options import Given, options_of, verb
 from edgecompress.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgecompress.emulate.schema import EmulationResult, GraphRow
     from edgecompress.emulate.settings import Fault, Settings
     from edgecompress.emulate.topology import Graph
     from edgecompress.emulate.user import User
+
+Results = Sequence[tuple[str, "EmulationResult"]]
+"""The runs of a sweep with their names."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the runs of a sweep differ in; `link` is the name of a profile."""
+
+    link: str | None
+    exchange: str
+    codec: str
+    name: str = "run"
+
+
+class Described(TypedDict):
+    """What a baseline must have in common with a run."""
+
+    exchange: str
+    codec: str | None
+    graph: GraphRow
 
 
 Topology = Annotated[
@@ -49,7 +71,7 @@ def emulate(topology: Topology, given: Given, fault: Faults = None, sweep: Sweep
 
     options = given.settings(EmulateOptions)
     before = _baseline(options.baseline)
-    runs = _swept(sweep or [], options.model_dump(include={"link", "codec", "exchange"}))
+    runs = _swept(sweep or [], Variant(options.link, options.exchange, options.codec))
     _check_runs(runs, options)
     faults, properties = _faults(fault or [])
     links = _links(runs, properties)
@@ -58,13 +80,13 @@ def emulate(topology: Topology, given: Given, fault: Faults = None, sweep: Sweep
     graphs = [session.read_topology(topology, user, link) for link in links]
     if before is not None:
         _check_alike(before, _described(options, graphs[0]))
-    names = {host.name for host in graphs[0].hosts} | {run["name"] for run in runs}
+    names = {host.name for host in graphs[0].hosts} | {run.name for run in runs}
     root = _root(topology, options, names)
     plan = _Emulation(topology, options, root, user, faults, before, frozenset(names))
     if len(runs) > 1:
         session.make_folder(root, user)
     results = [
-        (run["name"], plan.run(run, link, alone=len(runs) == 1))
+        (run.name, plan.run(run, link, alone=len(runs) == 1))
         for run, link in zip(runs, links, strict=True)
     ]
     _show_results(results, root, options)
@@ -80,20 +102,18 @@ class _Emulation:
     root: Path
     user: User
     faults: tuple[Fault, ...]
-    before: Mapping[str, Any] | None
+    before: EmulationResult | None
     names: frozenset[str]
     """Folders that an earlier emulation may have left: hosts, and runs of a sweep."""
 
-    def run(
-        self, run: Mapping[str, Any], link: Mapping[str, object], *, alone: bool
-    ) -> dict[str, Any]:
+    def run(self, run: Variant, link: Mapping[str, object], *, alone: bool) -> EmulationResult:
         """Emulate one run, and write its report and what is worse than the baseline."""
         from edgecompress import files
         from edgecompress.emulate import session
 
-        own = self.root.absolute() if alone else self.root.absolute() / run["name"]
+        own = self.root.absolute() if alone else self.root.absolute() / run.name
         if not alone:
-            self._note(f"run {run['name']}")
+            self._note(f"run {run.name}")
         if self.options.exist_ok and own.is_dir():
             _forget(own, set(self.names))
         result = session.emulate(self._settings(run, link, own), self._note)
@@ -105,15 +125,15 @@ class _Emulation:
         _report(result, own)
         return result
 
-    def _settings(self, run: Mapping[str, Any], link: Mapping[str, object], own: Path) -> Settings:
+    def _settings(self, run: Variant, link: Mapping[str, object], own: Path) -> Settings:
         from edgecompress.emulate.settings import Settings
 
         options = self.options
         return Settings(
             topology=self.topology,
             output=own,
-            exchange=run["exchange"],
-            codec=run["codec"],
+            exchange=run.exchange,
+            codec=run.codec,
             backend=options.backend,
             teacher=_absolute(options.teacher),
             student=_absolute(options.student),
@@ -124,7 +144,7 @@ class _Emulation:
             link=link,
             faults=self.faults,
             options=options.shared_options(),
-            student_options=options.student_options(run["exchange"]),
+            student_options=options.student_options(run.exchange),
             teacher_options=options.cut_options(options.prune_teacher),
         )
 
@@ -135,18 +155,19 @@ class _Emulation:
         return lambda text: None if silent else console.print(text, markup=False)
 
 
-def _check_runs(runs: Sequence[Mapping[str, Any]], options: EmulateOptions) -> None:
+def _check_runs(runs: Sequence[Variant], options: EmulateOptions) -> None:
     """Raises `UsageError` for runs that cannot be."""
     from edgecompress.online.codec import CODECS, EXCHANGES
 
     for run in runs:
-        for name, allowed in (("exchange", EXCHANGES), ("codec", CODECS)):
-            if run[name] not in allowed:
+        chosen = (("exchange", run.exchange, EXCHANGES), ("codec", run.codec, CODECS))
+        for name, value, allowed in chosen:
+            if value not in allowed:
                 raise UsageError(
-                    f"--{name} '{run[name]}' is not known: allowed are {', '.join(allowed)}"
+                    f"--{name} '{value}' is not known: allowed are {', '.join(allowed)}"
                 )
-        _check_ways(run["exchange"], options)
-    if options.features and all(run["exchange"] != "features" for run in runs):
+        _check_ways(run.exchange, options)
+    if options.features and all(run.exchange != "features" for run in runs):
         raise UsageError("--features belongs to --exchange features: give that too")
     if len(runs) > 1 and options.baseline is not None:
         raise UsageError("--baseline beside --sweep: a baseline is of one run")
@@ -165,17 +186,14 @@ def _faults(texts: Sequence[str]) -> tuple[tuple[Fault, ...], dict[str, float]]:
     return tuple(faults), properties
 
 
-def _links(
-    runs: Sequence[Mapping[str, Any]], properties: Mapping[str, float]
-) -> list[dict[str, object]]:
+def _links(runs: Sequence[Variant], properties: Mapping[str, float]) -> list[dict[str, object]]:
     """The properties of all links in each run."""
     from edgecompress.emulate.topology import profile
 
-    return [{**(profile(run["link"]) if run["link"] else {}), **properties} for run in runs]
+    return [{**(profile(run.link) if run.link else {}), **properties} for run in runs]
 
 
-def _described(options: EmulateOptions, graph: Graph) -> dict[str, Any]:
-    """What a baseline must have in common with a run."""
+def _described(options: EmulateOptions, graph: Graph) -> Described:
     codec = None if options.exchange == "weights" else options.codec
     return {"exchange": options.exchange, "codec": codec, "graph": graph.as_dict()}
 
@@ -191,9 +209,7 @@ def _root(topology: Path, options: EmulateOptions, names: set[str]) -> Path:
     return root
 
 
-def _show_results(
-    results: Sequence[tuple[str, dict[str, Any]]], root: Path, options: EmulateOptions
-) -> None:
+def _show_results(results: Results, root: Path, options: EmulateOptions) -> None:
     alone = results[0][1] if len(results) == 1 else None
     if options.as_json:
         print_json(alone or {"schema": 1, "command": "emulate", "sweep": dict(results)})
@@ -203,15 +219,15 @@ def _show_results(
         show_sweep(results, root)
 
 
-def _exit_with(results: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def _exit_with(results: Results) -> None:
     """Exit code 1 for an invalid run, 3 for a regression or a pruning that missed its amount."""
     if not all(result["valid"] for _, result in results):
         raise typer.Exit(1)
+    lessons = [result["distill"] for _, result in results]
     roles = [
         row
-        for _, result in results
-        for kind in ("teachers", "students")
-        for row in result["distill"][kind].values()
+        for lesson in lessons
+        for row in (*lesson["teachers"].values(), *lesson["students"].values())
     ]
     missed = any("floors_reached" in row for row in roles)
     if missed or any(result.get("regressions") for _, result in results):
@@ -243,17 +259,17 @@ def _check_ways(exchange: str, options: EmulateOptions) -> None:
         )
 
 
-def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
+def _swept(texts: list[str], usual: Variant) -> list[Variant]:
     """The runs of a sweep, each with its name: all combinations of what `KEY=a,b,c` lists; one run
     without any.
     """
-
+    known = [field.name for field in fields(usual) if field.name != "name"]
     axes: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
-        if key not in usual or not equals or not all(values.split(",")):
+        if key not in known or not equals or not all(values.split(",")):
             raise UsageError(
-                f"--sweep '{text}' is not known: write {', '.join(f'{name}=A,B' for name in usual)}"
+                f"--sweep '{text}' is not known: write {', '.join(f'{name}=A,B' for name in known)}"
             )
         if key in axes:
             raise UsageError(
@@ -262,16 +278,16 @@ def _swept(texts: list[str], usual: dict[str, Any]) -> list[dict[str, Any]]:
             )
         axes[key] = values.split(",")
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    runs = [{**usual, **values, "name": "-".join(values.values()) or "run"} for values in chosen]
-    twice = [run["name"] for run in runs if sum(other["name"] == run["name"] for other in runs) > 1]
+    runs = [replace(usual, **values, name="-".join(values.values()) or "run") for values in chosen]
+    twice = [run.name for run in runs if sum(other.name == run.name for other in runs) > 1]
     if twice:
         raise UsageError(f"--sweep lists '{twice[0]}' twice: once is enough")
     return runs
 
 
-def _report(result: dict[str, Any], root: Path) -> None:
+def _report(result: EmulationResult, root: Path) -> None:
     """`report.html`, the user's like everything else."""
-    from edgecompress.report.emulation import write_report
+    from edgecompress.emulate.report import write_report
 
     write_report(root, result)
     whose = root.stat()
@@ -310,7 +326,8 @@ def _forget(root: Path, names: set[str]) -> None:
             path.unlink()
 
 
-def _baseline(path: Path | None) -> dict[str, Any] | None:
+def _baseline(path: Path | None) -> EmulationResult | None:
+    """The result of an earlier emulation. Raises `UsageError` for any other file."""
     if path is None:
         return None
     try:
@@ -320,7 +337,7 @@ def _baseline(path: Path | None) -> dict[str, Any] | None:
         for value in (found["distill"]["step_ms"]["p50"], found["distill"]["bytes_per_sample"]):
             if not 0 < value < float("inf"):
                 raise ValueError(f"{value} is no number above 0")
-        return dict(found)
+        return cast("EmulationResult", found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"baseline '{path}' is no valid result of an emulation ({error}): give the "
@@ -328,7 +345,7 @@ def _baseline(path: Path | None) -> dict[str, Any] | None:
         ) from error
 
 
-def _check_alike(before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_alike(before: Mapping[str, object], now: Mapping[str, object]) -> None:
     """Raises `UsageError` for a baseline of another network, or another way to exchange."""
     then = json.loads(json.dumps({key: before.get(key) for key in now}))
     other = [key for key, value in json.loads(json.dumps(now)).items() if then[key] != value]
@@ -340,7 +357,7 @@ def _check_alike(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _regressions(
-    result: Mapping[str, Any], before: Mapping[str, Any] | None, tolerance: float
+    result: EmulationResult, before: EmulationResult | None, tolerance: float
 ) -> list[str]:
     """What is worse than the baseline by more than the tolerance: step latency, bytes a sample."""
     if before is None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgecompress.cli.console import print_line, stdout, table
 
+if TYPE_CHECKING:
+    from edgecompress.emulate.schema import (
+        Configured,
+        EmulationResult,
+        LinkRow,
+        Measurement,
+        RoleResult,
+    )
 
-def show_sweep(results: Sequence[tuple[str, dict[str, Any]]], root: Path) -> None:
+
+def show_sweep(results: Sequence[tuple[str, EmulationResult]], root: Path) -> None:
     """A row for each run of a sweep."""
     rows = []
     for name, result in results:
@@ -43,7 +52,7 @@ def show_sweep(results: Sequence[tuple[str, dict[str, Any]]], root: Path) -> Non
     print_line(f"results: {root}/*/result.json")
 
 
-def show(result: Mapping[str, Any], root: Path) -> None:
+def show(result: EmulationResult, root: Path) -> None:
     """Links, traffic, what the lesson took, accuracies, and what makes the run invalid."""
     show_links(result["links"])
     show_traffic(result)
@@ -58,19 +67,27 @@ def show(result: Mapping[str, Any], root: Path) -> None:
     print_line(f"report: {root / 'report.html'}")
 
 
-def show_links(links: Sequence[Mapping[str, Any]]) -> None:
+def show_links(links: Sequence[LinkRow]) -> None:
     """A row for each link: what was requested and what was measured."""
-    pairs = (("bw_mbps", "bw_mbps"), ("delay_ms", "rtt_ms"), ("loss_pct", "loss_pct"))
-    rows = []
-    for link in links:
-        configured, measured = link["configured"], link["measured"]
-        values = (_pair(configured[one], measured[other]) for one, other in pairs)
-        rows.append((f"{link['a']} - {link['b']}", link["backend"], *values))
+    rows = [
+        (f"{link['a']} - {link['b']}", link["backend"], *_pairs(link["configured"], found))
+        for link in links
+        if (found := link["measured"]) is not None
+    ]
     columns = ["link", "by", "Mbit/s", "delay each way / round trip, ms", "loss, %"]
     stdout().print(table("links: requested / measured", columns, rows))
 
 
-def show_traffic(result: Mapping[str, Any]) -> None:
+def _pairs(configured: Configured, measured: Measurement) -> tuple[str, str, str]:
+    """Bandwidth, delay and loss: requested / measured."""
+    return (
+        _pair(configured["bw_mbps"], measured["bw_mbps"]),
+        _pair(configured["delay_ms"], measured["rtt_ms"]),
+        _pair(configured["loss_pct"], measured["loss_pct"]),
+    )
+
+
+def show_traffic(result: EmulationResult) -> None:
     """What was captured, and the steps of the lesson."""
     traffic, lesson = result["traffic"], result["distill"]
     captured = f"captured {traffic['packets']} frames, {traffic['captured_bytes']} bytes"
@@ -85,7 +102,7 @@ def show_traffic(result: Mapping[str, Any]) -> None:
     print_line(f"{samples}, {per_sample}; {took}, {waiting}")
 
 
-def show_role(name: str, row: Mapping[str, Any]) -> None:
+def show_role(name: str, row: RoleResult) -> None:
     """The accuracy of a teacher or student, and what pruning left of it."""
     cut = ""
     if "params_before" in row:

@@ -4,9 +4,9 @@ machines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import Field
@@ -19,6 +19,8 @@ from edgecompress.stages.fields import Amount, Schedule, Seconds, Share, flag
 
 if TYPE_CHECKING:
     from edgecompress.lesson import Attendance, Cutting, Learning, Lesson
+    from edgecompress.lesson.attend import AttendedLesson
+    from edgecompress.lesson.serve import ServedLesson
     from edgecompress.online.secure import Tls
 
 teacher_app = typer.Typer(
@@ -289,7 +291,7 @@ def _check_address(connect: str) -> None:
         raise UsageError(f"--connect '{connect}' is no HOST:PORT: write it like 10.0.0.1:50051")
 
 
-def _show_student(result: Mapping[str, Any]) -> None:
+def _show_student(result: AttendedLesson) -> None:
     accuracy = f"accuracy {result['accuracy']:.2%} on the test split of {result['data_label']}"
     print_line(f"student: {accuracy}")
     print_line(
@@ -298,7 +300,7 @@ def _show_student(result: Mapping[str, Any]) -> None:
     )
 
 
-def _end(result: Mapping[str, Any], root: Path, as_json: bool) -> None:
+def _end(result: ServedLesson | AttendedLesson, root: Path, as_json: bool) -> None:
     """Print where the result is, and what pruning left; exit code 3 where it missed its amount."""
     if not as_json:
         if "params_before" in result:

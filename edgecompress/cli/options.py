@@ -18,7 +18,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 from pydantic import BeforeValidator, ValidationError
@@ -28,6 +38,9 @@ from edgecompress.cli.console import env
 from edgecompress.errors import UsageError
 from edgecompress.run.stage import RunSettings, Strict
 from edgecompress.stages.fields import flag
+
+if TYPE_CHECKING:
+    from edgecompress.recipe import Place
 
 S = TypeVar("S", bound=Strict)
 ORIGINS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment"}
@@ -138,7 +151,7 @@ class Given:
     def launch(
         self,
         command: str,
-        stages: Sequence[Mapping[str, Any]],
+        stages: Sequence[Mapping[str, object]],
         *,
         model: str,
         checkpoint: Path | None = None,
@@ -171,11 +184,13 @@ class Given:
         try:
             return kind.model_validate(draft)
         except ValidationError as error:
-            flags = {(name,): option for name, (option, _) in draft.sources.items()}
+            flags: dict[Place, str] = {
+                (name,): option for name, (option, _) in draft.sources.items()
+            }
             raise UsageError(problems(error, "options", {}, flags)) from error
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterable[tuple[tuple[Any, ...], Any]]:
+def _places(value: object, path: Place = ()) -> Iterable[tuple[Place, tuple[str, str]]]:
     """(place in the recipe, (option, origin)) of every value that an option gave."""
     if isinstance(value, Draft):
         for name, source in value.sources.items():

@@ -77,7 +77,7 @@ def predict(
 
 def _check(loaded: Runtime, paths: list[Path], folder: Path | None) -> None:
     """Raises `UsageError` for a file that reads no images, and for a folder that does not fit."""
-    if loaded.metadata.get("task") == "regression":
+    if loaded.metadata.text("task") == "regression":
         raise UsageError(
             f"'{loaded.path}' answers with numbers, not classes, and reads no images: give --data"
         )
@@ -87,7 +87,7 @@ def _check(loaded: Runtime, paths: list[Path], folder: Path | None) -> None:
         raise UsageError(
             f"'{folder}' is a folder beside other images: give one folder, or image files"
         )
-    if loaded.metadata.get("heads"):
+    if loaded.metadata.integers("heads"):
         raise UsageError(
             f"'{loaded.path}' has several heads, and a folder's classes are of one: give images, "
             "or --data A+B"
@@ -111,11 +111,11 @@ def _trained_on(loaded: Runtime, folder: Path) -> str | None:
         root = Path(known.removeprefix("folder:")).resolve()
         held_out = (root / "train").is_dir() and place != root and root / "train" != place
         return known if root in (place, place.parent) and not held_out else None
-    label = loaded.metadata.get("data")
+    label = loaded.metadata.text("data")
     names = {f"folder:{place.name}"}
     if place.name == "train":
         names.add(f"folder:{place.parent.name}")
-    return label if isinstance(label, str) and label in names else None
+    return label if label in names else None
 
 
 def _data_of_run(folder: Path) -> str | None:
@@ -178,7 +178,7 @@ def _files(folder: Path, loaded: Runtime, skip_bad: bool) -> list[tuple[Path, st
     """
     from edgecompress import pictures
 
-    known = loaded.metadata.get("classes") or []
+    known = loaded.metadata.texts("classes") or []
     classes = sorted(
         path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
     )

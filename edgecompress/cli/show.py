@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edgecompress.cli.console import print_json, print_line, stderr, stdout, table
 from edgecompress.units import format_count
 
 if TYPE_CHECKING:
+    from edgecompress.measure.cost import LayerRow
     from edgecompress.pipeline import Outcome
+    from edgecompress.run.schema import CompareSection, ConstantRow, ProfileSection, RunResult
 
 
 def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
     """Print the result of a run."""
     from edgecompress.run.result import written
 
-    result: dict[str, Any] = outcome.result
+    result = outcome.result
+    if result is None:
+        return
     if as_json:
         print_json(written(result))
         return
@@ -34,7 +38,7 @@ def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
     print_line(f"report: {outcome.root / 'report.html'}")
 
 
-def show_sides(result: Mapping[str, Any]) -> None:
+def show_sides(result: RunResult) -> None:
     """Teacher and student side by side, and why this format ships."""
     from edgecompress.report.html import comparison, sides
 
@@ -44,7 +48,7 @@ def show_sides(result: Mapping[str, Any]) -> None:
     console.print(result["format_reason"], markup=False)
 
 
-def show_stages(result: Mapping[str, Any]) -> None:
+def show_stages(result: RunResult) -> None:
     """A row for each stage."""
     from edgecompress.run.result import score_name
 
@@ -57,9 +61,9 @@ def show_stages(result: Mapping[str, Any]) -> None:
     stdout().print(table(title, columns, rows))
 
 
-def show_sections(result: Mapping[str, Any], *, verbose: bool) -> None:
+def show_sections(result: RunResult, *, verbose: bool) -> None:
     """What the stages report of themselves."""
-    if (result.get("distill") or {}).get("teacher"):
+    if "distill" in result and result["distill"]["teacher"]:
         from edgecompress.report.html import distillation
 
         columns = ["", "parameters", "weights in fp32", "accuracy"]
@@ -70,19 +74,24 @@ def show_sections(result: Mapping[str, Any], *, verbose: bool) -> None:
         show_comparison(result["compare"])
     if "profile" in result:
         show_profile(result["profile"], verbose=verbose)
-    for name, reason in result.get("gradual", {}).get("left_alone", {}).items():
+    left_alone = result["gradual"]["left_alone"] if "gradual" in result else {}
+    for name, reason in left_alone.items():
         print_line(f"left alone: {name}: {reason}")
 
 
-def show_constant_channels(channels: list[dict[str, Any]]) -> None:
+def show_constant_channels(channels: Sequence[ConstantRow]) -> None:
     """A row for each group: its constant and unread channels, and why some of them stayed."""
-    counts = ("size", "constant", "unread", "removed")
-    rows = [(row["group"], *(str(row[key]) for key in counts), row["reason"]) for row in channels]
+    rows = [(row["group"], *(str(n) for n in _counts(row)), row["reason"]) for row in channels]
     columns = ["group", "channels", "constant", "unread", "removed", "why not all"]
     stdout().print(table("channels that never change or are never read", columns, rows))
 
 
-def show_comparison(told: dict[str, Any]) -> None:
+def _counts(row: ConstantRow) -> tuple[int, int, int, int]:
+    """All channels of a group, and those that are constant, unread and removed."""
+    return row["size"], row["constant"], row["unread"], row["removed"]
+
+
+def show_comparison(told: CompareSection) -> None:
     """Print the results of strategies, and the student against each other one."""
     keys = ("min", "median", "mean", "max", "std")
     rows = [
@@ -97,7 +106,7 @@ def show_comparison(told: dict[str, Any]) -> None:
         )
 
 
-def layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def layer_rows(layers: Sequence[LayerRow]) -> list[tuple[str, ...]]:
     """Rows of the table of layers: widths, parameters and MACs before and after."""
 
     def pair(values: list[int]) -> tuple[str, str]:
@@ -115,7 +124,7 @@ def layer_rows(layers: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def show_profile(profile: dict[str, Any], *, verbose: bool) -> None:
+def show_profile(profile: ProfileSection, *, verbose: bool) -> None:
     """Print a sparsity profile: accuracy at each level, with `verbose` the share of each layer too,
     and where it stops to hold.
     """

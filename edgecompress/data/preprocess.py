@@ -6,9 +6,9 @@ file), so that a teacher may read other sizes and statistics than its student.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,19 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's channels, which torchvision's pretrained networks
 expect.
 """
+
+
+class _PreprocessValues(TypedDict):
+    mean: Sequence[float]
+    std: Sequence[float]
+    resize: int | None
+    crop: int | None
+
+
+class PreprocessValues(_PreprocessValues, total=False):
+    """The fields of a `Preprocess` as JSON values; without `scale` it is that of pixels."""
+
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -55,15 +68,20 @@ class Preprocess:
         std = torch.tensor(self.std, device=images.device).reshape(1, -1, 1, 1)
         return images.div(self.scale).sub_(mean).div_(std)
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> PreprocessValues:
         """As JSON values, which `from_dict` reads; the scale of pixels is left out."""
-        values = asdict(self)
-        if self.scale == 255:
-            del values["scale"]
+        values: PreprocessValues = {
+            "mean": self.mean,
+            "std": self.std,
+            "resize": self.resize,
+            "crop": self.crop,
+        }
+        if self.scale != 255:
+            values["scale"] = self.scale
         return values
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Preprocess:
+    def from_dict(values: PreprocessValues) -> Preprocess:
         """The inverse of `as_dict`."""
         return Preprocess(
             tuple(values["mean"]),

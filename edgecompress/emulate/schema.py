@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 
@@ -10,6 +11,13 @@ class Percentiles(TypedDict):
 
     p50: float
     p90: float
+    p99: float
+
+
+class StepPercentiles(TypedDict):
+    """Percentiles of the duration of a step, in milliseconds."""
+
+    p50: float
     p99: float
 
 
@@ -32,6 +40,31 @@ class Measurement(TypedDict):
     loss_pct: float
     loss_low_pct: float
     loss_high_pct: float
+
+
+class HostRow(TypedDict):
+    """A host; `role` is teacher, student or empty, `cpu` a share of one core or None."""
+
+    name: str
+    role: str
+    model: str | None
+    cpu: float | None
+
+
+class GraphLink(Configured):
+    """A link of the topology between the nodes `a` and `b`."""
+
+    a: str
+    b: str
+
+
+class GraphRow(TypedDict):
+    """The topology."""
+
+    name: str
+    hosts: Sequence[HostRow]
+    switches: Sequence[str]
+    links: Sequence[GraphLink]
 
 
 class LinkRow(TypedDict):
@@ -105,10 +138,27 @@ class TrafficSummary(TypedDict):
     handshakes: list[Handshake]
 
 
-class RoleResult(TypedDict):
-    """What is read of a role's own `result.json`; all its other keys are passed on."""
-
+class _RoleResult(TypedDict):
+    model: str
+    params: int
     accuracy: float
+
+
+class RoleResult(_RoleResult, total=False):
+    """What is read of a role's own `result.json`; all its other keys are passed on. A network that
+    was pruned has `params_before`, and `floors_reached` where that missed its amount.
+    """
+
+    params_before: int
+    floors_reached: str
+
+
+class EpochRow(TypedDict):
+    """Where a student stood after an epoch."""
+
+    time_s: float
+    validation_accuracy: float
+    wire_bytes: int
 
 
 class StudentResult(RoleResult):
@@ -118,12 +168,13 @@ class StudentResult(RoleResult):
     samples: int
     payload_bytes: int
     steps_per_s: float
-    step_ms: Percentiles
-    wait_ms: Percentiles
-    compute_ms: Percentiles
+    step_ms: StepPercentiles
+    wait_ms: StepPercentiles
+    compute_ms: StepPercentiles
     mutual: bool
-    staleness: int
+    staleness: int | None
     features: str | None
+    timeline: list[EpochRow]
 
 
 class DistillSummary(TypedDict):
@@ -134,12 +185,12 @@ class DistillSummary(TypedDict):
     payload_bytes: int
     wire_bytes: int
     bytes_per_sample: float
-    step_ms: Percentiles
-    wait_ms: Percentiles
-    compute_ms: Percentiles
+    step_ms: StepPercentiles
+    wait_ms: StepPercentiles
+    compute_ms: StepPercentiles
     steps_per_s: float
     mutual: bool
-    staleness: int
+    staleness: int | None
     features: str | None
     teacher_accuracy: float
     teachers: dict[str, RoleResult]
@@ -161,9 +212,7 @@ class UserRow(TypedDict):
     invoked_by_sudo: bool
 
 
-class EmulationResult(TypedDict):
-    """The content of `result.json`; `graph` is the topology as plain values."""
-
+class _EmulationResult(TypedDict):
     schema: int
     command: str
     valid: bool
@@ -171,7 +220,7 @@ class EmulationResult(TypedDict):
     exchange: str
     codec: str | None
     topology: str
-    graph: dict[str, object]
+    graph: GraphRow
     tls: bool
     user: UserRow
     links: list[LinkRow]
@@ -181,3 +230,11 @@ class EmulationResult(TypedDict):
     wall_s: float
     hardware: dict[str, object]
     versions: dict[str, str]
+
+
+class EmulationResult(_EmulationResult, total=False):
+    """The content of `result.json`; `regressions` is there where something is worse than the
+    baseline.
+    """
+
+    regressions: list[str]

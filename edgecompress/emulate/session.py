@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from edgecompress import files
 from edgecompress.emulate import shell
@@ -55,7 +55,7 @@ START_S = 120.0
 """Seconds within which a teacher must listen."""
 
 
-def emulate(settings: Settings, note: Note) -> dict[str, Any]:
+def emulate(settings: Settings, note: Note) -> EmulationResult:
     """Run one emulation. Writes `result.json` and the roles' folders into the output folder, which
     belongs to the invoking user; returns the result.
 
@@ -82,7 +82,7 @@ def emulate(settings: Settings, note: Note) -> dict[str, Any]:
         raise
     files.write_json(root / "result.json", result)
     give_to(root, user)
-    return dict(result)
+    return result
 
 
 @contextlib.contextmanager

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypedDict, TypeGuard
+from dataclasses import dataclass
+from typing import TypedDict, TypeGuard
 
-from edgecompress.emulate.schema import Configured
+from edgecompress.emulate.schema import Configured, GraphLink, GraphRow, HostRow
 from edgecompress.errors import UnknownNameError, UsageError
 from edgecompress.units import parse_duration
 
@@ -60,6 +60,10 @@ class Host:
     model: str | None = None
     cpu: float | None = None
 
+    def row(self) -> HostRow:
+        """As JSON values."""
+        return {"name": self.name, "role": self.role, "model": self.model, "cpu": self.cpu}
+
 
 @dataclass(frozen=True)
 class Link:
@@ -86,6 +90,10 @@ class Link:
             "loss_pct": self.loss_pct,
         }
 
+    def row(self) -> GraphLink:
+        """As JSON values."""
+        return {"a": self.a, "b": self.b, **self.configured()}
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -100,9 +108,14 @@ class Graph:
         """The hosts with a role."""
         return [host for host in self.hosts if host.role == role]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> GraphRow:
         """As JSON values."""
-        return asdict(self)
+        return {
+            "name": self.name,
+            "hosts": [host.row() for host in self.hosts],
+            "switches": list(self.switches),
+            "links": [link.row() for link in self.links],
+        }
 
 
 def graph_from(values: Description, link: Params | None = None) -> Graph:

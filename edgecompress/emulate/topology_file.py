@@ -12,10 +12,10 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Protocol, cast
 
 from edgecompress.emulate import shell
 from edgecompress.emulate.topology import Description, Graph, Params, graph_from
@@ -25,6 +25,18 @@ from edgecompress.errors import UsageError
 _OF_MININET = ("node1", "node2", "port1", "port2", "isSwitch")
 """Parameters that Mininet adds."""
 _KEYS = {"name", "hosts", "switches", "links"}
+
+
+class _Topo(Protocol):
+    """What is read of a `mininet.topo.Topo`."""
+
+    def hosts(self) -> list[str]: ...
+
+    def switches(self) -> list[str]: ...
+
+    def nodeInfo(self, name: str) -> Mapping[str, object]: ...
+
+    def links(self, *, withInfo: bool) -> list[tuple[str, str, Mapping[str, object]]]: ...
 
 
 def read_topology(path: Path, user: User, link: Params) -> Graph:
@@ -83,7 +95,7 @@ def described(path: Path, name: str | None = None) -> Description:
     }
 
 
-def _topos(path: Path) -> dict[str, Any]:
+def _topos(path: Path) -> dict[str, Callable[[], _Topo]]:
     """The classes of the file's `topos`, by name. Raises `UsageError` without it."""
     topos = getattr(_module(path), "topos", None)
     if not isinstance(topos, dict) or not topos:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import EdgecompressError
 from edgecompress.export import onnx as onnx_export
+from edgecompress.measure.runtime import Array
 
 PIXELS = "image"
 RESIZE_OPSET = 18
@@ -66,7 +67,9 @@ def _replace(field: Any, values: list[Any]) -> None:
     field.extend(values)
 
 
-def _constants(preprocess: Preprocess, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def _constants(
+    preprocess: Preprocess, image_shape: tuple[int, int, int]
+) -> dict[str, Array | np.float32]:
     """The tensors that the nodes read besides the image, by name."""
     channels, height, width = image_shape
     statistics = (preprocess.mean, preprocess.std)

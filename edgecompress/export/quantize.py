@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import onnx
@@ -189,16 +189,26 @@ def quantized(
     return proto
 
 
-def _overrides(
-    calibrated: Calibrated, scales: Mapping[str, tuple[float, int]]
-) -> dict[str, list[dict[str, Any]]]:
+class Override(TypedDict):
+    """The quantization parameters of a tensor, as ONNX Runtime reads them; scalars."""
+
+    quant_type: QuantType
+    scale: Array
+    zero_point: Array
+
+
+Overrides = dict[str, list[Override]]
+"""By the name of the tensor."""
+
+
+def _overrides(calibrated: Calibrated, scales: Mapping[str, tuple[float, int]]) -> Overrides:
     """ONNX Runtime's overrides of quantization parameters, by the tensor that a layer reads."""
-    overrides = {}
+    overrides: Overrides = {}
     for node in calibrated.compute_nodes():
         layer = layer_of(node)
         if layer in scales:
             scale, zero_point = scales[layer]
-            parameters = {
+            parameters: Override = {
                 "quant_type": QuantType.QUInt8,
                 "scale": np.asarray(scale, np.float32),
                 "zero_point": np.asarray(zero_point, np.uint8),
@@ -213,7 +223,7 @@ def _insert_qdq(
     reduce_range: bool,
     only: list[str],
     exclude: list[str],
-    overrides: dict[str, list[dict[str, Any]]],
+    overrides: Overrides,
 ) -> Any:
     """The calibrated model with QuantizeLinear and DequantizeLinear inserted, an
     `onnxruntime.quantization.onnx_model.ONNXModel`; `only` (empty for all) and `exclude` are names

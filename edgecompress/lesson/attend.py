@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from edgecompress.errors import UsageError
 from edgecompress.lesson.networks import LessonNetwork, network
 from edgecompress.lesson.settings import (
     CPU,
+    CutFacts,
     Learning,
     Lesson,
     check_learnable,
@@ -31,9 +32,9 @@ from edgecompress.methods.teacher import digest
 from edgecompress.models.registry import ModelSource, build
 from edgecompress.online.checks import check_options
 from edgecompress.online.plan import Plan, label_of, shape_of
-from edgecompress.online.progress import Tally
+from edgecompress.online.progress import Tally, TimelineRow
 from edgecompress.online.secure import Tls
-from edgecompress.online.store import StateStore
+from edgecompress.online.store import Label, StateStore
 from edgecompress.online.student import Student
 from edgecompress.stages.common import count
 from edgecompress.stages.gradual.work import Shrinking
@@ -76,6 +77,63 @@ class Attendance:
             )
 
 
+class Learned(TypedDict):
+    """How the student learned, and how good it is on the test split. `codec` is None where weights
+    travel, `staleness` (steps) without mutual learning.
+    """
+
+    schema: int
+    command: str
+    model: str
+    data: str
+    data_label: str
+    seed: int
+    run: str
+    name: str
+    exchange: str
+    codec: str | None
+    accuracy: float
+    loss: float
+    features: str | None
+    mutual: bool
+    staleness: int | None
+    params: int
+
+
+class MedianAndTail(TypedDict):
+    """Percentiles of a duration, in milliseconds."""
+
+    p50: float
+    p99: float
+
+
+class Tallied(TypedDict):
+    """What a lesson took: bytes of payload and on the wire, and the parts of a step."""
+
+    steps: int
+    samples: int
+    breaks: int
+    payload_bytes: int
+    wire_bytes: int
+    bytes_per_sample: float
+    step_ms: MedianAndTail
+    wait_ms: MedianAndTail
+    compute_ms: MedianAndTail
+    steps_per_s: float
+    timeline: list[TimelineRow]
+
+
+class AttendedLesson(Learned, CutFacts, Tallied):
+    """The student's `result.json`."""
+
+    validation_accuracy: float
+    epochs: int
+    batch_size: int
+    wall_s: float
+    hardware: dict[str, object]
+    versions: dict[str, str]
+
+
 def attend_lesson(
     lesson: Lesson,
     model: str,
@@ -86,7 +144,7 @@ def attend_lesson(
     *,
     on_epoch: Callable[[EpochRow], None],
     note: Callable[[str], None],
-) -> dict[str, Any]:
+) -> AttendedLesson:
     """Attend one lesson; writes `model.safetensors`, `history.csv` and `result.json` into the
     output, and keeps its state below `kept/`.
 
@@ -100,7 +158,7 @@ def attend_lesson(
     learner = network(model, data, lesson.begins_with(f"student {attendance.name}"))
     data = replace(data, preprocess=learner.preprocess)
     settings = lesson.settings(learner.model, data)
-    run = attendance.run or (known["plan"]["run"] if known else secrets.token_hex(4))
+    run = attendance.run or (str(known["plan"]["run"]) if known else secrets.token_hex(4))
     plan = _plan(lesson, run, attendance, learning, learner, data, settings)
     check_options(plan)
     _claim_states(plan, attendance, learning, learner, settings, known)
@@ -160,7 +218,7 @@ def _claim_states(
     learning: Learning,
     learner: LessonNetwork,
     settings: FitSettings,
-    known: Mapping[str, Any] | None,
+    known: Label | None,
 ) -> None:
     """Label the folder of states as this lesson's. Raises `UsageError` for those of another."""
     own = {
@@ -227,10 +285,10 @@ class _Ending:
     cuts: Shrinking | None
     before: int
 
-    def attend(self, student: Student, target: str, tls: Tls | None) -> dict[str, Any]:
+    def attend(self, student: Student, target: str, tls: Tls | None) -> AttendedLesson:
         """Attend the lesson at `target`; its result."""
         start = time.perf_counter()
-        results: list[dict[str, Any]] = []
+        results: list[AttendedLesson] = []
 
         def finished(found: FitResult) -> None:
             results.append(self._written(student, found, start))
@@ -238,8 +296,8 @@ class _Ending:
         student.attend(target, tls, self.attendance.patience_s, finished)
         return results[-1]
 
-    def _written(self, student: Student, found: FitResult, start: float) -> dict[str, Any]:
-        result = {
+    def _written(self, student: Student, found: FitResult, start: float) -> AttendedLesson:
+        result: AttendedLesson = {
             **self._facts(found),
             **cut_facts(self.cuts, found, self.before),
             "validation_accuracy": found.best.validation_accuracy,
@@ -256,8 +314,7 @@ class _Ending:
         files.write_json(output / "result.json", result)
         return result
 
-    def _facts(self, found: FitResult) -> dict[str, Any]:
-        """How the student learned, and how good it is on the test split."""
+    def _facts(self, found: FitResult) -> Learned:
         plan = self.plan
         loss, accuracy = evaluate(found.model, self.data, self.data.test, CPU)
         return {
@@ -280,22 +337,21 @@ class _Ending:
         }
 
 
-def _difference(known: Mapping[str, Any], label: Mapping[str, Any]) -> str:
+def _difference(known: Label, label: Label) -> str:
     """Which values of two labels differ."""
+    parts = ((known["plan"], label["plan"]), (known["own"], label["own"]))
     names = sorted(
-        key
-        for part in ("plan", "own")
-        for key, value in label[part].items()
-        if known[part].get(key) != value
+        key for then, now in parts for key, value in now.items() if then.get(key) != value
     )
     return f"another {', '.join(names)}"
 
 
-def tallied(tally: Tally) -> dict[str, Any]:
+def tallied(tally: Tally) -> Tallied:
     """What a lesson took, as JSON values."""
 
-    def percentiles(values: list[float]) -> dict[str, float]:
-        return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 99)}
+    def percentiles(values: list[float]) -> MedianAndTail:
+        p50, p99 = (round(float(np.percentile(values, q)), 3) for q in (50, 99))
+        return {"p50": p50, "p99": p99}
 
     compute = [step - wait for step, wait in zip(tally.step_ms, tally.wait_ms, strict=True)]
     return {

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from edgecompress import checkpoint, files
 from edgecompress.data import DataSet
@@ -14,6 +14,7 @@ from edgecompress.errors import UsageError
 from edgecompress.lesson.networks import LessonNetwork, network
 from edgecompress.lesson.settings import (
     CPU,
+    CutFacts,
     Cutting,
     Lesson,
     check_learnable,
@@ -44,6 +45,34 @@ class Service:
     resume: bool = False
 
 
+class Taught(TypedDict):
+    """What was taught, and how good the teacher is on the test split (None without data)."""
+
+    schema: int
+    command: str
+    model: str
+    data: str
+    data_label: str
+    seed: int
+    trained: bool
+    students: list[str]
+    accuracy: float | None
+    loss: float | None
+    steps: int
+    params: int
+
+
+class ServedLesson(Taught, CutFacts):
+    """The teacher's `result.json`. Bytes are those since it resumed, where it did."""
+
+    resumed: bool
+    payload_bytes: int
+    wire_bytes: int
+    wall_s: float
+    hardware: dict[str, object]
+    versions: dict[str, str]
+
+
 def serve_lesson(
     lesson: Lesson,
     model: str,
@@ -53,7 +82,7 @@ def serve_lesson(
     *,
     ready: Callable[[int], None],
     note: Callable[[str], None],
-) -> dict[str, Any]:
+) -> ServedLesson:
     """Serve one lesson, to its end; writes `model.safetensors` and `result.json` into the output.
     `ready` gets the port.
 
@@ -75,7 +104,7 @@ def serve_lesson(
         teacher.teach(service.timeout_s)
     finally:
         server.stop(2.0).wait()
-    result = {
+    result: ServedLesson = {
         **_scores(lesson, service, teacher, taught, data),
         **cut_facts(cuts, teacher.result, before),
         "resumed": service.resume,
@@ -152,8 +181,7 @@ def _scores(
     teacher: Teacher,
     taught: LessonNetwork,
     data: DataSet | None,
-) -> dict[str, Any]:
-    """What was taught, and how good the teacher is on the test split (None without data)."""
+) -> Taught:
     loss, accuracy = None, None
     if data is not None:
         loss, accuracy = evaluate(teacher.model, data, data.test, CPU)

@@ -6,7 +6,7 @@ import hashlib
 import signal
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from edgecompress.measure import machine
 from edgecompress.methods.distill import DEFAULTS
 from edgecompress.methods.features import KINDS
 from edgecompress.run.context import TrainingContext
+from edgecompress.run.schema import GradualSection
 from edgecompress.stages.common import fp32_bytes
 from edgecompress.stages.gradual import GradualStage
 from edgecompress.stages.gradual.work import AMOUNT_NOT_MET, Shrinking, plan_shrinking
@@ -138,12 +139,22 @@ def check_learnable(lesson: Lesson, data: DataSet) -> None:
         raise UsageError(f"--epochs {lesson.epochs}: a lesson has at least 1")
 
 
-def cut_facts(cuts: Shrinking | None, result: FitResult | None, params: int) -> dict[str, Any]:
-    """What `result.json` has of a pruning."""
+class CutFacts(TypedDict, total=False):
+    """What `result.json` has of a pruning; `floors_reached` where it missed its amount."""
+
+    params_before: int
+    gradual: GradualSection
+    floors_reached: str
+
+
+def cut_facts(cuts: Shrinking | None, result: FitResult | None, params: int) -> CutFacts:
+    """What `result.json` has of a pruning; nothing without one."""
     if cuts is None or result is None:
         return {}
-    facts = {"params_before": params, "gradual": cuts.report(result)}
-    return facts if result.eligible else {**facts, "floors_reached": AMOUNT_NOT_MET}
+    facts: CutFacts = {"params_before": params, "gradual": cuts.report(result)}
+    if not result.eligible:
+        facts["floors_reached"] = AMOUNT_NOT_MET
+    return facts
 
 
 def end_on_sigterm() -> None:

@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 
 from edgecompress.errors import UsageError
 from edgecompress.measure import machine
 from edgecompress.measure.bootstrap import ratio_of_medians
-from edgecompress.measure.comparison import conditions, judged
+from edgecompress.measure.comparison import Judged, conditions, judged
 from edgecompress.measure.processes import Measured, Protocol, measure
 from edgecompress.measure.requests import FileRow
 
@@ -38,10 +38,24 @@ class Baseline(TypedDict):
     hardware: dict[str, object]
 
 
+class Stored(Baseline):
+    """The measurement of one file alone, as a baseline file holds it."""
+
+    versions: dict[str, str]
+
+
+class StoredComparison(Judged):
+    """A file that was measured now, and a stored baseline; `normalised` when that was measured on
+    another machine.
+    """
+
+    normalised: bool
+
+
 _NEEDED = ("candidate", "batch", "threads", "provider", "input", "reference_ms", "hardware")
 
 
-def stored(model: Path, protocol: Protocol) -> dict[str, Any]:
+def stored(model: Path, protocol: Protocol) -> Stored:
     """The measurement of `model` as a baseline file holds it: percentiles, the blocks of every
     process, and the conditions.
     """
@@ -110,7 +124,7 @@ def compare_stored(
     protocol: Protocol,
     *,
     cross_machine: bool,
-) -> dict[str, Any]:
+) -> StoredComparison:
     """Measure `model` now, and compare it with a stored baseline.
 
     Raises `UsageError` when that was measured on other hardware, threads or batches, unless

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from edgecompress.measure import machine
 from edgecompress.measure.bootstrap import Interval, blocks_needed, interval, verdict
 from edgecompress.measure.processes import Measured, Protocol, measure, merged
-from edgecompress.measure.requests import Conditions
+from edgecompress.measure.requests import Conditions, FileRow
+
+
+class Ratio(TypedDict):
+    """Candidate / baseline: the median, and its 95 % interval as [low, high]."""
+
+    median: float
+    ci95: list[float]
+
+
+class Judgement(Conditions):
+    """The verdict on a ratio, and the conditions of the measurement.
+
+    `max_regression` is the share by which the candidate may be slower; `blocks_needed` is None
+    unless the verdict is inconclusive.
+    """
+
+    ratio: Ratio
+    verdict: str
+    max_regression: float
+    blocks_needed: int | None
+    processes: int
+    blocks: int
+
+
+class PairedBlocks(TypedDict):
+    """Milliseconds of a run in each block, by process and block."""
+
+    candidate: list[list[float]]
+    baseline: list[list[float]]
+
+
+class Judged(Judgement):
+    """A candidate, judged against a baseline."""
+
+    candidate: FileRow
+    baseline: FileRow
+
+
+class Comparison(Judged):
+    """Two files that were measured together."""
+
+    blocks_ms: PairedBlocks
 
 
 def compare(
     candidate: Path, baseline: Path, tolerance: float, protocol: Protocol | None = None
-) -> dict[str, Any]:
+) -> Comparison:
     """Measure both files together, extend while inconclusive, and judge.
 
     Returns the result of `edgecompress bench --against`, with the conditions of the measurement.
@@ -47,9 +89,7 @@ def _ratio(measured: Measured, protocol: Protocol) -> Interval:
     return interval([blocks[:, 0] / blocks[:, 1] for blocks in measured.blocks_ms], protocol.seed)
 
 
-def judged(
-    ratio: Interval, tolerance: float, measured: Measured, protocol: Protocol
-) -> dict[str, Any]:
+def judged(ratio: Interval, tolerance: float, measured: Measured, protocol: Protocol) -> Judgement:
     """The verdict on a ratio, and the conditions of the measurement."""
     blocks = sum(len(process) for process in measured.blocks_ms)
     outcome = verdict(ratio, tolerance)

@@ -6,9 +6,9 @@ where it is applied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from torch import Tensor, nn
 
@@ -114,22 +114,22 @@ def param_price(model: nn.Module, graph: ChannelGraph) -> Price:
     return Price(weights, outputs, _param_count(model) - counted, channels)
 
 
-def layer_table(before: Sequence[Mapping[str, Any]], after: Cost) -> list[LayerRow]:
-    """Widths, parameters and MACs of each layer, `before` (`LayerCost` as mappings) and `after`;
+def layer_table(before: Sequence[LayerCost], after: Cost) -> list[LayerRow]:
+    """Widths, parameters and MACs of each layer, `before` and `after`;
     layers that are gone are left out.
     """
     now = {row.name: row for row in after.layers}
-    return [_layer_row(row, now[row["name"]]) for row in before if row["name"] in now]
+    return [_layer_row(row, now[row.name]) for row in before if row.name in now]
 
 
-def _layer_row(old: Mapping[str, Any], new: LayerCost) -> LayerRow:
+def _layer_row(old: LayerCost, new: LayerCost) -> LayerRow:
     return {
-        "layer": old["name"],
-        "kind": old["kind"],
-        "inputs": [old["inputs"], new.inputs],
-        "outputs": [old["outputs"], new.outputs],
-        "params": [old["params"], new.params],
-        "macs": [old["macs"], new.macs],
+        "layer": old.name,
+        "kind": old.kind,
+        "inputs": [old.inputs, new.inputs],
+        "outputs": [old.outputs, new.outputs],
+        "params": [old.params, new.params],
+        "macs": [old.macs, new.macs],
     }
 
 

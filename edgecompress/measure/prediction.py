@@ -114,19 +114,19 @@ class Classifier:
 
     def _classes(self, count: int) -> list[str]:
         """The names of the `count` classes; numbers where the file has none."""
-        names = self.loaded.metadata.get("classes")
+        names = self.loaded.metadata.texts("classes")
         if names is None:
             return [str(number) for number in range(count)]
-        if not isinstance(names, list) or len(names) != count:
+        if len(names) != count:
             raise UsageError(
-                f"'{self.loaded.path}' has {count} outputs, but its metadata name "
-                f"{len(names) if isinstance(names, list) else 'no'} classes: export it anew"
+                f"'{self.loaded.path}' has {count} outputs, but its metadata name {len(names)} "
+                "classes: export it anew"
             )
-        return [str(name) for name in names]
+        return names
 
     def _head_sizes(self, count: int) -> list[int]:
-        sizes = self.loaded.metadata.get("heads") or [count]
-        if not isinstance(sizes, list) or sum(sizes) != count:
+        sizes = self.loaded.metadata.integers("heads") or [count]
+        if sum(sizes) != count or min(sizes) < 1:
             raise UsageError(
                 f"'{self.loaded.path}' has {count} outputs, but its metadata name heads of "
                 f"{sizes}: export it anew"
@@ -139,17 +139,14 @@ def classifier(loaded: Runtime) -> Classifier:
 
     Raises `UsageError` for a file that reads none, or that does not say how.
     """
-    shape = loaded.metadata.get("image_shape") or loaded.input_shape
-    sizes_known = isinstance(shape, (list, tuple)) and all(isinstance(n, int) for n in shape)
-    if not sizes_known or len(shape) != 3:
-        raise UsageError(
-            f"'{loaded.path}' reads inputs of shape {_shown(shape)}, which are no images"
-        )
+    shape = tuple(loaded.metadata.integers("image_shape") or loaded.input_shape)
+    if len(shape) != 3:
+        raise UsageError(f"'{loaded.path}' reads inputs of shape {shape}, which are no images")
     channels, height, width = shape
     if channels not in (1, 3):
         hint = "channels last: export it with channels first" if width in (1, 3) else "export it"
         raise UsageError(
-            f"'{loaded.path}' reads inputs of shape {_shown(shape)}: images (1 or 3, height, "
+            f"'{loaded.path}' reads inputs of shape {shape}: images (1 or 3, height, "
             f"width) are needed ({hint})"
         )
     if loaded.reads_pixels:
@@ -159,9 +156,7 @@ def classifier(loaded: Runtime) -> Classifier:
             f"'{loaded.path}' does not say the size of its images: export it with edgecompress"
         )
     mean, std = (statistics(loaded, key, channels) for key in ("mean", "std"))
-    resize = loaded.metadata.get("resize")
-    if resize is not None and not isinstance(resize, int):
-        raise UsageError(f"'{loaded.path}' has resize {resize!r} in its metadata: export it anew")
+    resize = loaded.metadata.integer("resize")
     return Classifier(loaded, channels, height, width, resize, mean, std)
 
 
@@ -170,20 +165,12 @@ def statistics(loaded: Runtime, key: str, channels: int) -> Array:
 
     Raises `UsageError` where it is missing or has not one number per channel.
     """
-    values = loaded.metadata.get(key)
+    values = loaded.metadata.numbers(key)
     if values is None:
         raise UsageError(
             f"'{loaded.path}' has no input normalisation in its metadata: export it with "
             "edgecompress"
         )
-    numbers = isinstance(values, list) and all(isinstance(v, (int, float)) for v in values)
-    if not numbers or len(values) != channels or (key == "std" and min(values) <= 0):
-        raise UsageError(
-            f"'{loaded.path}' has {key} {values} in its metadata for images of {channels} "
-            "channel(s): export it anew"
-        )
+    if len(values) != channels or (key == "std" and min(values) <= 0):
+        raise loaded.metadata.wrong(key, f" for images of {channels} channel(s)")
     return np.asarray(values, dtype=np.float32).reshape(1, -1, 1, 1)
-
-
-def _shown(shape: object) -> str:
-    return str(tuple(shape)) if isinstance(shape, (list, tuple)) else repr(shape)

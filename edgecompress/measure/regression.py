@@ -15,7 +15,14 @@ while the result is inconclusive.
 
 from __future__ import annotations
 
-from edgecompress.measure.baseline import Baseline, compare_stored, read_stored, stored
+from edgecompress.measure.baseline import (
+    Baseline,
+    Stored,
+    StoredComparison,
+    compare_stored,
+    read_stored,
+    stored,
+)
 from edgecompress.measure.bootstrap import (
     Interval,
     blocks_needed,
@@ -23,7 +30,7 @@ from edgecompress.measure.bootstrap import (
     resampled_medians,
     verdict,
 )
-from edgecompress.measure.comparison import compare
+from edgecompress.measure.comparison import Comparison, Judged, Ratio, compare
 from edgecompress.measure.processes import (
     LOOKS,
     PROCESSES,
@@ -37,9 +44,14 @@ __all__ = [
     "LOOKS",
     "PROCESSES",
     "Baseline",
+    "Comparison",
     "Interval",
+    "Judged",
     "Measured",
     "Protocol",
+    "Ratio",
+    "Stored",
+    "StoredComparison",
     "blocks_needed",
     "compare",
     "compare_stored",

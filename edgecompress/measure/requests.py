@@ -70,6 +70,14 @@ class Conditions(TypedDict):
     versions: dict[str, str]
 
 
+class Gate(TypedDict):
+    """A check beside latency, as the formats of CI show it."""
+
+    name: str
+    passed: bool
+    text: str
+
+
 class Failure(TypedDict):
     """An error of ours, as a child process reports it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
+from edgecompress.measure.metadata import Metadata
 
 Array = NDArray[Any]
 CPU = "CPUExecutionProvider"
-METADATA_PREFIX = "edgecompress."
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -63,7 +62,7 @@ class Runtime:
     path: Path
     session: ort.InferenceSession
     inputs: tuple[Input, ...]
-    metadata: dict[str, Any]
+    metadata: Metadata
     threads: int
 
     @property
@@ -122,7 +121,7 @@ class Runtime:
         sizes = (one.sizes[0] or count, *one.sizes[1:])
         if 0 not in sizes:
             return sizes
-        known = tuple(self.metadata.get("image_shape") or ())
+        known = tuple(self.metadata.integers("image_shape") or ())
         if len(known) == 3 and one.type == "tensor(uint8)":
             known = (*known[1:], known[0])
         if len(known) != len(one.sizes) - 1:
@@ -266,7 +265,7 @@ def load(path: Path, *, threads: int | None = None, provider: str = CPU) -> Runt
     )
     if not inputs:
         raise UsageError(f"'{path}' has no input: a model that reads something is needed")
-    metadata = _metadata(session.get_modelmeta().custom_metadata_map)
+    metadata = Metadata(path, session.get_modelmeta().custom_metadata_map)
     return Runtime(path, session, inputs, metadata, threads)
 
 
@@ -308,23 +307,6 @@ def _quiet_options() -> ort.SessionOptions:
 
 def _not_loaded(path: Path, error: Exception) -> UsageError:
     return UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}")
-
-
-def _metadata(custom: Mapping[str, str]) -> dict[str, Any]:
-    """Our entries of a file's metadata, parsed."""
-    return {
-        key.removeprefix(METADATA_PREFIX): _parsed(value)
-        for key, value in custom.items()
-        if key.startswith(METADATA_PREFIX)
-    }
-
-
-def _parsed(text: str) -> Any:
-    """`text` as JSON, or as it is."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def fused_graph(path: Path) -> Any:

@@ -66,16 +66,16 @@ def score_on(
 def _data(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) -> DataSet:
     """The data, at the size that the file reads; its classes are those of the file."""
     metadata = loaded.metadata
-    side = (metadata.get("image_shape") or loaded.input_shape)[-1]
-    size = image_size or metadata.get("resize") or (side if ":" in name else None)
+    side = (metadata.integers("image_shape") or loaded.input_shape)[-1]
+    size = image_size or metadata.integer("resize") or (side if ":" in name else None)
     data = load_data(name, image_size=size, skip_bad=skip_bad)
     if "mean" not in metadata and not loaded.reads_pixels:
         raise UsageError(
             f"'{loaded.path}' has no input normalisation in its metadata: how it reads "
             f"'{name}' is not known; export it anew"
         )
-    known = metadata.get("classes")
-    if known not in (None, list(data.classes)):
+    known = metadata.texts("classes")
+    if known is not None and known != list(data.classes):
         raise UsageError(
             f"'{loaded.path}' has classes {known[:4]}..., data '{name}' has "
             f"{list(data.classes)[:4]}..."
@@ -91,8 +91,10 @@ def _preprocess(loaded: Runtime, data: DataSet, image_size: int | None) -> Prepr
     for key in ("mean", "std"):
         statistics(loaded, key, data.native_shape[0])
     if "resize" in metadata and image_size is None:
-        own = Preprocess.from_dict({"crop": None, **metadata})
-    return replace(own, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
+        resize, crop = metadata.integer("resize"), metadata.integer("crop")
+        own = replace(own, resize=resize, crop=crop, scale=metadata.number("scale") or 255)
+    mean, std = metadata.numbers("mean"), metadata.numbers("std")
+    return replace(own, mean=tuple(mean or own.mean), std=tuple(std or own.std))
 
 
 def _batches(loaded: Runtime, data: DataSet, preprocess: Preprocess) -> Iterator[Array]:

@@ -9,13 +9,24 @@ listing left it on).
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from torch import Tensor, nn
 
 _CONVS = {1: (8, 64, 128), 2: (8, 16, 32, 64, 128), 3: (8, 16, 32, 64, 64, 128, 128)}
 _HIDDEN = {1: (100,), 2: (100, 100, 50), 3: (100, 100, 100, 50)}
 _POOL_AFTER = {1: (0, 1, 2), 2: (0, 1, 2, 3, 4), 3: (0, 1, 2, 4, 6)}
 
-SOURCE = {
+
+class Published(TypedDict):
+    """Accuracy 0..1, bytes of the weights, and epochs."""
+
+    accuracy: float
+    weights_bytes: int
+    epochs: int
+
+
+SOURCE: dict[str, Published] = {
     "student1": {"accuracy": 0.615, "weights_bytes": 2763 * 1024, "epochs": 200},
     "student2": {"accuracy": 0.62, "weights_bytes": 2897 * 1024, "epochs": 100},
     "student3": {"accuracy": 0.669, "weights_bytes": 3657 * 1024, "epochs": 300},

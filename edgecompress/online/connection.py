@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 
@@ -72,7 +72,7 @@ class Connection:
         stub = self.channel.stream_stream(
             wire.PATH, request_serializer=wire.encode, response_deserializer=wire.decode
         )
-        hello = {
+        hello: wire.Hello = {
             "name": self.name,
             "instance": self.instance,
             "plan": self.plan.as_dict(),
@@ -91,7 +91,8 @@ class Connection:
         metadata = self._first_reply(call).metadata
         if "error" in metadata:
             raise wire.error_of(metadata)
-        return Greeting(int(metadata["start"]), metadata["maps"])
+        welcome = cast(wire.Welcome, metadata)
+        return Greeting(int(welcome["start"]), welcome["maps"])
 
     def _first_reply(self, call: grpc.Call) -> Message:
         """The first message of the teacher; a call without any frame for too long is cancelled."""

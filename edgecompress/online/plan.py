@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -25,7 +25,7 @@ from edgecompress.data.images import Augmentation, View
 from edgecompress.errors import UsageError
 from edgecompress.online.codec import Codec
 from edgecompress.online.exchanges import exchange_of
-from edgecompress.online.store import StateStore
+from edgecompress.online.store import Label, StateStore
 from edgecompress.online.wire import NO_STAMP, Message, Stamp
 from edgecompress.train.batches import order
 
@@ -82,7 +82,7 @@ class Plan:
     mutual: bool = False
     staleness: Steps = 0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """As JSON values, for `parsed`."""
         return asdict(self)
 
@@ -224,8 +224,6 @@ def shape_of(data: DataSet) -> DataShape:
     }
 
 
-def label_of(plan: Plan, own: Mapping[str, object]) -> dict[str, Any]:
-    """The label of a state store: the plan, and what else decides what this end learns (its
-    network, loss, learning rate).
-    """
+def label_of(plan: Plan, own: Mapping[str, object]) -> Label:
+    """The label of a state store for the lesson of `plan`."""
     return {"plan": plan.as_dict(), "own": dict(own)}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, cast
 
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.online.plan import Plan, label_of
@@ -17,6 +18,13 @@ from edgecompress.online.wire import HEARTBEAT_SECONDS, ConnectionLostError, Met
 
 POLL_SECONDS = 0.2
 """Longest wait for a change before conditions and deadlines are checked again."""
+
+
+class DoneNote(TypedDict):
+    """A student that was dismissed: its plan, and the last metadata for it."""
+
+    plan: dict[str, object]
+    metadata: Metadata | None
 
 
 class StudentRegistry:
@@ -291,7 +299,7 @@ class StudentRegistry:
             StateStore(folder).clear()
         self.sessions.clear()
 
-    def _done_note(self) -> dict[str, Metadata]:
+    def _done_note(self) -> dict[str, DoneNote]:
         return {
             name: {"plan": one.plan.as_dict(), "metadata": one.done}
             for name, one in self.sessions.items()
@@ -300,7 +308,8 @@ class StudentRegistry:
 
     def _restore_done(self) -> None:
         """The students that an earlier process has dismissed are done."""
-        for name, values in (self.store.read_note("done") or {}).items():
+        done = cast("dict[str, DoneNote]", self.store.read_note("done") or {})
+        for name, values in done.items():
             session = self._add(name, Plan.parsed(values["plan"]))
             session.done = values["metadata"]
             session.dismissed = True

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from edgecompress import files
 from edgecompress.online.codec import CodecState
 from edgecompress.train.fit import Kept
+
+
+class Label(TypedDict):
+    """What a lesson's states belong to: its plan, and what else decides what this end learns (its
+    network, loss, learning rate). JSON values.
+    """
+
+    plan: dict[str, object]
+    own: dict[str, object]
 
 
 class StateStore:
@@ -27,21 +37,21 @@ class StateStore:
         self.most = most
         self._in_memory: dict[int, Kept] = {}
 
-    def claim(self, label: Mapping[str, object]) -> bool:
-        """Label the folder (JSON values). States under another label are deleted; returns whether
+    def claim(self, label: Label) -> bool:
+        """Label the folder. States under another label are deleted; returns whether
         there were any.
         """
         if self.folder is None:
             return False
-        foreign = self.label() != dict(label) and self.steps() != [0]
+        foreign = self.label() != label and self.steps() != [0]
         if foreign:
             self.clear()
         self.write_note("lesson", label)
         return foreign
 
-    def label(self) -> dict[str, Any] | None:
+    def label(self) -> Label | None:
         """The label of the lesson that the states belong to."""
-        return self.read_note("lesson")
+        return cast("Label | None", self.read_note("lesson"))
 
     def write_note(self, name: str, values: Mapping[str, object]) -> None:
         """Write JSON values next to the states."""
@@ -49,7 +59,7 @@ class StateStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             files.write_json(self.folder / f"{name}.json", dict(values))
 
-    def read_note(self, name: str) -> dict[str, Any] | None:
+    def read_note(self, name: str) -> dict[str, JsonValue] | None:
         """The values that `write_note` wrote, or None."""
         path = self.folder / f"{name}.json" if self.folder is not None else None
         return dict(json.loads(path.read_text())) if path is not None and path.is_file() else None

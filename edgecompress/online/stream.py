@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 
@@ -83,7 +83,7 @@ class Stream:
         endpoint = exchange_of(session.plan).teacher(self.lesson, session)
         self._confirmed = True
         self.registry.confirm(session)
-        greeting = {
+        greeting: wire.Welcome = {
             "start": session.answered,
             "training": self.lesson.trains,
             "maps": [list(shape) for shape in endpoint.map_shapes],
@@ -95,7 +95,7 @@ class Stream:
         """Open the student's session. Raises `UsageError` when the lesson refuses it."""
         if hello.kind != wire.HELLO:
             raise UsageError(f"the first message is '{hello.kind}': a student says hello first")
-        values = hello.metadata
+        values = cast(wire.Hello, hello.metadata)
         self._name = str(values["name"])[:MAX_NAME]
         plan = Plan.parsed(values["plan"])
         saved_steps = [int(step) for step in values["have"]]

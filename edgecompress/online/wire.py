@@ -55,8 +55,29 @@ MAX_REQUEST_BYTES = 256_000_000
 MAX_ANSWER_BYTES = 4_000_000_000
 """Largest message that a student accepts."""
 
-Metadata = Mapping[str, Any]
+Metadata = Mapping[str, object]
 """The JSON object of a message."""
+
+
+class Hello(TypedDict):
+    """The metadata of a student's first message: its `plan`, and the steps after which it can
+    continue (`have`). It is what a peer claims: the teacher checks each value.
+    """
+
+    name: str
+    instance: str
+    plan: Mapping[str, object]
+    have: list[int]
+
+
+class Welcome(TypedDict):
+    """The metadata of the teacher's reply: the step after which both ends continue, whether the
+    teacher trains, and the shapes of the feature maps that it sends.
+    """
+
+    start: int
+    training: bool
+    maps: list[list[int]]
 
 
 class ConnectionLostError(EdgecompressError):

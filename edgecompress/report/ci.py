@@ -7,14 +7,42 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, final
 from xml.etree import ElementTree
 
 from edgecompress import files
+from edgecompress.measure.regression import Comparison, Judged, Stored, StoredComparison
+from edgecompress.measure.requests import BatchRow, FileRow, Gate, Profile
 from edgecompress.units import format_size
 
 
-def checks(result: Mapping[str, Any], strict: bool) -> list[tuple[str, str, str]]:
+class _Gated(TypedDict):
+    gates: Sequence[Gate]
+    """The gates beside latency."""
+
+
+@final
+class ComparisonResult(Comparison, _Gated):
+    """Two files that were measured together, and the gates."""
+
+
+@final
+class StoredComparisonResult(StoredComparison, _Gated):
+    """A file and a stored baseline, and the gates."""
+
+
+@final
+class SingleResult(Stored, _Gated):
+    """A file that was measured alone, its profile, and the gates."""
+
+    profile: Profile
+
+
+BenchResult = ComparisonResult | StoredComparisonResult | SingleResult
+"""The result of `edgecompress bench`."""
+
+
+def checks(result: BenchResult, strict: bool) -> list[tuple[str, str, str]]:
     """(name, `pass`, `fail` or `skip`, one line) for every gate of a result: latency, and where
     requested, bytes and accuracy.
     """
@@ -31,7 +59,7 @@ def checks(result: Mapping[str, Any], strict: bool) -> list[tuple[str, str, str]
     return rows
 
 
-def sentence(result: Mapping[str, Any]) -> str:
+def sentence(result: Judged) -> str:
     """The latency check in one line."""
     low, high = result["ratio"]["ci95"]
     text = (
@@ -48,7 +76,7 @@ def sentence(result: Mapping[str, Any]) -> str:
     return text
 
 
-def junit(result: Mapping[str, Any], strict: bool) -> bytes:
+def junit(result: BenchResult, strict: bool) -> bytes:
     """JUnit XML with one test case per gate; an inconclusive latency is skipped, under `strict` a
     failure.
     """
@@ -75,7 +103,7 @@ def junit(result: Mapping[str, Any], strict: bool) -> bytes:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'.encode()
 
 
-def markdown(result: Mapping[str, Any], strict: bool) -> str:
+def markdown(result: BenchResult, strict: bool) -> str:
     """A section for the summary of a job: the gates, then both files."""
     marks = {"pass": "pass", "fail": "**fail**", "skip": "inconclusive"}
     lines = ["## edgecompress bench", "", "| check | result | |", "|---|---|---|"]
@@ -83,18 +111,27 @@ def markdown(result: Mapping[str, Any], strict: bool) -> str:
         f"| {name} | {marks[status]} | {text} |" for name, status, text in checks(result, strict)
     ]
     lines += ["", "| | file | bytes | p50 ms | p90 ms | p99 ms |", "|---|---|---|---|---|---|"]
-    for side in ("candidate", "baseline"):
-        if side in result:
-            row = result[side]
-            name = Path(row["file"]).name.replace("|", "&#124;")
-            numbers = " | ".join(f"{row[key]:.4g}" for key in ("p50_ms", "p90_ms", "p99_ms"))
-            lines.append(f"| {side} | {name} | {format_size(row['bytes'])} | {numbers} |")
+    for side, row in sides(result).items():
+        name = Path(row["file"]).name.replace("|", "&#124;")
+        numbers = " | ".join(f"{value:.4g}" for value in percentiles_ms(row))
+        lines.append(f"| {side} | {name} | {format_size(row['bytes'])} | {numbers} |")
     machine = result["hardware"]
     lines += ["", f"{machine['cpu']}, {result['threads']} thread(s), batch {result['batch']}.", ""]
     return "\n".join(lines)
 
 
-def smaller_is_better(result: Mapping[str, Any]) -> list[dict[str, object]]:
+def sides(result: BenchResult) -> dict[str, FileRow]:
+    """The files of a result: the candidate, and the baseline where there is one."""
+    rows = {"candidate": result["candidate"]}
+    return {**rows, "baseline": result["baseline"]} if "ratio" in result else rows
+
+
+def percentiles_ms(row: FileRow | BatchRow) -> tuple[float, float, float]:
+    """p50, p90 and p99 in milliseconds."""
+    return row["p50_ms"], row["p90_ms"], row["p99_ms"]
+
+
+def smaller_is_better(result: BenchResult) -> list[dict[str, object]]:
     """The entries of github-action-benchmark's tool `customSmallerIsBetter`."""
     row = result["candidate"]
     name = Path(row["file"]).name
@@ -105,7 +142,7 @@ def smaller_is_better(result: Mapping[str, Any]) -> list[dict[str, object]]:
     ]
 
 
-def bencher(result: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+def bencher(result: BenchResult) -> dict[str, dict[str, dict[str, float]]]:
     """Bencher Metric Format: {benchmark: {measure: {value, ...}}}; latency in nanoseconds, the unit
     of that measure.
     """
@@ -120,7 +157,7 @@ def bencher(result: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]
 
 
 def write(
-    result: Mapping[str, Any],
+    result: BenchResult,
     strict: bool,
     targets: Mapping[str, Path | None],
     appended: Sequence[Path] = (),

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from edgecompress.report import plots
 from edgecompress.report.pages import write_page
 from edgecompress.run.result import score_name
+from edgecompress.run.schema import HistoryRow, RunResult
 from edgecompress.units import format_count, format_size
 
 Row = tuple[str, str, str, str]
 """One row of a table: what it is about, and three values."""
 
 
-def sides(result: Mapping[str, Any]) -> tuple[str, str]:
+def sides(result: RunResult) -> tuple[str, str]:
     """The headings of the two columns of the final table."""
     if "merge" in result:
         separate = result["merge"].get("heads") == "separate"
         return ("parents side by side" if separate else "best parent"), "merged"
-    if (result.get("distill") or {}).get("teacher"):
+    if "distill" in result and result["distill"]["teacher"]:
         return "teacher", "student"
     return "before", "after"
 
 
-def comparison(result: Mapping[str, Any]) -> list[Row]:
+def comparison(result: RunResult) -> list[Row]:
     """Rows (what, before, after, ratio) of the final table."""
     before, after = result["teacher"], result["student"]
     points = 100 * (after["accuracy"] - before["accuracy"])
@@ -61,7 +61,7 @@ def _ratio(before: float, after: float) -> str:
     return f"{after / before:.3g}x more" if before else "-"
 
 
-def distillation(result: Mapping[str, Any]) -> list[Row]:
+def distillation(result: RunResult) -> list[Row]:
     """Rows (what, parameters, weights in fp32, accuracy) of a distillation: teacher, student, the
     control without teacher, and the published figures.
     """
@@ -81,7 +81,7 @@ def distillation(result: Mapping[str, Any]) -> list[Row]:
     if "control" in result:
         control = result["control"]
         without = "teacher" if control["params"] == distill["params"] else "teacher and cuts"
-        own = control["accuracy" if tested else "validation_accuracy"]
+        own = control["accuracy"] if tested else control["validation_accuracy"]
         rows.append(_network_row(f"the same without {without} ({split})", control["params"], own))
     if "source" in distill:
         source = distill["source"]
@@ -99,12 +99,10 @@ def _weights_row(what: str, params: int | None, weights_bytes: float, accuracy: 
     return what, count, f"{weights_bytes / 1024:,.0f} KiB", f"{accuracy:.2%}"
 
 
-def write_report(
-    root: Path, result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
-) -> None:
+def write_report(root: Path, result: RunResult, history: Sequence[HistoryRow]) -> None:
     """Write `report.html` into the run directory `root`."""
     score = score_name(result)
-    compared, profile, kept = (result.get(key) for key in ("compare", "profile", "widths"))
+    compared, profile, kept = result.get("compare"), result.get("profile"), result.get("widths")
     write_page(
         root / "report.html",
         "report.html.j2",

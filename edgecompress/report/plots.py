@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 
@@ -13,6 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from edgecompress.run.schema import HistoryRow, ProfileSection
 
 matplotlib.rcParams.update(
     {
@@ -25,7 +26,7 @@ matplotlib.rcParams.update(
 BLUE, ORANGE, GREEN, GREY = "#2563eb", "#ea580c", "#16a34a", "#94a3b8"
 LIGHT_GREY = "#e2e8f0"
 
-History = Sequence[Mapping[str, Any]]
+History = Sequence[HistoryRow]
 """The rows of a run's `history.csv`, one per epoch."""
 
 
@@ -137,7 +138,7 @@ def control(history: History, score: str = "accuracy") -> str:
     return svg(figure)
 
 
-def sparsity_curve(profile: Mapping[str, Any]) -> str:
+def sparsity_curve(profile: ProfileSection) -> str:
     """Accuracy against the share of weights at zero; the level up to which it holds is marked."""
     levels = [0.0, *(100 * level for level in profile["levels"])]
     accuracy = [100 * value for value in (profile["unpruned"], *profile["accuracy"])]
@@ -153,7 +154,7 @@ def sparsity_curve(profile: Mapping[str, Any]) -> str:
     return svg(figure)
 
 
-def sparsity_bars(profile: Mapping[str, Any]) -> str:
+def sparsity_bars(profile: ProfileSection) -> str:
     """One small bar chart per level: the share of each layer's weights at zero, layers in the order
     from the input.
     """

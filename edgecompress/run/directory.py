@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgecompress import files
 from edgecompress.errors import UsageError
+from edgecompress.run.schema import HistoryRow
 
 FILES = (
     "resolved.yaml",
@@ -94,13 +94,13 @@ class RunDirectory:
             else:
                 path.unlink()
 
-    def log(self, event: str, **fields: Any) -> None:
+    def log(self, event: str, **fields: object) -> None:
         """Append one event to `log.jsonl`."""
         files.append_line(
             self.root / "log.jsonl", {"time": round(time.time(), 3), "event": event, **fields}
         )
 
-    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_history(self, rows: Sequence[HistoryRow]) -> None:
         """Write `history.csv`."""
         files.write_csv(self.root / "history.csv", rows)
 

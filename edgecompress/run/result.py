@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-from pydantic import JsonValue
+from typing import TYPE_CHECKING, cast
 
 from edgecompress import files
+from edgecompress.run.schema import (
+    ConstantRow,
+    Environment,
+    Figures,
+    FoldedPoolRow,
+    RunResult,
+    Sections,
+    TargetsRow,
+)
 
 if TYPE_CHECKING:
     from edgecompress.data import DataSet
+    from edgecompress.measure.cost import LayerRow
     from edgecompress.run.stage import RunSettings
     from edgecompress.run.state import State
     from edgecompress.run.store import Ledger
-
-Result = dict[str, JsonValue]
-"""A result in memory, as README and docs describe `result.json`."""
 
 SCORES = {"accuracy": "accuracy", "r2": "R²"}
 """How tables call the score of each metric; in memory its keys are those of an accuracy."""
@@ -33,45 +37,50 @@ NAMES = {
 }
 
 
-def score_name(result: Mapping[str, Any]) -> str:
+def score_name(result: RunResult) -> str:
     """What the score of a result is called."""
     return SCORES[result.get("metric_name", "accuracy")]
 
 
-def written(result: Mapping[str, Any]) -> dict[str, Any]:
+def written(result: RunResult) -> Mapping[str, object]:
     """The result as its file has it."""
-    return dict(_renamed(result, NAMES) if "metric_name" in result else result)
+    return _with_names(result, NAMES) if "metric_name" in result else result
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> RunResult:
     """The result in the file at `path`, as it is in memory."""
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return dict(
-        _renamed(values, {theirs: ours for ours, theirs in NAMES.items()})
-        if "metric_name" in values
-        else values
-    )
+    values: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    if "metric_name" in values:
+        values = _with_names(values, {theirs: ours for ours, theirs in NAMES.items()})
+    return cast(RunResult, values)
 
 
-def write(path: Path, result: Mapping[str, Any]) -> None:
+def write(path: Path, result: RunResult) -> None:
     """Write `result`, whole."""
     files.write_json(path, written(result))
 
 
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+def _with_names(values: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
+    """`values` with other `names` of some keys, at every depth."""
+    return {names.get(key, key): _renamed(inner, names) for key, inner in values.items()}
+
+
+def _renamed(value: object, names: Mapping[str, str]) -> object:
     if isinstance(value, Mapping):
-        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
+        return _with_names(value, names)
     return [_renamed(inner, names) for inner in value] if isinstance(value, list) else value
 
 
-def build(recipe: RunSettings, data: DataSet, state: State, ledger: Ledger, root: Path) -> Result:
+def build(
+    recipe: RunSettings, data: DataSet, state: State, ledger: Ledger, root: Path
+) -> RunResult:
     """The result of a run whose files stand in `root`."""
     shipped = state.shipped
     artifact = artifact_of(state)
-    final: dict[str, JsonValue] = {}
+    final: Figures = {}
     if state.figures is not None:
-        final = _planned(state) | dict(state.figures)
-    result: Result = {
+        final = {**_planned(state), **cast(Figures, state.figures)}
+    result: RunResult = {
         "schema": 1,
         "command": recipe.command,
         "model": recipe.model,
@@ -91,12 +100,17 @@ def build(recipe: RunSettings, data: DataSet, state: State, ledger: Ledger, root
         "data_digest": ledger.data_digest,
         "recipe_digest": recipe.digest(),
         **_environment(ledger),
-        **{name: dict(section) for name, section in state.sections.items()},
+        **cast(Sections, {name: dict(section) for name, section in state.sections.items()}),
     }
     if state.constant_channels:
-        result["constant_channels"] = [dict(row) for row in state.constant_channels]
-    if state.control is not None:
-        result.setdefault("control", asdict(state.control))
+        result["constant_channels"] = [cast(ConstantRow, dict(r)) for r in state.constant_channels]
+    if state.control is not None and "control" not in result:
+        result["control"] = {
+            "validation_accuracy": state.control.validation_accuracy,
+            "params": state.control.params,
+            "epochs": state.control.epochs,
+            "onnx": state.control.onnx,
+        }
     if data.task.metric != "accuracy":
         result["metric_name"] = data.task.metric
     return result
@@ -115,40 +129,41 @@ def missed_texts(state: State) -> tuple[str, ...]:
     return tuple(text for stage in stages for text in state.missed[stage])
 
 
-def layers_of(state: State, data: DataSet) -> list[JsonValue]:
+def layers_of(state: State, data: DataSet) -> list[LayerRow]:
     """Widths, parameters and MACs of each layer: of the baseline, and of the model."""
     import torch
 
     from edgecompress.measure.cost import cost, layer_table
 
     costs = cost(state.need_model(), torch.zeros(1, *data.image_shape))
-    rows = layer_table([asdict(row) for row in state.layers], costs)
-    return [cast(JsonValue, row) for row in rows]
+    return layer_table(state.layers, costs)
 
 
-def _planned(state: State) -> Result:
+def _planned(state: State) -> Figures:
     """The targets, and what the plan made of them."""
     plan = state.plan
-    targets: Result = {
-        name: None if plan is None else getattr(plan, name)
-        for name in ("bytes", "macs", "latency_s", "max_drop")
+    targets: TargetsRow = {
+        "bytes": None if plan is None else plan.bytes,
+        "macs": None if plan is None else plan.macs,
+        "latency_s": None if plan is None else plan.latency_s,
+        "max_drop": None if plan is None else plan.max_drop,
     }
     return {
         "target_bytes": targets["bytes"],
         "targets": targets,
         "plan_reason": "" if plan is None else plan.reason,
         "smallest_bytes": None if plan is None else plan.smallest_bytes,
-        "folded_pools": [dict(row) for row in state.folded_pools],
-        "constant_channels": [dict(row) for row in state.constant_channels],
+        "folded_pools": [cast(FoldedPoolRow, dict(row)) for row in state.folded_pools],
+        "constant_channels": [cast(ConstantRow, dict(row)) for row in state.constant_channels],
     }
 
 
-def _environment(ledger: Ledger) -> Result:
+def _environment(ledger: Ledger) -> Environment:
     from edgecompress.measure import machine
 
     return {
         "wall_s": ledger.spent_s,
         "peak_rss_bytes": ledger.peak_rss_bytes,
         "versions": dict(machine.versions()),
-        "hardware": dict(machine.hardware()),  # type: ignore[arg-type]
+        "hardware": dict(machine.hardware()),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import cast
 
 from pydantic import JsonValue
 from torch import nn
@@ -16,6 +17,7 @@ from edgecompress.data import Preprocess
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure.cost import LayerCost
 from edgecompress.models.registry import ModelSource
+from edgecompress.run.schema import Figures, FormatRecord, HistoryRow, StageRecord
 from edgecompress.train.fit import FitResult
 
 Section = Mapping[str, JsonValue]
@@ -51,11 +53,11 @@ class StageRow:
     test_accuracy: float | None = None
     note: str | None = None
 
-    def as_dict(self) -> dict[str, JsonValue]:
+    def as_dict(self) -> StageRecord:
         """The row as `result.json` has it: without what it does not know."""
-        known: dict[str, JsonValue] = {k: v for k, v in asdict(self).items() if v is not None}
+        known = {k: v for k, v in asdict(self).items() if v is not None}
         known.pop("timed")
-        return known if self.timed else {**known, "wall_s": None}
+        return cast(StageRecord, known if self.timed else {**known, "wall_s": None})
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,21 @@ class EpochRecord:
     params: int
     cut: int = 0
     chosen: bool = False
+
+    def as_dict(self) -> HistoryRow:
+        """Column name to value, in column order."""
+        return {
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "train_loss": self.train_loss,
+            "validation_loss": self.validation_loss,
+            "validation_accuracy": self.validation_accuracy,
+            "learning_rate": self.learning_rate,
+            "seconds": self.seconds,
+            "params": self.params,
+            "cut": self.cut,
+            "chosen": self.chosen,
+        }
 
 
 @dataclass(frozen=True)
@@ -127,12 +144,18 @@ class FormatRow:
     float_layers: tuple[str, ...] = ()
     float_bytes: Mapping[str, int] | None = None
 
-    def as_dict(self) -> dict[str, JsonValue]:
+    def as_dict(self) -> FormatRecord:
         """The row as `result.json` has it."""
-        values: dict[str, JsonValue] = asdict(self)
-        values["float_layers"] = list(self.float_layers)
-        if self.float_bytes is None:
-            values.pop("float_bytes")
+        values: FormatRecord = {
+            "format": self.format,
+            "file": self.file,
+            "bytes": self.bytes,
+            "accuracy": self.accuracy,
+            "p50_ms": self.p50_ms,
+            "float_layers": list(self.float_layers),
+        }
+        if self.float_bytes is not None:
+            values["float_bytes"] = dict(self.float_bytes)
         return values
 
 
@@ -264,10 +287,14 @@ class State:
         ]
         return replace(self, history=(*self.history, *epochs))
 
-    def with_section(self, name: str, section: Section) -> State:
-        """A copy in which the stage `name` reports `section` of itself."""
-        return replace(self, sections={**self.sections, name: section})
+    def with_section(self, name: str, section: Mapping[str, object]) -> State:
+        """A copy in which the stage `name` reports `section`, JSON values, of itself."""
+        return replace(self, sections={**self.sections, name: cast(Section, section)})
 
-    def history_dicts(self) -> list[dict[str, JsonValue]]:
+    def with_figures(self, figures: Figures) -> State:
+        """A copy with the final figures."""
+        return replace(self, figures=cast(Section, figures))
+
+    def history_rows(self) -> list[HistoryRow]:
         """The epochs as `history.csv` and the report have them."""
-        return [asdict(row) for row in self.history]
+        return [row.as_dict() for row in self.history]

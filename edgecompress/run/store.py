@@ -120,7 +120,7 @@ def _stored_alike(run: RunDirectory, stored: StoredNetwork, network: Network) ->
 
 def _save(run: RunDirectory, path: Path, network: Network, value: str) -> StoredNetwork:
     preprocess = network.preprocess
-    notes = {} if preprocess is None else {"preprocess": preprocess.as_dict()}
+    notes: checkpoint.Notes = {} if preprocess is None else {"preprocess": preprocess.as_dict()}
     checkpoint.save(path, network.module, network.source, notes)
     return StoredNetwork(str(path.relative_to(run.root)), value)
 

@@ -25,6 +25,7 @@ from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.run.context import Context, TrainingContext
+from edgecompress.run.schema import Score
 from edgecompress.run.state import StageRow, State
 from edgecompress.stages.fields import Training
 from edgecompress.train.batches import evaluate
@@ -310,7 +311,7 @@ def file_accuracy(context: Context, path: Path, split: Images) -> float:
     return runtime_score(context, runtime.load(path, threads=context.threads), split)["accuracy"]
 
 
-def runtime_score(context: Context, loaded: Runtime, split: Images) -> dict[str, float]:
+def runtime_score(context: Context, loaded: Runtime, split: Images) -> Score:
     """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R² under that name, and
     `loss`, the mean square error.
     """
@@ -318,9 +319,7 @@ def runtime_score(context: Context, loaded: Runtime, split: Images) -> dict[str,
         torch.from_numpy(loaded.run_all(arrays(context, split, pixels=loaded.reads_pixels))),
         context.data.task,
     )
-    found = {"accuracy": task.score(outputs, split.labels)}
-    return (
-        found
-        if task.metric == "accuracy"
-        else {**found, "loss": float(task.loss(outputs, split.labels))}
-    )
+    found: Score = {"accuracy": task.score(outputs, split.labels)}
+    if task.metric != "accuracy":
+        found["loss"] = float(task.loss(outputs, split.labels))
+    return found

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import JsonValue
-
+from edgecompress.run.schema import ProfileSection
 from edgecompress.run.stage import Stage, StageResult
 from edgecompress.stages.fields import Share, recipe_only
 
@@ -43,7 +42,7 @@ class ProfileStage(Stage):
             return validation_accuracy(context, network)
 
         found = sparsify.profile(model, accuracy_of, self.levels, self.tolerance)
-        section: dict[str, JsonValue] = {
+        section: ProfileSection = {
             "levels": list(found.levels),
             "layers": {name: list(shares) for name, shares in found.layers.items()},
             "accuracy": list(found.accuracy),

@@ -101,3 +101,9 @@ def test_check_names_the_bars_that_are_missed(tmp_path: Path) -> None:
     (tmp_path / "edgecompress" / "second.py").write_text("")
     command = [sys.executable, str(SCRIPT), "--root", str(tmp_path), "--output", str(tmp_path)]
     assert subprocess.run([*command, "--check"], check=False, timeout=100).returncode == 0
+
+
+def test_the_package_meets_every_bar(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr

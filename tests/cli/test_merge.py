@@ -380,8 +380,8 @@ def test_networks_of_different_classes_keep_their_heads(
     assert result["student"]["accuracy"] > 0.85
     assert result["student"]["params"] < 0.6 * result["teacher"]["params"]
     loaded = runtime.load(tmp_path / "m" / "model.onnx")
-    assert loaded.metadata["heads"] == [10, 2]
-    assert loaded.metadata["classes"][-2:] == [f"{two}: dark", f"{two}: light"]
+    assert loaded.metadata.entries["heads"] == [10, 2]
+    assert loaded.metadata.entries["classes"][-2:] == [f"{two}: dark", f"{two}: light"]
     told = run("predict", "m/model.onnx", tmp_path / "two" / "dark" / "0.png", cwd=tmp_path).stdout
     assert "two: dark" in told, "each head says what it sees"
     wrong = run(

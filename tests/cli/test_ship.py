@@ -31,7 +31,7 @@ def test_a_file_that_reads_images_as_they_are(trained: Path, tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
     plain, embedded = (tmp_path / name / "model-fp32.onnx" for name in ("plain", "embedded"))
     assert onnx.load(str(embedded)).ir_version == 8
-    said = runtime.load(embedded).metadata
+    said = runtime.load(embedded).metadata.entries
     assert said["version"] == __version__
     assert len(said["recipe"]) == 64
     assert 0.8 < float(said["validation_accuracy"]) <= 1

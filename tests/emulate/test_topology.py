@@ -109,16 +109,16 @@ def test_a_baseline_is_of_the_same_network() -> None:
 
 
 def test_a_sweep_is_all_combinations() -> None:
-    from edgecompress.cli.emulate import _swept
+    from edgecompress.cli.emulate import Variant, _swept
+
+    usual = Variant(link=None, exchange="logits", codec="fp16")
 
     with pytest.raises(UsageError, match="link=wifi,lte"):
-        _swept(["link=wifi", "link=lte"], {"link": None})
-
-    usual = {"link": None, "codec": "fp16", "exchange": "logits"}
-    assert _swept([], usual) == [{**usual, "name": "run"}]
+        _swept(["link=wifi", "link=lte"], usual)
+    assert _swept([], usual) == [usual]
     runs = _swept(["link=wifi,lte", "codec=fp16,soft"], usual)
-    assert [run["name"] for run in runs] == ["wifi-fp16", "wifi-soft", "lte-fp16", "lte-soft"]
-    assert all(run["exchange"] == "logits" for run in runs)
+    assert [run.name for run in runs] == ["wifi-fp16", "wifi-soft", "lte-fp16", "lte-soft"]
+    assert all(run.exchange == "logits" for run in runs)
     for bad in ("link", "colour=red", "link=wifi,"):
         with pytest.raises(UsageError, match="link=A,B"):
             _swept([bad], usual)

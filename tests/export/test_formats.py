@@ -42,7 +42,7 @@ def test_formats_shrink_the_file_and_keep_the_metadata(formats: dict[str, Path])
     assert np.abs(outputs["fp16"] - outputs["fp32"]).max() < 0.01 * scale
     assert np.abs(outputs["int8-qdq"] - outputs["fp32"]).max() < 0.25 * scale
     for path in formats.values():
-        assert runtime.load(path).metadata["classes"] == list(SPEC.classes)
+        assert runtime.load(path).metadata.entries["classes"] == list(SPEC.classes)
 
 
 def test_int8_leaves_no_layer_in_float(formats: dict[str, Path]) -> None:

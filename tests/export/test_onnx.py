@@ -26,8 +26,8 @@ def test_the_file_equals_the_network_at_batch_1_and_7(name: str, tmp_path: Path)
         np.testing.assert_allclose(
             loaded.run(images.numpy()), expected, atol=1e-5 * max(1.0, np.abs(expected).max())
         )
-    assert loaded.metadata["classes"] == list(SPEC.classes)
-    assert loaded.metadata["mean"] == list(SPEC.preprocess.mean)
+    assert loaded.metadata.entries["classes"] == list(SPEC.classes)
+    assert loaded.metadata.entries["mean"] == list(SPEC.preprocess.mean)
     kinds = {node.op_type for node in onnx.load(str(path)).graph.node}
     assert "BatchNormalization" not in kinds
 

@@ -50,7 +50,7 @@ def test_decoded_images_are_preprocessed_in_the_graph(
     np.testing.assert_allclose(
         embedded.run(pixels), expected, atol=2e-3 * max(1.0, float(np.abs(expected).max()))
     )
-    assert embedded.metadata["classes"] == list(SPEC.classes)
+    assert embedded.metadata.entries["classes"] == list(SPEC.classes)
 
 
 @pytest.mark.parametrize("form", ["int8-qdq", "fp16"])

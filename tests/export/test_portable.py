@@ -34,7 +34,7 @@ def test_an_older_runtime_gets_an_opset_that_it_supports(
     np.testing.assert_allclose(
         loaded.run(images.numpy()), expected, atol=1e-5 * max(1.0, float(np.abs(expected).max()))
     )
-    assert loaded.metadata["classes"] == list(SPEC.classes)
+    assert loaded.metadata.entries["classes"] == list(SPEC.classes)
 
 
 def test_unknown_runtimes_are_refused() -> None:

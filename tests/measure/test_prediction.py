@@ -73,9 +73,9 @@ def test_a_file_with_two_heads_says_both(tmp_path: Path) -> None:
         ({}, "no input normalisation"),
         ({**PLAIN, "mean": [0, 0]}, r"has mean \[0, 0\] .* 3 channel"),
         ({**PLAIN, "std": [1, 1, 0]}, "has std"),
-        ({**PLAIN, "std": "wide"}, "has std wide"),
+        ({**PLAIN, "std": "wide"}, "has std 'wide'"),
         ({**PLAIN, "resize": "large"}, "resize 'large'"),
-        ({**PLAIN, "image_shape": 7}, "no images"),
+        ({**PLAIN, "image_shape": 7}, "image_shape 7"),
     ],
 )
 def test_metadata_that_do_not_fit_are_named(
@@ -89,7 +89,7 @@ def test_metadata_that_do_not_fit_are_named(
     ("metadata", "text"),
     [
         ({**PLAIN, "classes": ["a", "b"]}, "4 outputs, but its metadata name 2 classes"),
-        ({**PLAIN, "classes": 3}, "metadata name no classes"),
+        ({**PLAIN, "classes": 3}, "has classes 3"),
         ({**PLAIN, "heads": [2, 3]}, r"heads of \[2, 3\]"),
     ],
 )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
 from torch import nn
 
 from edgecompress.core.stack import stack
@@ -16,7 +15,8 @@ from edgecompress.methods.distill import learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.run.context import Context
 from edgecompress.run.result import SCORES
-from edgecompress.run.state import Network, Section, StageRow, State
+from edgecompress.run.schema import CompareSection
+from edgecompress.run.state import Network, StageRow, State
 from edgecompress.stages.common import (
     count,
     fit_settings,
@@ -74,15 +74,13 @@ def _final_row(context: Context, name: str, repeat: int, model: nn.Module) -> St
     return replace(row, test_accuracy=tested, timed=False)
 
 
-def _section(
-    settings: CompareStage, score: str, results: dict[str, list[float]]
-) -> dict[str, JsonValue]:
+def _section(settings: CompareStage, score: str, results: dict[str, list[float]]) -> CompareSection:
     return {
         "budget": settings.budget,
         "repeats": settings.repeats,
         "score": score,
         "results": {name: list(values) for name, values in results.items()},
-        **cast(Section, compared(results)),
+        **compared(results),
     }
 
 

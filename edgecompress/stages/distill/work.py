@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from pydantic import JsonValue
 from torch import nn
 
 from edgecompress import checkpoint
@@ -20,6 +19,7 @@ from edgecompress.methods.sources import Peer
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.models.students import SOURCE
 from edgecompress.run.context import Context
+from edgecompress.run.schema import DistillFacts, DistillSection
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import Control, StageRow, State
 from edgecompress.stages.common import (
@@ -59,7 +59,7 @@ class Learned:
 
     state: State
     result: FitResult
-    facts: dict[str, JsonValue]
+    facts: DistillFacts
     cuts: Shrinking | None = None
     missed: tuple[str, ...] = ()
 
@@ -114,7 +114,7 @@ def _offline(
     loss = learning_from(teacher, settings.loss, settings.temperature, settings.alpha)
     cuts = _cutting(context, settings, settings.prune_student, model, chosen, STUDENT)
     hooks = cuts.hooks if cuts is not None else watched(context, "distill", settings.patience)
-    facts: dict[str, JsonValue] = {}
+    facts: DistillFacts = {}
     if settings.features is not None:
         pairs = _pairs(context, settings, state, model, teacher)
         companion = FeatureLoss.of_pairs(
@@ -133,11 +133,9 @@ def _offline(
             "feature_weight": settings.feature_weight,
         }
     result = train_model(context, model, loss, chosen, hooks)
-    facts |= {
-        "teacher_digest": teacher.untouched(),
-        "tables_computed": teacher.computed,
-        "tables_read": teacher.read,
-    }
+    facts["teacher_digest"] = teacher.untouched()
+    facts["tables_computed"] = teacher.computed
+    facts["tables_read"] = teacher.read
     return Learned(state, result, facts, cuts)
 
 
@@ -183,7 +181,7 @@ def _together(
         baseline=baseline_of(context, taught, accuracy),
     )
     state = state.with_history(TEACHER, results[TEACHER]).with_row(row)
-    facts: dict[str, JsonValue] = {"teacher_validation_accuracy": accuracy}
+    facts: DistillFacts = {"teacher_validation_accuracy": accuracy}
     own_cuts, missed = cuts[TEACHER], tuple[str, ...]()
     if own_cuts is not None:
         facts["teacher_cuts"] = own_cuts.report(results[TEACHER])
@@ -278,13 +276,13 @@ def _with_control(
 
 def _section(
     context: Context, settings: DistillStage, state: State, small: nn.Module, learned: Learned
-) -> dict[str, JsonValue]:
+) -> DistillSection:
     """How the student learned, from which teacher, and what it reached, before any lossless
     step.
     """
     taught = state.teacher is not None
     own_loss = "mutual" if settings.mode == "mutual" else settings.loss
-    section: dict[str, JsonValue] = {
+    section: DistillSection = {
         "mode": settings.mode,
         "loss": own_loss if taught else "cross-entropy on the labels, no teacher",
         **_mixture(settings, mixed=taught and settings.mode != "mutual"),
@@ -298,11 +296,16 @@ def _section(
         **learned.facts,
     }
     if context.recipe.model in SOURCE:
-        section["source"] = dict(SOURCE[context.recipe.model])
+        section["source"] = SOURCE[context.recipe.model]
     return section
 
 
-def _mixture(settings: DistillStage, *, mixed: bool) -> dict[str, JsonValue]:
+class _Mixture(TypedDict):
+    temperature: float | None
+    alpha: float | None
+
+
+def _mixture(settings: DistillStage, *, mixed: bool) -> _Mixture:
     """Temperature and weight of the teacher's loss, where it is mixed with the labels'."""
     if not mixed:
         return {"temperature": None, "alpha": None}

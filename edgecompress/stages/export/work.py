@@ -19,6 +19,7 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.measure import runtime
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.run.context import Context
+from edgecompress.run.schema import ParityRow
 from edgecompress.run.state import State
 from edgecompress.stages.common import arrays, finished, fp32_file, validation_row
 
@@ -33,6 +34,14 @@ class Parity:
     max_abs_logit_diff: float
     top1_agreement: float | None
     samples: int
+
+    def as_dict(self) -> ParityRow:
+        """As `result.json` has it."""
+        return {
+            "max_abs_logit_diff": self.max_abs_logit_diff,
+            "top1_agreement": self.top1_agreement,
+            "samples": self.samples,
+        }
 
 
 def parity(context: Context, model: nn.Module, path: Path, limit: int = 4000) -> Parity:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, trace
@@ -25,6 +24,7 @@ from edgecompress.methods.gradual import (
 )
 from edgecompress.methods.repair import repaired
 from edgecompress.run.context import Context, TrainingContext
+from edgecompress.run.schema import GradualSection
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import SizePlan, StageRow, State
 from edgecompress.stages.budgets import (
@@ -66,7 +66,7 @@ class Shrinking:
     shares: Shares
     before: dict[str, int]
 
-    def report(self, result: FitResult) -> dict[str, JsonValue]:
+    def report(self, result: FitResult) -> GradualSection:
         """What `result.json` has of it."""
         return {
             "shares": {name: round(share, 6) for name, share in self.shares.items()},

@@ -4,11 +4,9 @@ the one that ships.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
-
-from pydantic import JsonValue
+from typing import TYPE_CHECKING
 
 from edgecompress.errors import UsageError
 from edgecompress.export import onnx as onnx_export
@@ -17,6 +15,7 @@ from edgecompress.measure.cost import Cost, cost
 from edgecompress.measure.latency import Latency
 from edgecompress.measure.runtime import Runtime
 from edgecompress.run.context import Context
+from edgecompress.run.schema import ControlRow, Figures, Side
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import SizePlan, State
 from edgecompress.stages.common import make_format, runtime_score
@@ -49,10 +48,10 @@ def measure(context: Context, settings: MeasureStage, state: State) -> StageResu
     student = _side(context, loaded[1], times[1], size, costs)
 
     context.reporter.step(3, 4, "parity")
-    figures: dict[str, JsonValue] = {
+    figures: Figures = {
         "teacher": teacher,
         "student": student,
-        "parity": asdict(parity(context, model, files[1])),
+        "parity": parity(context, model, files[1]).as_dict(),
     }
     if (control := _control(context, state)) is not None:
         figures["control"] = control
@@ -63,32 +62,39 @@ def measure(context: Context, settings: MeasureStage, state: State) -> StageResu
         others = state.missed.items()
         kept = {name: texts for name, texts in others if name not in HELD_AGAINST_THE_FILE}
         state = replace(state, missed=kept)
-    return StageResult(replace(state, figures=figures), missed=missed)
+    return StageResult(state.with_figures(figures), missed=missed)
 
 
-def _side(
-    context: Context, loaded: Runtime, taken: Latency, size: int, costs: Cost
-) -> dict[str, JsonValue]:
+def _side(context: Context, loaded: Runtime, taken: Latency, size: int, costs: Cost) -> Side:
     """A file's figures; its score is that of the test split."""
     return {
         "bytes": size,
         "params": costs.params,
         "macs": costs.macs,
         **runtime_score(context, loaded, context.data.test),
-        "latency_ms": cast(JsonValue, taken.summary()),
+        "latency_ms": taken.summary(),
         "threads": taken.threads,
     }
 
 
-def _control(context: Context, state: State) -> dict[str, JsonValue] | None:
+def _control(context: Context, state: State) -> ControlRow | None:
     """The figures of the student that was trained without the teacher, in the format that ships."""
     if state.control is None or state.shipped is None:
         return None
-    values: dict[str, JsonValue] = asdict(state.control)
-    fp32 = context.run.root / str(values.pop("onnx"))
+    control = state.control
+    fp32 = context.run.root / control.onnx
     path = _as_shipped(context, fp32, state.shipped.chosen.format)
     loaded = runtime.load(path, threads=context.threads)
-    return {**values, **runtime_score(context, loaded, context.data.test)}
+    score = runtime_score(context, loaded, context.data.test)
+    row: ControlRow = {
+        "validation_accuracy": control.validation_accuracy,
+        "params": control.params,
+        "epochs": control.epochs,
+        "accuracy": score["accuracy"],
+    }
+    if "loss" in score:
+        row["loss"] = score["loss"]
+    return row
 
 
 def _as_shipped(context: Context, fp32: Path, form: str) -> Path:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from edgecompress.core import shrink, trace
@@ -15,11 +14,12 @@ from edgecompress.core.stack import stack, with_one_head
 from edgecompress.data.images import stream
 from edgecompress.data.joined import part_of
 from edgecompress.measure.cost import cost
-from edgecompress.methods.gates import Gated, lambdas, most_open, statistics
+from edgecompress.methods.gates import Gated, GroupStatistics, lambdas, most_open, statistics
 from edgecompress.methods.greedy import GreedySettings, identify, mimic, samples_within
 from edgecompress.methods.merge import averaged, matched
 from edgecompress.methods.repair import channel_statistics, repair_
 from edgecompress.run.context import Context
+from edgecompress.run.schema import GateRow, MergeSection, MergeStep, MergeSteps
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import Network, StageRow, State
 from edgecompress.stages.checkpoints import check_parents
@@ -60,8 +60,8 @@ class Merged:
 
     state: State
     module: nn.Module
-    gates: tuple[dict[str, JsonValue], ...]
-    facts: dict[str, JsonValue]
+    gates: tuple[GroupStatistics, ...]
+    facts: MergeStep
 
 
 def merge(context: Context, settings: MergeStage, state: State) -> StageResult:
@@ -74,10 +74,11 @@ def merge(context: Context, settings: MergeStage, state: State) -> StageResult:
         baseline=baseline_of(context, best.module, best.accuracy),
         layers=cost(best.module.cpu(), context.example).layers,
     )
-    state, model, section = _merged(context, settings, state, parents)
+    state, model, steps = _merged(context, settings, state, parents)
     state, model = finetuned(context, settings, state, model)
     accuracy = validation_accuracy(context, model)
-    section |= {
+    section: MergeSection = {
+        **steps,
         "method": settings.method,
         "heads": settings.heads,
         "parents": [row.accuracy for row in state.rows if row.name.startswith("parent ")],
@@ -140,14 +141,14 @@ def _trained(
 
 def _merged(
     context: Context, settings: MergeStage, state: State, parents: list[nn.Module]
-) -> tuple[State, nn.Module, dict[str, JsonValue]]:
-    """The merged network before fine-tuning, and the section begun."""
+) -> tuple[State, nn.Module, MergeSteps]:
+    """The merged network before fine-tuning, and its steps."""
     if settings.method in ("average", "align"):
         state, mean = _baseline(context, settings, state, parents)
         return state, mean, {}
     merging = by_gates if settings.method == "gates" else greedily
-    gates: list[JsonValue] = []
-    steps: list[JsonValue] = []
+    gates: list[GateRow] = []
+    steps: list[MergeStep] = []
     while len(parents) > 1:
         group = 2 if settings.hierarchical else len(parents)
         last = group >= len(parents)
@@ -157,10 +158,23 @@ def _merged(
             merged = merging(context, level, state, parents[first : first + group])
             state = merged.state
             following.append(merged.module)
-            gates += [{**row, "step": len(steps) + 1} for row in merged.gates]
+            gates += [_gate_row(row, len(steps) + 1) for row in merged.gates]
             steps.append(merged.facts)
         parents = following
     return state, parents[0], {"gates": gates, "steps": steps}
+
+
+def _gate_row(row: GroupStatistics, step: int) -> GateRow:
+    return {
+        "group": row.group,
+        "size": row.size,
+        "kept": row.kept,
+        "mean_open": row.mean_open,
+        "likely_open": row.likely_open,
+        "entropy": row.entropy,
+        "agreement": row.agreement,
+        "step": step,
+    }
 
 
 def _wide_name(settings: MergeStage, parents: list[nn.Module]) -> str:
@@ -225,14 +239,14 @@ def by_gates(
         context.reporter.note(
             f"the cut cost {lost:.1%} on validation: give more epochs, or a larger lambda_scale"
         )
-    facts: dict[str, JsonValue] = {
+    facts: MergeStep = {
         "stacked": stacked.accuracy,
         "gated": before,
         "cut": after,
         "l0_distance": penalty.last,
         "lambda": penalty.weights[-1],
     }
-    rows = tuple(asdict(row) for row in statistics(gated.scores(), keep))
+    rows = tuple(statistics(gated.scores(), keep))
     state, small = _one_head(context, state, small.cpu())
     return Merged(state, small, rows, facts)
 
@@ -284,15 +298,15 @@ def greedily(
     note = f"{len(inputs)} training images"
     mimicked = replace(mimicked, wall_s=time.perf_counter() - began, note=note)
     state = state.with_row(stacked).with_row(cut).with_row(mimicked)
-    facts: dict[str, JsonValue] = {
+    facts: MergeStep = {
         "stacked": stacked.accuracy,
         "cut": cut.accuracy,
         "mimicked": mimicked.accuracy,
         "images": len(inputs),
-        "mimic": [asdict(row) for row in rows],
+        "mimic": [{"layer": r.layer, "before": r.before, "after": r.after} for r in rows],
         "lambda": how.lambdas[-1],
     }
-    gates = tuple(asdict(row) for row in statistics(openness, keep))
+    gates = tuple(statistics(openness, keep))
     state, small = _one_head(context, state, small.cpu())
     return Merged(state, small, gates, facts)
 

@@ -6,11 +6,10 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
-
 from edgecompress.measure.machine import has_int8_dot
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
+from edgecompress.run.schema import QatSection
 from edgecompress.run.state import LearnedGrid, StageRow, State
 from edgecompress.stages.common import (
     count,
@@ -51,7 +50,7 @@ def qat(context: Context, settings: QatStage, state: State) -> State:
     state = replace(state.with_model(model), grid=LearnedGrid(scales, original))
     state = state.with_history("qat", result)
     state = state.with_row(StageRow("qat", after, count(model), note=note))
-    section: dict[str, JsonValue] = {
+    section: QatSection = {
         "scales": {name: list(pair) for name, pair in scales.items()},
         "original": original,
         "before": before,

@@ -5,14 +5,13 @@ stay in float for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import torch
-from pydantic import JsonValue
 
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
@@ -22,6 +21,7 @@ from edgecompress.measure.machine import has_int8_dot
 from edgecompress.measure.runtime import Array
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
+from edgecompress.run.schema import GridRow, Int8Section, SensitivityRecord
 from edgecompress.run.state import State
 from edgecompress.stages.common import arrays, file_accuracy
 
@@ -49,6 +49,10 @@ class SensitivityRow:
     drop: float
     output_error: float
 
+    def as_dict(self) -> SensitivityRecord:
+        """As `result.json` has it."""
+        return {"layer": self.layer, "drop": self.drop, "output_error": self.output_error}
+
 
 @dataclass(frozen=True)
 class GridAgreement:
@@ -60,6 +64,15 @@ class GridAgreement:
     top1_agreement: float
     samples: int
     used: bool = False
+
+    def as_dict(self) -> GridRow:
+        """As `result.json` has it."""
+        return {
+            "max_abs_logit_diff": self.max_abs_logit_diff,
+            "top1_agreement": self.top1_agreement,
+            "samples": self.samples,
+            "used": self.used,
+        }
 
 
 @dataclass(frozen=True)
@@ -73,13 +86,13 @@ class Int8File:
     unmet: str | None = None
     """Why it loses more accuracy than allowed."""
 
-    def section(self) -> dict[str, JsonValue]:
+    def section(self) -> Int8Section:
         """What `result.json` has of it."""
-        section: dict[str, JsonValue] = {}
+        section: Int8Section = {}
         if self.qat is not None:
-            section["qat"] = asdict(self.qat)
+            section["qat"] = self.qat.as_dict()
         if self.sensitivity is not None:
-            section["sensitivity"] = [asdict(row) for row in self.sensitivity]
+            section["sensitivity"] = [row.as_dict() for row in self.sensitivity]
         if self.left_in_float is not None:
             section["left_in_float"] = list(self.left_in_float)
         if self.unmet is not None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from edgecompress.emulate.schema import Configured, EmulationResult, GraphRow
 from edgecompress.report.pages import write_page
 from edgecompress.report.plots import BLUE, GREEN, GREY, ORANGE, svg
 
@@ -17,7 +16,7 @@ BIN_S = 0.5
 """Width of a bin of the timeline, in seconds."""
 
 
-def write_report(root: Path, result: Mapping[str, Any]) -> None:
+def write_report(root: Path, result: EmulationResult) -> None:
     """Write `report.html` into the run directory `root`."""
     write_page(
         root / "report.html",
@@ -34,7 +33,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _places(graph: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def _places(graph: GraphRow) -> dict[str, tuple[float, float]]:
     """Where to draw each node: by its distance from the first teacher, spread within that
     distance.
     """
@@ -47,7 +46,7 @@ def _places(graph: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return places
 
 
-def _levels(graph: Mapping[str, Any], first: str) -> dict[str, int]:
+def _levels(graph: GraphRow, first: str) -> dict[str, int]:
     """The number of links from `first` to each node."""
     neighbours: dict[str, list[str]] = {}
     for link in graph["links"]:
@@ -64,7 +63,7 @@ def _levels(graph: Mapping[str, Any], first: str) -> dict[str, int]:
     return levels
 
 
-def topology(result: Mapping[str, Any]) -> str:
+def topology(result: EmulationResult) -> str:
     """Hosts and switches, with the requested properties of each link."""
     graph = result["graph"]
     places = _places(graph)
@@ -85,13 +84,17 @@ def _draw_link(
     axis: Axes,
     start: tuple[float, float],
     end: tuple[float, float],
-    configured: Mapping[str, float | None],
+    configured: Configured,
 ) -> None:
     x0, y0 = start
     x1, y1 = end
     axis.plot([x0, x1], [y0, y1], color=GREY, linewidth=1.5, zorder=1)
-    units = {"bw_mbps": "Mbit/s", "delay_ms": "ms", "loss_pct": "% lost"}
-    parts = [f"{configured[key]:g} {unit}" for key, unit in units.items() if configured[key]]
+    known = (
+        (configured["bw_mbps"], "Mbit/s"),
+        (configured["delay_ms"], "ms"),
+        (configured["loss_pct"], "% lost"),
+    )
+    parts = [f"{value:g} {unit}" for value, unit in known if value]
     middle = ((x0 + x1) / 2, (y0 + y1) / 2 + 0.08)
     axis.annotate(", ".join(parts), middle, ha="center", fontsize=8)
 
@@ -111,18 +114,19 @@ def _draw_node(axis: Axes, place: tuple[float, float], name: str, role: str | No
     axis.annotate(name, (x, y - 0.3), ha="center", va="top", fontsize=9)
 
 
-def traffic(result: Mapping[str, Any]) -> str:
+def traffic(result: EmulationResult) -> str:
     """Throughput over time in both directions, and the distribution of round trips."""
     rows = result["traffic"]["timeline"]
     round_trips = result["traffic"]["rtt_samples_ms"]
     figure, (throughput, distribution) = plt.subplots(1, 2, figsize=(10, 2.8))
-    for way, colour in (("down", BLUE), ("up", ORANGE)):
-        throughput.plot(
-            [row["time_s"] for row in rows],
-            [8 * row[way] / BIN_S / 1e6 for row in rows],
-            color=colour,
-            label=f"{way} (students' side)",
-        )
+    times = [row["time_s"] for row in rows]
+    ways = (
+        ("down", [row["down"] for row in rows], BLUE),
+        ("up", [row["up"] for row in rows], ORANGE),
+    )
+    for way, sizes, colour in ways:
+        rates = [8 * size / BIN_S / 1e6 for size in sizes]
+        throughput.plot(times, rates, color=colour, label=f"{way} (students' side)")
     throughput.set(title="throughput, Mbit/s", xlabel="seconds")
     throughput.set_ylim(bottom=0)
     throughput.legend(frameon=False)
@@ -132,7 +136,7 @@ def traffic(result: Mapping[str, Any]) -> str:
     return svg(figure)
 
 
-def lesson(result: Mapping[str, Any]) -> str:
+def lesson(result: EmulationResult) -> str:
     """The students' accuracy on validation over time and over bytes, and the parts of a step."""
     students = result["distill"]["students"]
     figure, (over_time, over_bytes, parts) = plt.subplots(1, 3, figsize=(10, 2.8))

@@ -1,0 +1,385 @@
+"""The parts of a run's `result.json` and `history.csv`, as types.
+
+Accuracies and shares are 0..1; that of a regression is R², which the file calls `metric`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from edgecompress.measure.cost import LayerRow
+    from edgecompress.measure.latency import Percentiles
+    from edgecompress.methods.compare import Comparison
+    from edgecompress.models.students import Published
+
+
+class HistoryRow(TypedDict):
+    """An epoch of the training called `stage`; `cut` channels were removed in it, and `chosen` says
+    that its weights were kept.
+    """
+
+    stage: str
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    seconds: float
+    params: int
+    cut: int
+    chosen: bool
+
+
+class _StageRecord(TypedDict):
+    name: str
+    accuracy: float
+    params: int
+
+
+class StageRecord(_StageRecord, total=False):
+    """A row of the table of stages, without what is not known; `accuracy` is validation, `at_cut`
+    that after the cut, `wall_s` None where nothing was timed.
+    """
+
+    wall_s: float | None
+    lossless: bool
+    at_cut: float
+    max_abs_logit_diff: float
+    bytes: int
+    test_accuracy: float
+    note: str
+
+
+class _FormatRecord(TypedDict):
+    format: str
+    file: str
+    bytes: int
+    accuracy: float
+    p50_ms: float
+    float_layers: list[str]
+
+
+class FormatRecord(_FormatRecord, total=False):
+    """A number format: its file (a path in the run directory), validation accuracy, and the layers
+    that run in float with their bytes.
+    """
+
+    float_bytes: dict[str, int]
+
+
+class _Score(TypedDict):
+    accuracy: float
+
+
+class Score(_Score, total=False):
+    """The score of a network or file; of a regression also the `loss`, the mean square error."""
+
+    loss: float
+
+
+class Side(Score):
+    """The figures of a file; its score is that of the test split."""
+
+    bytes: int
+    params: int
+    macs: int
+    latency_ms: Percentiles
+    threads: int
+
+
+class ParityRow(TypedDict):
+    """Largest |difference of logits| between network and file, and the share of equal classes (None
+    for a regression).
+    """
+
+    max_abs_logit_diff: float
+    top1_agreement: float | None
+    samples: int
+
+
+class _ControlRow(TypedDict):
+    validation_accuracy: float
+    params: int
+    epochs: int
+
+
+class ControlRow(_ControlRow, total=False):
+    """The same training without teacher or cuts. A stage `measure` puts the score on the test split
+    (and the `loss` of a regression) in the place of the path `onnx`.
+    """
+
+    onnx: str
+    accuracy: float
+    loss: float
+
+
+class TargetsRow(TypedDict):
+    """The targets of a compression; None for those that were not given."""
+
+    bytes: int | None
+    macs: int | None
+    latency_s: float | None
+    max_drop: float | None
+
+
+class ConstantRow(TypedDict):
+    """One group of `size` channels: `constant` are constant or unread, of these `unread` are not
+    read and `removed` were dropped; `reason` says why not all.
+    """
+
+    group: str
+    size: int
+    constant: int
+    unread: int
+    removed: int
+    reason: str
+
+
+class FoldedPoolRow(TypedDict):
+    """A pool that was folded, and the input shape [C, H, W] that the network now holds for."""
+
+    pool: str
+    input_shape: list[int]
+
+
+class CutRow(TypedDict):
+    """The channels that each group kept after the cut of an epoch."""
+
+    epoch: int
+    widths: dict[str, int]
+
+
+class GradualSection(TypedDict):
+    """How a network was cut while it trained: the share of channels that each group keeps, the
+    groups that were left alone with the reason, and whether an epoch met the amount.
+    """
+
+    shares: dict[str, float]
+    left_alone: dict[str, str]
+    cuts: list[CutRow]
+    chosen_epoch: int
+    met: bool
+
+
+class ProfileSection(TypedDict):
+    """Accuracy, and the share of each layer's weights at zero, by global sparsity level; it
+    `holds_to` the last level within `tolerance` of the unpruned accuracy.
+    """
+
+    levels: list[float]
+    layers: dict[str, list[float]]
+    accuracy: list[float]
+    unpruned: float
+    tolerance: float
+    holds_to: float
+
+
+class DistillFacts(TypedDict, total=False):
+    """What only some ways to distil report."""
+
+    features: str
+    feature_layers: dict[str, str]
+    feature_weight: float | None
+    teacher_digest: str
+    tables_computed: int
+    tables_read: int
+    teacher_validation_accuracy: float
+    teacher_cuts: GradualSection
+    source: Published
+
+
+class _DistillSection(TypedDict):
+    mode: str
+    loss: str
+    temperature: float | None
+    alpha: float | None
+    teacher: str | None
+    top_k: int | None
+    epochs: int
+    chosen_epoch: int
+    params: int
+    weights_bytes: int
+    validation_accuracy: float
+
+
+class DistillSection(_DistillSection, DistillFacts):
+    """How the student learned, from which teacher (None: not one that the recipe brought), and what
+    it reached, before any lossless step.
+    """
+
+
+class CompareSection(TypedDict):
+    """The results of strategies under one budget of epochs: all, and their statistics."""
+
+    budget: int
+    repeats: int
+    score: str
+    results: dict[str, list[float]]
+    summary: dict[str, dict[str, float]]
+    student_against: dict[str, Comparison]
+
+
+class GateRow(TypedDict):
+    """The gates of a group in a merging `step` (from 1); `entropy` in bits, `agreement` with the
+    cut.
+    """
+
+    group: str
+    size: int
+    kept: int
+    mean_open: float
+    likely_open: float
+    entropy: float
+    agreement: float
+    step: int
+
+
+class MimicRow(TypedDict):
+    """How well a layer mimics: mean square error over the target's variance, before and after."""
+
+    layer: str
+    before: float
+    after: float
+
+
+MergeStep = TypedDict(
+    "MergeStep",
+    {
+        "stacked": float,
+        "gated": float,
+        "cut": float,
+        "l0_distance": float,
+        "mimicked": float,
+        "images": int,
+        "mimic": list[MimicRow],
+        "lambda": float,
+    },
+    total=False,
+)
+"""One merging: validation accuracy of the wide network, with gates, after the cut; of a greedy one
+without gates, after mimicking on so many training images.
+"""
+
+
+class MergeSteps(TypedDict, total=False):
+    """What only merging with gates or greedily reports."""
+
+    gates: list[GateRow]
+    steps: list[MergeStep]
+
+
+class _MergeSection(TypedDict):
+    method: str
+    heads: str
+    parents: list[float]
+    best_parent: float
+    validation_accuracy: float
+
+
+class MergeSection(_MergeSection, MergeSteps):
+    """How networks were merged: validation accuracy of the parents and of the result."""
+
+
+class GridRow(TypedDict):
+    """How the int8 file agrees with the network on its grid; were its scales `used`?"""
+
+    max_abs_logit_diff: float
+    top1_agreement: float
+    samples: int
+    used: bool
+
+
+class SensitivityRecord(TypedDict):
+    """A layer quantized alone: the accuracy that it costs, and the relative error of the
+    outputs.
+    """
+
+    layer: str
+    drop: float
+    output_error: float
+
+
+class Int8Section(TypedDict, total=False):
+    """What was measured of the int8 file; `drop_unmet` is why it loses more than allowed."""
+
+    qat: GridRow
+    sensitivity: list[SensitivityRecord]
+    left_in_float: list[str]
+    drop_unmet: str
+
+
+class QatSection(TypedDict):
+    """Fine-tuning on the int8 grid: scale and zero point of what each layer reads, and validation
+    accuracy of the network in float before it, and on the grid before and after.
+    """
+
+    scales: dict[str, list[float]]
+    original: float
+    before: float
+    after: float
+
+
+class Sections(TypedDict, total=False):
+    """What the stages report of themselves, by the name of the stage; one of your own adds its."""
+
+    compare: CompareSection
+    distill: DistillSection
+    gradual: GradualSection
+    int8: Int8Section
+    merge: MergeSection
+    profile: ProfileSection
+    qat: QatSection
+
+
+class Figures(TypedDict, total=False):
+    """What only some runs have: the final figures of a stage `measure`, and the `metric_name` of a
+    score that is no accuracy.
+    """
+
+    target_bytes: int | None
+    targets: TargetsRow
+    plan_reason: str
+    smallest_bytes: int | None
+    folded_pools: list[FoldedPoolRow]
+    constant_channels: list[ConstantRow]
+    teacher: Side
+    student: Side
+    parity: ParityRow
+    control: ControlRow
+    metric_name: str
+
+
+class Environment(TypedDict):
+    """What a run took (seconds, bytes), and where it ran."""
+
+    wall_s: float
+    peak_rss_bytes: int
+    versions: dict[str, str]
+    hardware: dict[str, object]
+
+
+class _RunResult(Environment):
+    schema: int
+    command: str
+    model: str
+    data: str
+    seed: int
+    artifact: str
+    bytes: int
+    format: str
+    stages: list[StageRecord]
+    formats: list[FormatRecord]
+    format_reason: str
+    widths: dict[str, list[int]]
+    layers: list[LayerRow]
+    missed: list[str]
+    data_label: str
+    data_digest: str
+    recipe_digest: str
+
+
+class RunResult(_RunResult, Figures, Sections):
+    """The content of `result.json` as it is in memory, where a score is called accuracy whatever
+    its `metric_name` (absent: accuracy).
+    """
