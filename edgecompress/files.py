@@ -125,3 +125,16 @@ def read_lines(path: Path) -> list[dict[str, object]]:
 def cache_dir() -> Path:
     """`$XDG_CACHE_HOME/edgecompress`, by default `~/.cache/edgecompress`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecompress"
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of `paths` that tell them apart: `model.onnx`, or `old/model.onnx` and
+    `new/model.onnx`. Equal paths have equal names.
+    """
+    absolute = [path.absolute().parts for path in paths]
+    longest = max((len(parts) for parts in absolute), default=1)
+    for count in range(1, longest + 1):
+        ends = [parts[-count:] for parts in absolute]
+        if len(set(ends)) == len(set(absolute)):
+            return [str(Path(*end)) for end in ends]
+    return [str(path) for path in paths]

@@ -68,3 +68,9 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     with open(path, "a") as stream:
         stream.write('{"n": 3, "tor')
     assert [row["n"] for row in files.read_lines(path)] == [1, 2]
+
+
+def test_names_are_as_short_as_they_can_be() -> None:
+    assert files.distinct_names([Path("a/m.onnx"), Path("b/n.onnx")]) == ["m.onnx", "n.onnx"]
+    assert files.distinct_names([Path("a/m.onnx"), Path("b/m.onnx")]) == ["a/m.onnx", "b/m.onnx"]
+    assert files.distinct_names([Path("a/m.onnx"), Path("a/m.onnx")]) == ["m.onnx", "m.onnx"]

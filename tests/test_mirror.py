@@ -43,6 +43,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "cli/emulate_options.py": ("emulate/test_emulate.py",),
     "cli/emulation.py": ("emulate/test_emulate.py",),
+    "cli/gates.py": ("measure/test_regression.py",),
     "cli/launch.py": (
         "cli/test_cli.py",
         "test_compress.py",

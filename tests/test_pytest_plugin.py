@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from edgecompress.errors import UsageError
+from edgecompress.pytest_plugin import check_latency
 from tests.measure.models import matmuls
 
 
@@ -40,3 +44,30 @@ def test_the_fixture_of_the_pytest_plugin(tmp_path: Path) -> None:
     )
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     assert "regression: candidate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_regression": 5},
+        {"max_regression": float("nan")},
+        {"max_regression": -0.9},
+        {"max_regression": "fast"},
+        {"processes": 0},
+        {"blocks": 0},
+        {"time_s": float("nan")},
+        {"threads": 0},
+    ],
+)
+def test_values_out_of_range_are_refused_before_measuring(options: dict[str, object]) -> None:
+    """No file is there, so nothing could be measured."""
+    with pytest.raises(UsageError, match=str(next(iter(options.values())))):
+        check_latency("no.onnx", against="no.onnx", **options)  # type: ignore[arg-type]
+
+
+def test_a_tolerance_may_be_text(tmp_path: Path) -> None:
+    one = matmuls(tmp_path / "one.onnx", 2)
+    result = check_latency(
+        one, against=one, max_regression="90%", threads=1, processes=2, blocks=5, looks=()
+    )
+    assert result["max_regression"] == 0.9

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import Field
 
+from edgecompress import files
+from edgecompress.cli.checkpoints import onnx_in
 from edgecompress.cli.console import print_json, print_line, stdout, table
+from edgecompress.cli.gates import gates_of
 from edgecompress.cli.options import Given, options_of, verb
 from edgecompress.errors import UsageError
-from edgecompress.measure.requests import Gate, Profile
+from edgecompress.measure.requests import Profile
 from edgecompress.run.stage import Strict
-from edgecompress.stages.fields import Share, Size, flag
+from edgecompress.stages.fields import Names, Seconds, Share, Size, flag
 
 if TYPE_CHECKING:
+    from edgecompress.measure.bootstrap import Interval
     from edgecompress.measure.regression import Protocol
     from edgecompress.report.ci import BenchResult
 
@@ -43,8 +48,12 @@ class BenchOptions(Strict):
     """An inconclusive result fails too."""
     cross_machine: bool = False
     """Allow a baseline of other hardware, normalised."""
-    batch_size: str = "1"
-    """Images per run; without a comparison also several: 1,8,32."""
+    batch_size: str | None = None
+    """Images per run; default: 1, or the file's own. Without a comparison also several: 1,8,32."""
+    shape: Names = ()
+    """Shapes of inputs with free sizes: x=1x3x224x224, several with commas."""
+    time: Seconds = 120.0
+    """Longest measurement: 60s, 2min."""
     processes: Annotated[int, Field(ge=5)] = 5
     """Fresh processes to begin with."""
     blocks: Annotated[int, Field(ge=5)] = 30
@@ -53,6 +62,8 @@ class BenchOptions(Strict):
     """Execution provider of ONNX Runtime."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """CPU threads; default: all cores."""
+    history: Path | None = None
+    """Append to this file (JSON lines), and fail on a slow drift over many commits."""
     junit: Path | None = None
     """Write JUnit XML."""
     summary: Path | None = None
@@ -67,14 +78,24 @@ class BenchOptions(Strict):
     """Tracebacks."""
 
     @property
+    def tolerance(self) -> float:
+        """The share by which it may be slower."""
+        return 0.05 if self.max_regression is None else self.max_regression
+
+    @property
     def compares(self) -> bool:
         """Is there something to compare with?"""
         return self.against is not None or self.baseline is not None
 
     @property
-    def sizes(self) -> list[int]:
-        """The batch sizes. Raises `UsageError` for other text."""
-        return _sizes(self.batch_size)
+    def sizes(self) -> list[int | None]:
+        """The batch sizes, None for the file's own. Raises `UsageError` for other text."""
+        return [None] if self.batch_size is None else [*_sizes(self.batch_size)]
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of each input that was given one. Raises `UsageError` for other text."""
+        return dict(_shape(text) for text in self.shape)
 
     @property
     def targets(self) -> dict[str, Path | None]:
@@ -90,6 +111,8 @@ class BenchOptions(Strict):
         """Raises `UsageError` for options that exclude each other, or miss one they need."""
         given = {"--max-regression": self.max_regression is not None, "--strict": self.strict}
         idle = next((name for name, is_given in given.items() if is_given), None)
+        if idle == "--max-regression" and self.history is not None:
+            idle = "--strict" if self.strict else None
         if idle is not None and not self.compares:
             raise UsageError(
                 f"{idle} judges a comparison: give --against OLD.onnx or --baseline FILE.json"
@@ -119,23 +142,11 @@ class BenchOptions(Strict):
             )
 
 
-class BytesGate(Gate):
-    """The size of the file, in bytes."""
-
-    bytes: int
-    max_bytes: int
-
-
-class AccuracyGate(Gate):
-    """Accuracy (R² of a regression) on the test split, and how much of it may be lost, absolute."""
-
-    candidate: float
-    baseline: float
-    max_drop: float
-
-
 @verb(options_of(BenchOptions, "Measurement"))
-def bench(model: Annotated[Path, typer.Argument(help="an .onnx file")], given: Given) -> None:
+def bench(
+    model: Annotated[Path, typer.Argument(help="an .onnx file, or the folder of a run")],
+    given: Given,
+) -> None:
     """Measure the latency of an ONNX file, and whether it is slower than another one (exit 3).
 
     Example: edgecompress bench new.onnx --against old.onnx --max-regression 5%
@@ -144,8 +155,15 @@ def bench(model: Annotated[Path, typer.Argument(help="an .onnx file")], given: G
 
     options = given.settings(BenchOptions)
     options.check()
+    model = onnx_in(model)
+    options = options.model_copy(update={"against": options.against and onnx_in(options.against)})
     appended = [Path(name)] if (name := os.environ.get("GITHUB_STEP_SUMMARY")) else []
-    _check_writable([*(path for path in options.targets.values() if path), *appended])
+    written = [*options.targets.values(), options.history, *appended]
+    _check_writable([path for path in written if path is not None])
+    if options.history is not None:
+        from edgecompress.measure.drift import read_history
+
+        read_history(options.history)
     if options.data is not None:
         from edgecompress.data import load_data
 
@@ -163,25 +181,69 @@ def bench(model: Annotated[Path, typer.Argument(help="an .onnx file")], given: G
         raise typer.Exit(3)
 
 
+class Progress:
+    """A line on stderr with the interval so far: on a terminal it replaces itself, elsewhere a new
+    one comes every `EVERY_S` seconds.
+    """
+
+    EVERY_S = 10.0
+
+    def __init__(self, time_s: float) -> None:
+        self.time_s = time_s
+        self._shown_s = 0.0
+
+    def __call__(self, processes: int, ratio: Interval, spent_s: float) -> None:
+        """One process more is measured."""
+        bounds = f"95 % {ratio.low:.3f} to {ratio.high:.3f}" if processes > 1 else "no interval yet"
+        text = (
+            f"bench: {processes} process(es), {spent_s:.0f} of at most {self.time_s:.0f} s: ratio "
+            f"{ratio.median:.3f} ({bounds})"
+        )
+        if sys.stderr.isatty() and not os.environ.get("CI"):
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+        elif spent_s - self._shown_s >= self.EVERY_S:
+            self._shown_s = spent_s
+            print_line(text, sys.stderr)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if sys.stderr.isatty() and not os.environ.get("CI"):
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
 def _measured(model: Path, options: BenchOptions) -> BenchResult:
     """The comparison, or the figures of the file alone; then the gates."""
     from edgecompress.measure import regression
 
     protocol = _protocol(options)
-    tolerance = 0.05 if options.max_regression is None else options.max_regression
-    if options.against is not None:
-        compared = regression.compare(model, options.against, tolerance, protocol)
-        return {**compared, "gates": _gates(model, options)}
-    if options.baseline is not None:
-        kept = regression.read_stored(options.baseline)
-        judged = regression.compare_stored(
-            model, kept, tolerance, protocol, cross_machine=options.cross_machine
-        )
-        return {**judged, "gates": _gates(model, options)}
+    progress = Progress(options.time)
+    try:
+        if options.against is not None:
+            compared = regression.compare(
+                model, options.against, options.tolerance, protocol, progress
+            )
+            gates = gates_of(model, options, compared, compared["blocks_ms"]["candidate"])
+            return {**compared, "gates": gates}
+        if options.baseline is not None:
+            judged = regression.compare_stored(
+                model,
+                regression.read_stored(options.baseline),
+                options.tolerance,
+                protocol,
+                cross_machine=options.cross_machine,
+                on_process=progress,
+            )
+            gates = gates_of(model, options, judged, judged["blocks_ms"]["candidate"])
+            return {**judged, "gates": gates}
+    finally:
+        progress.close()
+    alone = regression.stored(model, protocol)
     return {
-        **regression.stored(model, protocol),
+        **alone,
         "profile": regression.profile(model, protocol, options.sizes),
-        "gates": _gates(model, options),
+        "gates": gates_of(model, options, alone, alone["blocks_ms"]),
     }
 
 
@@ -195,11 +257,19 @@ def _protocol(options: BenchOptions) -> Protocol:
         processes=options.processes,
         blocks=options.blocks,
         looks=(2 * options.processes, 4 * options.processes),
+        shapes=options.shapes,
+        time_s=options.time,
     )
 
 
-def _check_writable(targets: Iterable[Path]) -> None:
-    """Raises `UsageError` for a file that could not be written after the measurement."""
+def _check_writable(targets: Sequence[Path]) -> None:
+    """Raises `UsageError` for a file that could not be written after the measurement, and for two
+    results in one file.
+    """
+    places = [target.resolve() for target in targets]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise UsageError(f"'{twice}' is named for two results: give each a file of its own")
     for target in targets:
         place = next(path for path in target.absolute().parents if path.exists())
         if target.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
@@ -218,6 +288,15 @@ def _sizes(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def _shape(text: str) -> tuple[str, list[int]]:
+    """`x=1x3x224x224` as a name and sizes."""
+    name, _, sizes = text.rpartition("=")
+    parts = sizes.split("x")
+    if not name or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--shape '{text}' is no input with sizes: write it like x=1x3x224x224")
+    return name, [int(part) for part in parts]
+
+
 def _check(path: Path, provider: str) -> None:
     """Raises before anything is measured: no such file, no ONNX, data missing, an operation or a
     provider that the runtime lacks.
@@ -227,62 +306,14 @@ def _check(path: Path, provider: str) -> None:
     runtime.load(path, threads=1, provider=provider)
 
 
-def _gates(model: Path, options: BenchOptions) -> list[Gate]:
-    """The gates beside latency."""
-    gates: list[Gate] = []
-    if options.max_bytes is not None:
-        gates.append(_bytes_gate(model, options.max_bytes))
-    if options.max_drop is not None and options.against is not None and options.data is not None:
-        gates.append(_accuracy_gate(model, options.against, options.data, options))
-    return gates
-
-
-def _bytes_gate(model: Path, limit: int) -> BytesGate:
-    from edgecompress.measure import runtime
-
-    size = runtime.file_bytes(model)
-    return {
-        "name": "bytes",
-        "passed": size <= limit,
-        "bytes": size,
-        "max_bytes": limit,
-        "text": f"{size} bytes, allowed {limit}",
-    }
-
-
-def _accuracy_gate(model: Path, against: Path, data: str, options: BenchOptions) -> AccuracyGate:
-    from edgecompress.measure import runtime
-    from edgecompress.measure.score import score_on
-
-    def score(path: Path) -> float:
-        loaded = runtime.load(path, threads=options.threads)
-        row = score_on(loaded, data, options.image_size)
-        return row["accuracy"] if "accuracy" in row else row["metric"]
-
-    new, old, allowed = score(model), score(against), options.max_drop or 0.0
-    return {
-        "name": "accuracy",
-        "passed": old - new <= allowed + 1e-12,
-        "candidate": new,
-        "baseline": old,
-        "max_drop": allowed,
-        "text": (
-            f"accuracy {new:.4f} against {old:.4f} on the test split of {data}, allowed drop "
-            f"{allowed:.4f}"
-        ),
-    }
-
-
 def _show(result: BenchResult, strict: bool) -> None:
     from edgecompress.report import ci
 
+    sides = ci.sides(result).values()
+    names = files.distinct_names([Path(row["file"]) for row in sides])
     rows = [
-        (
-            Path(row["file"]).name,
-            str(row["bytes"]),
-            *(f"{value:.4f} ms" for value in ci.percentiles_ms(row)),
-        )
-        for row in ci.sides(result).values()
+        (name, str(row["bytes"]), *(f"{value:.4f} ms" for value in ci.percentiles_ms(row)))
+        for name, row in zip(names, sides, strict=True)
     ]
     title = f"batch {result['batch']}, {result['threads']} thread(s), {result['provider']}"
     stdout().print(table(title, ["file", "bytes", "p50", "p90", "p99"], rows))

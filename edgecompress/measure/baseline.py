@@ -6,18 +6,29 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import cast
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from edgecompress import files
 from edgecompress.errors import UsageError
 from edgecompress.measure import machine
-from edgecompress.measure.bootstrap import ratio_of_medians
-from edgecompress.measure.comparison import Judged, conditions, judged
+from edgecompress.measure.bootstrap import Interval, ratio_of_medians
+from edgecompress.measure.comparison import (
+    Judged,
+    PairedBlocks,
+    Progress,
+    compare,
+    conditions,
+    judged,
+    measured_until_clear,
+)
 from edgecompress.measure.processes import Measured, Protocol, measure
 from edgecompress.measure.requests import FileRow
 
-SCHEMA = 1
+SCHEMA = 2
+"""From 2 on blocks hold the fastest run, not the mean."""
 _HARDWARE_KEYS = ("cpu", "cores", "machine", "instructions")
 """What makes two machines the same."""
 
@@ -36,30 +47,40 @@ class Baseline(TypedDict):
     input: str
     reference_ms: float
     hardware: dict[str, object]
+    versions: dict[str, str]
 
 
 class Stored(Baseline):
     """The measurement of one file alone, as a baseline file holds it."""
 
-    versions: dict[str, str]
-
 
 class StoredComparison(Judged):
     """A file that was measured now, and a stored baseline; `normalised` when that was measured on
-    another machine.
+    another machine, `remeasured` when its file was measured now, too.
     """
 
     normalised: bool
+    remeasured: bool
+    blocks_ms: PairedBlocks
 
 
-_NEEDED = ("candidate", "batch", "threads", "provider", "input", "reference_ms", "hardware")
+_NEEDED = (
+    "candidate",
+    "batch",
+    "threads",
+    "provider",
+    "input",
+    "reference_ms",
+    "hardware",
+    "versions",
+)
 
 
 def stored(model: Path, protocol: Protocol) -> Stored:
     """The measurement of `model` as a baseline file holds it: percentiles, the blocks of every
     process, and the conditions.
     """
-    measured = measure([model], protocol, protocol.processes)
+    measured = measure([model], protocol)
     return {
         "schema": SCHEMA,
         "candidate": measured.file_row(0, model),
@@ -92,7 +113,9 @@ def _mistake(values: object) -> str | None:
     times = [time for group in values["blocks_ms"] for time in group]
     if not all(_is_duration(time) for time in [*times, values.get("reference_ms", 1.0)]):
         return "holds times that are not milliseconds above 0"
-    if values.get("schema") != SCHEMA or not _has_dicts(values, "candidate", "hardware"):
+    if values.get("schema") != SCHEMA or not _has_dicts(
+        values, "candidate", "hardware", "versions"
+    ):
         return "is not of this version"
     missing = next((key for key in _NEEDED if key not in values), None)
     return f"lacks '{missing}'" if missing else None
@@ -123,42 +146,67 @@ def compare_stored(
     tolerance: float,
     protocol: Protocol,
     *,
-    cross_machine: bool,
+    cross_machine: bool = False,
+    on_process: Progress | None = None,
 ) -> StoredComparison:
     """Measure `model` now, and compare it with a stored baseline.
 
-    Raises `UsageError` when that was measured on other hardware, threads or batches, unless
-    `cross_machine`: then both are divided by the time of the reference workload on their machine,
-    and the result is marked `normalised`.
+    One that was measured on another machine or by another ONNX Runtime says nothing of this one:
+    where its file is still at hand, both are measured now (`remeasured`). With `cross_machine` both
+    are divided by the time of the reference workload on their machine, and the result is marked
+    `normalised`. Raises `UsageError` otherwise, and for other threads, batches or inputs.
     """
-    is_same = _is_this_machine(baseline, cross_machine)
-    measured = measure([model], protocol, protocol.processes)
-    _check_conditions(baseline, measured, protocol)
-    scale = 1.0 if is_same else baseline["reference_ms"] / measured.reference_ms
+    other = _difference(baseline)
+    if other is not None and not cross_machine:
+        path = _file_at_hand(baseline)
+        if path is None:
+            raise UsageError(
+                f"baseline was measured {other}, and its file '{baseline['candidate']['file']}' is "
+                "not at hand to measure it again: give --against OLD.onnx, measure it here, or "
+                "pass --cross-machine for a rough, normalised comparison"
+            )
+        compared = compare(model, path, tolerance, protocol, on_process)
+        return {**compared, "normalised": False, "remeasured": True}
+    scale = None if other is None else baseline["reference_ms"]
     then = [np.asarray(group, dtype=np.float64) for group in baseline["blocks_ms"]]
-    ratio = ratio_of_medians(measured.blocks_of(0), then, scale, protocol.seed)
+
+    def ratio_of(measured: Measured) -> Interval:
+        factor = 1.0 if scale is None else scale / measured.reference_ms
+        looks = protocol.looks_at_most
+        return ratio_of_medians(measured.blocks_of(0), then, factor, protocol.seed, looks)
+
+    _check_conditions(baseline, protocol)
+    measured = measured_until_clear([model], ratio_of, tolerance, protocol, on_process)
+    _check_measured(baseline, measured, protocol)
     return {
         "candidate": measured.file_row(0, model),
         "baseline": baseline["candidate"],
-        **judged(ratio, tolerance, measured, protocol),
-        "normalised": not is_same,
+        "blocks_ms": {
+            "candidate": [blocks.tolist() for blocks in measured.blocks_of(0)],
+            "baseline": baseline["blocks_ms"],
+        },
+        **judged(ratio_of(measured), tolerance, measured, protocol),
+        "normalised": other is not None,
+        "remeasured": False,
     }
 
 
-def _is_this_machine(baseline: Baseline, cross_machine: bool) -> bool:
-    """True if the baseline was measured here. Raises `UsageError` otherwise, unless
-    `cross_machine`.
-    """
-    here = machine.hardware()
-    there = baseline["hardware"]
-    if all(here.get(key) == there.get(key) for key in _HARDWARE_KEYS):
-        return True
-    if not cross_machine:
-        raise UsageError(
-            f"baseline was measured on {_named(there)}, this is {_named(here)}: measure it here, "
-            "or pass --cross-machine for a rough, normalised comparison"
-        )
-    return False
+def _difference(baseline: Baseline) -> str | None:
+    """How the baseline was measured otherwise than here; None if it was not."""
+    here, there = machine.hardware(), baseline["hardware"]
+    if any(here.get(key) != there.get(key) for key in _HARDWARE_KEYS):
+        return f"on {_named(there)}, this is {_named(here)}"
+    now, then = machine.versions()["onnxruntime"], baseline["versions"].get("onnxruntime")
+    if now != then:
+        return f"by ONNX Runtime {then}, this is {now}"
+    return None
+
+
+def _file_at_hand(baseline: Baseline) -> Path | None:
+    """The file that was measured, where it still stands unchanged."""
+    row = baseline["candidate"]
+    path = Path(row["file"])
+    return path if path.is_file() and files.digest(path) == row.get("sha256") else None
 
 
 def _named(hardware: Mapping[str, object]) -> str:
@@ -166,8 +214,17 @@ def _named(hardware: Mapping[str, object]) -> str:
     return f"{cpu} with {cores} core(s) and {hardware.get('instructions')}"
 
 
-def _check_conditions(baseline: Baseline, measured: Measured, protocol: Protocol) -> None:
-    if (baseline["input"], baseline["provider"]) != (measured.input, protocol.provider):
+def _check_conditions(baseline: Baseline, protocol: Protocol) -> None:
+    """Raises `UsageError` for what differs before anything is measured."""
+    if baseline["provider"] != protocol.provider:
+        raise UsageError(
+            f"baseline was measured by {baseline['provider']}, this is {protocol.provider}: "
+            "compare on one provider"
+        )
+
+
+def _check_measured(baseline: Baseline, measured: Measured, protocol: Protocol) -> None:
+    if baseline["input"] != measured.input:
         raise UsageError(
             f"baseline was measured on inputs {baseline['input']} by {baseline['provider']}, "
             f"this is {measured.input} by {protocol.provider}: "

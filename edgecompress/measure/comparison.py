@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict
 
+from typing_extensions import TypedDict
+
+from edgecompress.errors import UsageError
 from edgecompress.measure import machine
 from edgecompress.measure.bootstrap import Interval, blocks_needed, interval, verdict
-from edgecompress.measure.processes import Measured, Protocol, measure, merged
+from edgecompress.measure.processes import Measured, Protocol, measure_until
 from edgecompress.measure.requests import Conditions, FileRow
 
 
 class Ratio(TypedDict):
-    """Candidate / baseline: the median, and its 95 % interval as [low, high]."""
+    """Candidate / baseline: the median, and its interval [low, high], which is right with 95 % at
+    all looks together.
+    """
 
     median: float
-    ci95: list[float]
+    ci95: list[float | None]
+    """None where it is unbounded: one process says nothing of the next."""
 
 
 class Judgement(Conditions):
     """The verdict on a ratio, and the conditions of the measurement.
 
     `max_regression` is the share by which the candidate may be slower; `blocks_needed` is None
-    unless the verdict is inconclusive.
+    unless the verdict is inconclusive; `time_over` says that the time ended before the last look.
     """
 
     ratio: Ratio
@@ -31,6 +38,7 @@ class Judgement(Conditions):
     blocks_needed: int | None
     processes: int
     blocks: int
+    time_over: bool
 
 
 class PairedBlocks(TypedDict):
@@ -53,26 +61,35 @@ class Comparison(Judged):
     blocks_ms: PairedBlocks
 
 
+Progress = Callable[[int, Interval, float], object]
+"""Called after each process with their number, the ratio so far, and the seconds spent."""
+
+
 def compare(
-    candidate: Path, baseline: Path, tolerance: float, protocol: Protocol | None = None
+    candidate: Path,
+    baseline: Path,
+    tolerance: float,
+    protocol: Protocol | None = None,
+    on_process: Progress | None = None,
 ) -> Comparison:
     """Measure both files together, extend while inconclusive, and judge.
 
     Returns the result of `edgecompress bench --against`, with the conditions of the measurement.
-    `tolerance` is the share by which the candidate may be slower (0.05: 5 %).
+    `tolerance` is the share by which the candidate may be slower (0.05: 5 %); `UsageError` for one
+    outside 0..1.
     """
     protocol = protocol or Protocol()
-    models = [candidate, baseline]
-    measured = measure(models, protocol, protocol.processes)
-    ratio = _ratio(measured, protocol)
-    for look in protocol.looks:
-        processes = len(measured.blocks_ms)
-        if verdict(ratio, tolerance) != "inconclusive":
-            break
-        if look > processes:
-            more = measure(models, protocol, look - processes, processes)
-            measured = merged(measured, more)
-            ratio = _ratio(measured, protocol)
+    if not 0 <= tolerance <= 1:
+        raise UsageError(f"tolerance {tolerance} is outside 0..1: write 0.05 for 5 %")
+
+    def ratio_of(measured: Measured) -> Interval:
+        """Candidate / baseline, block by block."""
+        ratios = [blocks[:, 0] / blocks[:, 1] for blocks in measured.blocks_ms]
+        return interval(ratios, protocol.seed, protocol.looks_at_most)
+
+    measured = measured_until_clear(
+        [candidate, baseline], ratio_of, tolerance, protocol, on_process
+    )
     return {
         "candidate": measured.file_row(0, candidate),
         "baseline": measured.file_row(1, baseline),
@@ -80,29 +97,56 @@ def compare(
             "candidate": [blocks.tolist() for blocks in measured.blocks_of(0)],
             "baseline": [blocks.tolist() for blocks in measured.blocks_of(1)],
         },
-        **judged(ratio, tolerance, measured, protocol),
+        **judged(ratio_of(measured), tolerance, measured, protocol),
     }
 
 
-def _ratio(measured: Measured, protocol: Protocol) -> Interval:
-    """Candidate / baseline, block by block."""
-    return interval([blocks[:, 0] / blocks[:, 1] for blocks in measured.blocks_ms], protocol.seed)
+def measured_until_clear(
+    models: Sequence[Path],
+    ratio_of: Callable[[Measured], Interval],
+    tolerance: float,
+    protocol: Protocol,
+    on_process: Progress | None,
+) -> Measured:
+    """What is measured up to the look at which the ratio is no longer inconclusive."""
+
+    def watch(measured: Measured, spent_s: float) -> None:
+        if on_process is not None:
+            on_process(len(measured.blocks_ms), ratio_of(measured), spent_s)
+
+    return measure_until(
+        models,
+        protocol,
+        lambda measured: verdict(ratio_of(measured), tolerance) != "inconclusive",
+        watch,
+    )
 
 
 def judged(ratio: Interval, tolerance: float, measured: Measured, protocol: Protocol) -> Judgement:
-    """The verdict on a ratio, and the conditions of the measurement."""
+    """The verdict on a ratio, and the conditions of the measurement.
+
+    With fewer processes than `protocol.processes`, since the time ended, it is inconclusive: where
+    a model lands in memory differs from process to process.
+    """
+    processes = len(measured.blocks_ms)
     blocks = sum(len(process) for process in measured.blocks_ms)
-    outcome = verdict(ratio, tolerance)
-    is_open = outcome == "inconclusive"
+    is_known = processes >= protocol.processes
+    outcome = verdict(ratio, tolerance) if is_known else "inconclusive"
+    is_open = outcome == "inconclusive" and is_known
     return {
-        "ratio": {"median": ratio.median, "ci95": [ratio.low, ratio.high]},
+        "ratio": {"median": ratio.median, "ci95": [_finite(ratio.low), _finite(ratio.high)]},
         "verdict": outcome,
         "max_regression": tolerance,
         "blocks_needed": blocks_needed(ratio, tolerance, blocks) if is_open else None,
-        "processes": len(measured.blocks_ms),
+        "processes": processes,
         "blocks": blocks,
+        "time_over": measured.time_over,
         **conditions(measured, protocol),
     }
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 def conditions(measured: Measured, protocol: Protocol) -> Conditions:

@@ -15,7 +15,11 @@ from edgecompress.measure.runtime import Feeds, Runtime, Shapes
 TURN = 10
 """Runs of a model that are timed in a row."""
 UNCOUNTED = 2
-"""Runs of a model that are not counted after another one has run."""
+"""Runs of a model that are not counted after another one has run; of a model that takes longer
+than `SPIN_MS`, one.
+"""
+BLOCK_S = 0.5
+"""Seconds after which a block of a warm-up ends."""
 SPIN_MS = 50.0
 """Milliseconds for which runs are not counted after another model has run on several threads.
 
@@ -64,14 +68,18 @@ def timed(runtime: Runtime, feeds: Feeds) -> float:
 
 def warm_up(runtime: Runtime, feeds: Feeds, limit_s: float = 3.0) -> int:
     """Run on `feeds` until the medians of two blocks of 5 runs differ by less than
-    5 %, or for `limit_s` seconds. Returns the number of runs.
+    5 %, or for `limit_s` seconds. Blocks of a slow model have fewer runs, so that one takes about
+    `BLOCK_S`. Returns the number of runs.
     """
     start = time.perf_counter()
     runs = 0
     previous = 0.0
     while True:
-        median = float(np.median([timed(runtime, feeds) for _ in range(5)]))
-        runs += 5
+        block = [timed(runtime, feeds)]
+        while len(block) < 5 and sum(block) < 1e3 * BLOCK_S:
+            block.append(timed(runtime, feeds))
+        median = float(np.median(block))
+        runs += len(block)
         is_stable = abs(median - previous) <= 0.05 * previous
         if is_stable or time.perf_counter() - start > limit_s:
             return runs
@@ -84,8 +92,8 @@ def settle(runtime: Runtime, feeds: Feeds) -> None:
     """
     start = time.perf_counter()
     runs = 0
-    while runs < UNCOUNTED or (
-        runtime.threads > 1 and 1e3 * (time.perf_counter() - start) < SPIN_MS
+    while runs == 0 or (
+        (runs < UNCOUNTED or runtime.threads > 1) and 1e3 * (time.perf_counter() - start) < SPIN_MS
     ):
         runtime.execute(feeds)
         runs += 1

@@ -5,15 +5,18 @@ process.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from edgecompress import files
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError, UsageError
 from edgecompress.measure import runtime
 from edgecompress.measure.requests import (
@@ -29,6 +32,7 @@ PROCESSES = 5
 LOOKS = (10, 20)
 BLOCKS = 30
 BLOCK_MS = 4.0
+TIME_S = 120.0
 _RUN = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; import runpy; "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
@@ -41,8 +45,9 @@ _ERRORS: dict[int, type[EdgecompressError]] = {2: UsageError, 4: EnvironmentMiss
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to measure: `blocks` per process, whose runs of a model take about `block_ms`;
-    `processes`, extended to each of `looks` while the result is inconclusive.
+    """How to measure: at most `blocks` per process, whose runs of a model take about `block_ms`;
+    `processes`, extended to each of `looks` while the result is inconclusive; in about `time_s`
+    seconds. A slow model has fewer blocks per process, and in the end fewer processes.
     """
 
     threads: int | None = None
@@ -54,12 +59,34 @@ class Protocol:
     block_ms: float = BLOCK_MS
     seed: int = 0
     shapes: dict[str, list[int]] | None = None
+    time_s: float = TIME_S
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for what cannot be measured, before anything is."""
+        least = {"processes": 2, "blocks": 1, "batch_size": 1, "threads": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < smallest):
+                raise UsageError(f"{name} {value!r}: give a whole number of at least {smallest}")
+        for name in ("block_ms", "time_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} {getattr(self, name)!r}: give a number above 0")
+
+    @property
+    def most(self) -> int:
+        """Processes at the last look."""
+        return max(self.processes, *self.looks, 1)
+
+    @property
+    def looks_at_most(self) -> int:
+        """How often the result may be judged."""
+        return len({self.processes, *(look for look in self.looks if look > self.processes)})
 
 
 @dataclass(frozen=True)
 class Measured:
     """The timings of one or two models, in milliseconds: for each process an array `(blocks,
-    models)`, and for each model all single runs `(runs,)`.
+    models)` of the fastest runs, and for each model all single runs `(runs,)`.
     """
 
     blocks_ms: tuple[Array, ...]
@@ -68,6 +95,8 @@ class Measured:
     reference_ms: float
     input: str = ""
     batch: int = 1
+    time_over: bool = False
+    """Did the time end before the last look?"""
 
     def blocks_of(self, model: int) -> list[Array]:
         """The blocks of one model `(blocks,)`, by process."""
@@ -79,21 +108,54 @@ class Measured:
         return {
             "file": str(path),
             "bytes": runtime.file_bytes(path),
+            "sha256": files.digest(path),
             "p50_ms": round(float(p50), 5),
             "p90_ms": round(float(p90), 5),
             "p99_ms": round(float(p99), 5),
         }
 
 
-def measure(models: Sequence[Path], protocol: Protocol, processes: int, first: int = 0) -> Measured:
-    """Time one or two models in `processes` fresh processes, numbered from `first`.
+def measure(models: Sequence[Path], protocol: Protocol) -> Measured:
+    """Time one or two models in `protocol.processes` fresh processes, fewer where the time ends.
 
     Raises the error that a process reports.
     """
-    answers = [_timings(models, protocol, number) for number in range(first, first + processes)]
+    return measure_until(models, protocol, lambda _: True)
+
+
+Stop = Callable[[Measured], bool]
+"""Is what is measured so far enough? Called at each look but the last."""
+Watch = Callable[[Measured, float], object]
+"""Called after each process with what is measured so far, and the seconds that it took."""
+
+
+def measure_until(
+    models: Sequence[Path], protocol: Protocol, enough: Stop, watch: Watch | None = None
+) -> Measured:
+    """Time one or two models in one fresh process after the other, up to the look at which there is
+    `enough`, or to the last one, or to the end of the time.
+
+    Raises the error that a process reports.
+    """
+    start = time.perf_counter()
+    looks = {protocol.processes, *protocol.looks}
+    answers: list[Timings] = []
+    while True:
+        answers.append(_timings(models, protocol, len(answers)))
+        spent = time.perf_counter() - start
+        count = len(answers)
+        is_late = spent + spent / count > protocol.time_s
+        measured = _measured(answers, len(models), time_over=is_late and count < protocol.most)
+        if watch is not None:
+            watch(measured, spent)
+        if is_late or count >= protocol.most or (count in looks and enough(measured)):
+            return measured
+
+
+def _measured(answers: Sequence[Timings], models: int, *, time_over: bool) -> Measured:
     samples = [
         np.concatenate([answer["samples_ms"][place] for answer in answers])
-        for place in range(len(models))
+        for place in range(models)
     ]
     return Measured(
         blocks_ms=tuple(np.asarray(answer["blocks_ms"]) for answer in answers),
@@ -102,6 +164,7 @@ def measure(models: Sequence[Path], protocol: Protocol, processes: int, first: i
         reference_ms=float(np.median([answer["reference_ms"] for answer in answers])),
         input=str(answers[0]["input"]),
         batch=int(answers[0]["batch"]),
+        time_over=time_over,
     )
 
 
@@ -116,6 +179,7 @@ def _timings(models: Sequence[Path], protocol: Protocol, number: int) -> Timings
         seed=protocol.seed,
         swap=number % 2,
         shapes=protocol.shapes,
+        limit_s=protocol.time_s / protocol.most,
     )
     return cast(Timings, _answer("edgecompress.measure.worker", request, models[0]))
 
@@ -153,18 +217,3 @@ def _answer(module: str, request: TimingRequest | ProfileRequest, model: Path) -
     if "error" in answer:
         raise _ERRORS.get(answer["exit_code"], EdgecompressError)(answer["error"])
     return answer
-
-
-def merged(first: Measured, second: Measured) -> Measured:
-    """Two measurements of the same models as one."""
-    samples = tuple(
-        np.concatenate(pair) for pair in zip(first.samples_ms, second.samples_ms, strict=True)
-    )
-    return Measured(
-        blocks_ms=first.blocks_ms + second.blocks_ms,
-        samples_ms=samples,
-        threads=first.threads,
-        reference_ms=(first.reference_ms + second.reference_ms) / 2,
-        input=first.input,
-        batch=first.batch,
-    )

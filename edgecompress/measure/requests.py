@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 
 @dataclass(frozen=True)
 class TimingRequest:
-    """Time one or two `models` (paths) in `blocks`, whose runs of a model take about `block_ms`;
+    """Time one or two `models` (paths) in at most `blocks`, whose runs of a model take about
+    `block_ms`, for about `limit_s` seconds.
+
     `swap` (0 or 1) reverses their order; `shapes` are complete shapes of inputs. `batch_size` None
     takes the files' own, else 1.
     """
@@ -22,10 +25,13 @@ class TimingRequest:
     seed: int
     swap: int
     shapes: dict[str, list[int]] | None = None
+    limit_s: float = 1e9
 
 
 class Timings(TypedDict):
-    """Milliseconds: of single runs (models, runs), and of a run in each block (blocks, models)."""
+    """Milliseconds: of single runs (models, runs), and of the fastest run in each block (blocks,
+    models).
+    """
 
     samples_ms: list[list[float]]
     blocks_ms: list[list[float]]
@@ -53,6 +59,7 @@ class FileRow(TypedDict):
 
     file: str
     bytes: int
+    sha256: str
     p50_ms: float
     p90_ms: float
     p99_ms: float

@@ -2,14 +2,17 @@
 `measure.processes`.
 
 Reads a `TimingRequest` as JSON from stdin and prints `Timings`. A block of two models is A B B A
-(or B A A B in turns), so that a drift of the machine affects both alike; its numbers are the mean
-milliseconds of a run of each. The first runs after a change of model are not counted: the other
-model has emptied the caches, and of several threads some still spin (`latency.settle`).
+(or B A A B in turns), so that a drift of the machine affects both alike; its numbers are the
+milliseconds of the fastest run of each: what else runs on the machine only ever adds to a run, so
+a mean says more of the neighbours than of the model. The first runs after a change of model are
+not counted: the other model has emptied the caches, and of several threads some still spin
+(`latency.settle`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +25,9 @@ from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure import latency, products, runtime
 from edgecompress.measure.requests import Failure, TimingRequest, Timings
 from edgecompress.measure.runtime import Feeds, Runtime
+
+LEAST_BLOCKS = 5
+"""Blocks that a process times, however long they take."""
 
 
 def timed_runs(loaded: Runtime, feeds: Feeds, count: int) -> list[float]:
@@ -39,6 +45,7 @@ class _Side:
 
 def work(request: TimingRequest) -> Timings:
     """Load the models, warm them up, and time them."""
+    start = time.perf_counter()
     models = _load(request)
     described = {model.described() for model in models}
     if len(described) > 1:
@@ -49,7 +56,7 @@ def work(request: TimingRequest) -> Timings:
     batch = request.batch_size or models[0].batch
     sides = [_Side(model, _feeds(model, batch, request)) for model in models]
     count = min(_runs_per_block(side, request.block_ms) for side in sides)
-    samples, blocks = _time_blocks(sides, count, request)
+    samples, blocks = _time_blocks(sides, count, request, start + request.limit_s)
     # threads of the last model still spin
     time.sleep(latency.SPIN_MS / 1e3)
     return {
@@ -93,25 +100,30 @@ def _runs_per_block(side: _Side, block_ms: float) -> int:
 
 
 def _time_blocks(
-    models: Sequence[_Side], count: int, request: TimingRequest
+    models: Sequence[_Side], count: int, request: TimingRequest, end: float
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Milliseconds: of single runs by model, and of a run by block and model."""
+    """Milliseconds: of single runs by model, and of the fastest run by block and model.
+
+    No block begins after the time `end`, but `LEAST_BLOCKS` are timed in any case.
+    """
     samples = [list[float]() for _ in models]
     blocks = []
     last = None
     for number in range(request.blocks):
+        if number >= LEAST_BLOCKS and time.perf_counter() > end:
+            break
         sides = list(range(len(models)))
         if (number + request.swap) % 2:
             sides.reverse()
-        means = [0.0] * len(models)
+        fastest = [math.inf] * len(models)
         for side in (*sides, *reversed(sides)):
             if side != last:
                 latency.settle(models[side].loaded, models[side].feeds)
             last = side
             taken = timed_runs(models[side].loaded, models[side].feeds, count)
             samples[side] += taken
-            means[side] += sum(taken) / (2 * count)
-        blocks.append(means)
+            fastest[side] = min(fastest[side], *taken)
+        blocks.append(fastest)
     return samples, blocks
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, final
+from typing import final
 from xml.etree import ElementTree
+
+from typing_extensions import TypedDict
 
 from edgecompress import files
 from edgecompress.measure.regression import Comparison, Judged, Stored, StoredComparison
@@ -61,19 +63,43 @@ def checks(result: BenchResult, strict: bool) -> list[tuple[str, str, str]]:
 
 def sentence(result: Judged) -> str:
     """The latency check in one line."""
-    low, high = result["ratio"]["ci95"]
     text = (
         f"{result['verdict']}: candidate {result['candidate']['p50_ms']:.4g} ms, baseline "
         f"{result['baseline']['p50_ms']:.4g} ms (p50), "
-        f"ratio {result['ratio']['median']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+        f"ratio {result['ratio']['median']:.4f} ({interval_text(*result['ratio']['ci95'])}), "
         f"allowed {1 + result['max_regression']:.4f}; "
         f"{result['blocks']} blocks in {result['processes']} processes"
     )
     if result.get("normalised"):
         text += "; across machines, normalised by a reference workload"
+    if result.get("remeasured"):
+        text += "; the baseline was measured again, here and now"
+    if result["time_over"]:
+        text += "; the time ended: give more --time"
     if result.get("blocks_needed"):
         text += f"; about {result['blocks_needed']} blocks would settle it"
     return text
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """The interval of a ratio: `95 % interval 0.98 to 1.04`."""
+    if low is None or high is None:
+        return "no interval from one process"
+    return f"95 % interval {low:.4f} to {high:.4f}"
+
+
+def printable(text: str) -> str:
+    """`text` without the characters that XML 1.0 does not allow: they become U+FFFD."""
+    return "".join(
+        character
+        if character in "\t\n\r" or (ord(character) >= 32 and not _is_surrogate(character))
+        else "\ufffd"
+        for character in text
+    )
+
+
+def _is_surrogate(character: str) -> bool:
+    return 0xD800 <= ord(character) <= 0xDFFF or ord(character) in (0xFFFE, 0xFFFF)
 
 
 def junit(result: BenchResult, strict: bool) -> bytes:
@@ -91,7 +117,7 @@ def junit(result: BenchResult, strict: bool) -> bytes:
         skipped=str(counts["skip"]),
     )
     for name, status, text in rows:
-        title = f"{name} of {result['candidate']['file']}"
+        title, text = printable(f"{name} of {result['candidate']['file']}"), printable(text)
         case = ElementTree.SubElement(suite, "testcase", classname="edgecompress.bench", name=title)
         if status == "fail":
             ElementTree.SubElement(case, "failure", message=text)
@@ -111,8 +137,10 @@ def markdown(result: BenchResult, strict: bool) -> str:
         f"| {name} | {marks[status]} | {text} |" for name, status, text in checks(result, strict)
     ]
     lines += ["", "| | file | bytes | p50 ms | p90 ms | p99 ms |", "|---|---|---|---|---|---|"]
-    for side, row in sides(result).items():
-        name = Path(row["file"]).name.replace("|", "&#124;")
+    rows = sides(result)
+    names = files.distinct_names([Path(row["file"]) for row in rows.values()])
+    for (side, row), short in zip(rows.items(), names, strict=True):
+        name = short.replace("|", "&#124;")
         numbers = " | ".join(f"{value:.4g}" for value in percentiles_ms(row))
         lines.append(f"| {side} | {name} | {format_size(row['bytes'])} | {numbers} |")
     machine = result["hardware"]

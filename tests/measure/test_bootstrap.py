@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from edgecompress.measure.bootstrap import Interval, blocks_needed, interval, verdict
@@ -55,3 +57,10 @@ def test_verdicts_and_the_blocks_that_would_settle_them() -> None:
     assert blocks_needed(Interval(1.05, 1.0, 1.1), 0.05, 150) is None, (
         "a median at the limit is never settled"
     )
+
+
+def test_more_looks_have_wider_intervals_and_one_group_has_none() -> None:
+    groups = timings(1.0, 5, 30, 0)
+    once, thrice = interval(groups), interval(groups, looks=3)
+    assert thrice.low < once.low < once.high < thrice.high
+    assert interval(groups[:1]).low == -math.inf

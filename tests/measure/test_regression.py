@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper
 
 from edgecompress.measure import runtime
 from tests.cli.test_cli import one_line, run
-from tests.measure.models import fixed_batch
+from tests.measure.models import fixed_batch, matmuls
 
 FAST = ["--processes", "5", "--blocks", "5", "--threads", "1"]
 
@@ -97,6 +98,7 @@ def test_stored_results_are_a_baseline_on_this_machine_or_with_cross_machine(
     assert json.loads(slow.stdout)["normalised"] is False
     other = json.loads(done.stdout)
     other["hardware"]["cpu"] = "another processor"
+    other["candidate"]["sha256"] = "0" * 64  # its file is not at hand
     (tmp_path / "other.json").write_text(json.dumps(other))
     line = one_line(
         run("bench", files["three"], "--baseline", "other.json", *FAST, cwd=tmp_path), 2
@@ -188,9 +190,13 @@ def test_bad_input_is_one_line(files: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        (("b", (3, "H", "W")), (), "reads inputs of any size"),
-        ((4, (3, 8, 8)), (), "takes 4 only"),
-        (("b", (3, 8, 8), TensorProto.DOUBLE), (), "tensor(double)"),
+        (("b", (3, "H", "W")), (), "say its sizes, e.g. --shape x=1x3x224x224"),
+        ((4, (3, 8, 8)), ("--batch-size", "1"), "takes batches of 4 only: give --batch-size 4"),
+        (("b", (3, 8, 8)), ("--shape", "x=1x2"), "--shape x=1x2: 'm.onnx' reads"),
+        (("b", (3, 8, 8)), ("--shape", "1x2"), "--shape '1x2' is no input with sizes"),
+        (("b", (3, 8, 8)), ("--junit", "a", "--bencher", "./a"), "is named for two results"),
+        (("b", (3, 8, 8)), ("--history", "."), "cannot be written"),
+        (("b", (3, 8, 8)), ("--time", "5"), "--time: duration '5' has no unit"),
         (("b", (3, 8, 8)), ("--strict",), "--strict judges a comparison"),
         (("b", (3, 8, 8)), ("--max-regression", "3%"), "--max-regression judges a comparison"),
         (("b", (3, 8, 8)), ("--cross-machine",), "give --baseline FILE.json"),
@@ -231,3 +237,82 @@ def test_unwritable_outputs_are_refused_before_measuring(
     for target in ("file/j.xml", "."):
         line = one_line(run("bench", files["one"], "--junit", target, *FAST, cwd=tmp_path), 2)
         assert "cannot be written" in line
+
+
+def test_free_sizes_and_fixed_batches_are_measured(tmp_path: Path) -> None:
+    fixed_batch(tmp_path / "four.onnx", 4)
+    done = run("bench", "four.onnx", *FAST, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["batch"] == 4, done.stderr
+    fixed_batch(tmp_path / "free.onnx", "n", (3, "h", "w"))
+    options = ("--shape", "x=2x3x16x16", *FAST)
+    assert run("bench", "free.onnx", *options, cwd=tmp_path).returncode == 0
+
+
+def test_files_of_one_name_are_told_apart(files: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.onnx").write_bytes(files["one"].read_bytes())
+    done = run("bench", "new", "--against", "old", *FAST, "--max-regression", "90%", cwd=tmp_path)
+    assert "new/model.onnx" in done.stdout, done.stderr
+    assert "old/model.onnx" in done.stdout
+
+
+def test_a_users_own_onnx_py_is_not_imported(files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "onnx.py").write_text("raise SystemExit('the working folder was imported')")
+    done = run("bench", files["one"], *FAST, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_control_characters_do_not_break_junit(files: dict[str, Path], tmp_path: Path) -> None:
+    name = "a\x01b&<.onnx"
+    (tmp_path / name).write_bytes(files["one"].read_bytes())
+    done = run("bench", name, *FAST, "--max-bytes", "1B", "--junit", "j.xml", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    case = ElementTree.parse(tmp_path / "j.xml").getroot()[0][0]
+    assert case.get("name") == "bytes of a\ufffdb&<.onnx"
+
+
+def test_a_history_is_kept_and_a_slow_drift_fails(files: dict[str, Path], tmp_path: Path) -> None:
+    first = run("bench", files["one"], *FAST, "--history", "h.jsonl", cwd=tmp_path, GITHUB_SHA="c0")
+    assert first.returncode == 0, first.stderr
+    assert "drift: pass: no drift above 5.0% in 1 measurement(s)" in first.stdout
+    entry = json.loads((tmp_path / "h.jsonl").read_text())
+    assert entry["commit"] == "c0"
+    older = [
+        {**entry, "commit": f"c{number}", "fastest_ms": entry["fastest_ms"] * level}
+        for number, level in enumerate([0.5] * 8 + [0.9, 0.91, 0.92, 0.93, 0.94, 0.95])
+    ]
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(one) + "\n" for one in older))
+    done = run("bench", files["one"], *FAST, "--history", "h.jsonl", "--json", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    (gate,) = json.loads(done.stdout)["gates"]
+    assert gate["name"] == "drift"
+    assert gate["began"] == "c8"
+    assert len((tmp_path / "h.jsonl").read_text().splitlines()) == 15
+
+
+def test_a_baseline_of_another_runtime_is_measured_again_or_refused(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    done = run("bench", files["one"], *FAST, "--json", cwd=tmp_path)
+    other = json.loads(done.stdout)
+    other["versions"]["onnxruntime"] = "1.2.3"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    again = run("bench", files["three"], "--baseline", "other.json", *FAST, "--json", cwd=tmp_path)
+    assert again.returncode == 3, again.stderr
+    assert json.loads(again.stdout)["remeasured"] is True
+    other["candidate"]["sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    line = one_line(run("bench", files["one"], "--baseline", "other.json", *FAST, cwd=tmp_path), 2)
+    assert "by ONNX Runtime 1.2.3" in line
+    assert "give --against OLD.onnx" in line
+
+
+def test_a_slow_model_is_judged_within_its_time(tmp_path: Path) -> None:
+    slow = matmuls(tmp_path / "slow.onnx", 30, 1200, inputs=1200)
+    options = ("--batch-size", 64, "--threads", 1, "--time", "20s", "--max-regression", "90%")
+    start = time.perf_counter()
+    done = run("bench", slow, "--against", slow, *options, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["candidate"]["p50_ms"] > 20
+    assert time.perf_counter() - start < 40
