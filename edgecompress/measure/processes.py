@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -18,13 +19,14 @@ import numpy as np
 
 from edgecompress import files
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError, UsageError
-from edgecompress.measure import runtime
+from edgecompress.measure import machine, runtime
 from edgecompress.measure.requests import (
     FileRow,
     Profile,
     ProfileRequest,
     TimingRequest,
     Timings,
+    TrialRequest,
 )
 from edgecompress.measure.runtime import Array
 
@@ -199,7 +201,18 @@ def profile(model: Path, protocol: Protocol, batches: Sequence[int | None]) -> P
     return cast(Profile, _answer("edgecompress.measure.profile", request, model))
 
 
-def _answer(module: str, request: TimingRequest | ProfileRequest, model: Path) -> object:
+def try_out(model: Path) -> None:
+    """Load a new file for the first time, and run it once, where a crash of ONNX Runtime does no
+    harm.
+
+    Raises `EdgecompressError` with the reason where it cannot be loaded or run.
+    """
+    _answer("edgecompress.measure.trial", TrialRequest(str(model)), model)
+
+
+def _answer(
+    module: str, request: TimingRequest | ProfileRequest | TrialRequest, model: Path
+) -> object:
     """The answer of `python -m module`, a fresh process. Raises the error that it reports."""
     done = subprocess.run(
         [sys.executable, "-c", _RUN, module],
@@ -208,6 +221,12 @@ def _answer(module: str, request: TimingRequest | ProfileRequest, model: Path) -
         text=True,
         check=False,
     )
+    if done.returncode < 0:
+        crash = signal.Signals(-done.returncode).name
+        version = machine.versions().get("onnxruntime", "")
+        raise EdgecompressError(
+            f"ONNX Runtime {version} crashes on '{model.name}' ({crash}), while it loads or runs it"
+        )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EdgecompressError(

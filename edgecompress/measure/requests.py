@@ -54,6 +54,13 @@ class ProfileRequest:
     shapes: dict[str, list[int]] | None = None
 
 
+@dataclass(frozen=True)
+class TrialRequest:
+    """Load the file `model`, and run it once."""
+
+    model: str
+
+
 class FileRow(TypedDict):
     """A file, its bytes, and the percentiles of its single runs."""
 

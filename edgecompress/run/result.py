@@ -102,6 +102,10 @@ def build(
         **_environment(ledger),
         **cast(Sections, {name: dict(section) for name, section in state.sections.items()}),
     }
+    if shipped is not None and shipped.refused:
+        result["refused_formats"] = [
+            {"format": form, "reason": reason} for form, reason in shipped.refused.items()
+        ]
     if state.constant_channels:
         result["constant_channels"] = [cast(ConstantRow, dict(r)) for r in state.constant_channels]
     if state.control is not None and "control" not in result:

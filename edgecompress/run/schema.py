@@ -68,6 +68,13 @@ class FormatRecord(_FormatRecord, total=False):
     float_bytes: dict[str, int]
 
 
+class RefusedFormat(TypedDict):
+    """A number format that the network has no usable file in, and why."""
+
+    format: str
+    reason: str
+
+
 class _Score(TypedDict):
     accuracy: float
 
@@ -348,6 +355,7 @@ class Figures(TypedDict, total=False):
     parity: ParityRow
     control: ControlRow
     metric_name: str
+    refused_formats: list[RefusedFormat]
 
 
 class Environment(TypedDict):

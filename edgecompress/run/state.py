@@ -161,11 +161,14 @@ class FormatRow:
 
 @dataclass(frozen=True)
 class Shipped:
-    """The formats that were made, the one that ships, and why."""
+    """The formats that were made, the one that ships, and why; `refused` gives the reason for each
+    format that the network has no usable file in.
+    """
 
     formats: tuple[FormatRow, ...]
     chosen: FormatRow
     reason: str
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

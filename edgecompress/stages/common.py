@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from edgecompress.data import DataSet, Images
+from edgecompress.errors import EdgecompressError
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import portable
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.onnx import InputSpec
 from edgecompress.files import cache_dir
-from edgecompress.measure import machine, runtime
+from edgecompress.measure import machine, processes, runtime
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
@@ -207,6 +208,12 @@ def export_settings(context: Context) -> ExportStage | None:
     return None
 
 
+def reads_pixels(context: Context) -> bool:
+    """Does the file that ships have the preprocessing in its graph?"""
+    settings = export_settings(context)
+    return settings is not None and settings.embed_preprocess
+
+
 def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx.ModelProto:
     """The fp32 file of `model`, for the oldest ONNX Runtime that the recipe names."""
     proto = onnx_export.to_onnx(model, context.example, input_spec(context, accuracy).metadata())
@@ -233,8 +240,7 @@ def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:
     onnx_export.set_metadata(
         proto, {**known, "edgecompress.validation_accuracy": json.dumps(f"{accuracy:.4f}")}
     )
-    settings = export_settings(context)
-    if settings is not None and settings.embed_preprocess:
+    if reads_pixels(context):
         proto = portable.embed_preprocess(proto, context.data.preprocess, context.data.image_shape)
     return proto
 
@@ -281,7 +287,8 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
     """The file of `model` in `form`, as it would ship but roughly calibrated: for its bytes and its
     latency only.
 
-    It is called candidate.onnx, in the stage's folder; the caller removes it.
+    It is called candidate.onnx, in the stage's folder; the caller removes it. Raises
+    `EdgecompressError` where ONNX Runtime cannot load or run it.
     """
     context.folder.mkdir(parents=True, exist_ok=True)
     fp32 = context.folder / "candidate-fp32.onnx"
@@ -289,6 +296,10 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
     try:
         onnx_export.save(fp32_file(context, model), fp32)
         onnx_export.save(make_format(context, fp32, form, images), path)
+        processes.try_out(path)
+    except EdgecompressError:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         fp32.unlink(missing_ok=True)
     return path

@@ -4,6 +4,9 @@ made.
 
 from __future__ import annotations
 
+import pytest
+
+from edgecompress.errors import UsageError
 from edgecompress.run.state import FormatRow, SizePlan
 from edgecompress.stages.measure.work import missed_targets
 from edgecompress.stages.quantize import QuantizeStage
@@ -68,3 +71,23 @@ def test_every_missed_target_is_named() -> None:
     assert len(missed) == 4
     assert missed_targets(plan, size=100, macs=10, p50_s=0.001, drop=0.01) == ()
     assert "90 B" in missed[0]
+
+
+def test_a_refused_format_is_named_and_the_next_one_ships() -> None:
+    rows = [row("fp32", 400, 0.9, 0.5), row("int8-qdq", 100, 0.9, 0.3)]
+    chosen, why = choose(rows, None, AUTO, {"fp16": "it crashes"})
+    assert chosen.format == "int8-qdq"
+    assert "no fp16" in why
+    with pytest.raises(UsageError, match="no fp16: it crashes"):
+        choose(rows[:1], None, QuantizeStage(quantize="fp16"), {"fp16": "it crashes"})
+
+
+def test_a_file_larger_than_an_equally_accurate_fp32_does_not_ship() -> None:
+    """However fast it seems: that of a network so small is noise."""
+    rows = [row("fp32", 400, 0.9, 1.0), row("fp16", 450, 0.9, 0.9), row("int8-qdq", 900, 0.9, 0.2)]
+    chosen, why = choose(rows, None, AUTO)
+    assert chosen.format == "fp32"
+    assert "int8-qdq would be larger (900 bytes)" in why
+    assert choose(rows, None, QuantizeStage(quantize="int8"))[0].format == "int8-qdq"
+    more_accurate = [rows[0], row("int8-qdq", 900, 0.95, 0.2)]
+    assert choose(more_accurate, None, AUTO)[0].format == "int8-qdq"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgecompress.errors import UsageError
 from edgecompress.export import onnx as onnx_export
-from edgecompress.measure import latency, runtime
+from edgecompress.measure import latency, processes, runtime
 from edgecompress.measure.cost import Cost, cost
 from edgecompress.measure.latency import Latency
 from edgecompress.measure.runtime import Runtime
@@ -103,6 +103,7 @@ def _as_shipped(context: Context, fp32: Path, form: str) -> Path:
         return fp32
     path = fp32.with_name(f"control-{form}.onnx")
     onnx_export.save(make_format(context, fp32, form), path)
+    processes.try_out(path)
     return path
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from edgecompress.core import ChannelGraph, shrink, trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
+from edgecompress.errors import EdgecompressError
 from edgecompress.measure import latency, runtime
 from edgecompress.measure.cost import byte_price, cost, mac_price
 from edgecompress.methods.scores import magnitude
@@ -89,7 +90,11 @@ def _fits(
     clearly_small = targets.bytes is None or weights + GRAPH_BYTES < targets.bytes
     if clearly_small and targets.latency is None:
         return True
-    path = candidate(context, model, form)
+    try:
+        path = candidate(context, model, form)
+    except EdgecompressError as error:
+        context.reporter.note(f"no {form}: {error}")
+        return False
     try:
         small = targets.bytes is None or path.stat().st_size <= targets.bytes
         return small and (targets.latency is None or _p50_s(context, path) <= targets.latency)

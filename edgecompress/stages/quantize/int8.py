@@ -16,7 +16,7 @@ import torch
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.quantize import Calibrated
-from edgecompress.measure import runtime
+from edgecompress.measure import processes, runtime
 from edgecompress.measure.machine import has_int8_dot
 from edgecompress.measure.runtime import Array
 from edgecompress.methods.qat import QuantAware
@@ -184,6 +184,7 @@ def _outputs(context: Context, proto: onnx.ModelProto, inputs: list[Array]) -> A
     path = context.folder / "trial.onnx"
     try:
         onnx_export.save(proto, path)
+        processes.try_out(path)
         return runtime.load(path, threads=context.threads).run_all(inputs)
     finally:
         path.unlink(missing_ok=True)

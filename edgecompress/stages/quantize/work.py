@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress import checkpoint, files
+from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
-from edgecompress.measure import latency, runtime
+from edgecompress.measure import latency, processes, runtime
 from edgecompress.run.context import Context
 from edgecompress.run.stage import Stage, StageResult
 from edgecompress.run.state import (
@@ -23,7 +25,14 @@ from edgecompress.run.state import (
     StageRow,
     State,
 )
-from edgecompress.stages.common import FORMAT_OF, count, file_accuracy, finished, make_format
+from edgecompress.stages.common import (
+    FORMAT_OF,
+    count,
+    file_accuracy,
+    finished,
+    make_format,
+    reads_pixels,
+)
 from edgecompress.stages.plan import PlanStage
 from edgecompress.stages.quantize.int8 import Int8File, make_int8
 
@@ -42,9 +51,10 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> StageRe
     """Make every format that may ship, measure bytes, validation accuracy and latency of each, and
     place `model.onnx`.
     """
-    rows, int8 = measure_formats(context, settings, state, formats(settings, state.plan))
-    chosen, reason = choose(rows, state.plan, settings)
-    shipped = Shipped(tuple(rows), chosen, reason)
+    made = measure_formats(context, settings, state, formats(settings, state.plan))
+    rows, int8 = list(made.rows), made.int8
+    chosen, reason = choose(rows, state.plan, settings, made.refused)
+    shipped = Shipped(tuple(rows), chosen, reason, made.refused)
     state = replace(state, shipped=shipped)
     if int8 is not None and (section := int8.section()):
         state = state.with_section("int8", section)
@@ -84,27 +94,62 @@ def formats(settings: QuantizeStage, plan: SizePlan | None) -> list[str]:
     return list(dict.fromkeys(["fp32", FORMAT_OF[settings.quantize]]))
 
 
+@dataclass(frozen=True)
+class Made:
+    """A row for each format, the int8 file where it is one of them, and the reason for each format
+    that has no usable file.
+    """
+
+    rows: tuple[FormatRow, ...]
+    int8: Int8File | None
+    refused: dict[str, str]
+
+
 def measure_formats(
     context: Context, settings: QuantizeStage, state: State, forms: list[str]
-) -> tuple[list[FormatRow], Int8File | None]:
-    """A row for each format, and the int8 file where it is one of them."""
+) -> Made:
+    """Make the formats, and measure each that ONNX Runtime can load and run."""
     fp32 = context.run.root / "model-fp32.onnx"
-    rows, int8 = list[FormatRow](), None
-    for form in forms:
-        context.reporter.step(len(rows), len(forms), f"make {form}")
-        path = fp32 if form == "fp32" else context.folder / f"{form}.onnx"
-        if form == "int8-qdq":
-            int8 = make_int8(context, settings, state, fp32)
-            onnx_export.save(int8.proto, path)
-        elif form != "fp32":
-            onnx_export.save(make_format(context, fp32, form), path)
+    rows, int8, refused = list[FormatRow](), None, dict[str, str]()
+    for number, form in enumerate(forms):
+        context.reporter.step(number, len(forms), f"make {form}")
+        path = fp32
+        if form != "fp32":
+            path = context.folder / f"{form}.onnx"
+            try:
+                made = _made(context, settings, state, form, path)
+            except EdgecompressError as error:
+                path.unlink(missing_ok=True)
+                refused[form] = str(error)
+                context.reporter.note(f"no {form}: {error}")
+                continue
+            int8 = made or int8
         rows.append(_format_row(context, form, path, int8))
         if rows[-1].float_bytes is not None:
             context.reporter.note(not_shrunk(rows[-1], fp32.stat().st_size))
+    return Made(tuple(_timed(context, rows)), int8, refused)
+
+
+def _made(
+    context: Context, settings: QuantizeStage, state: State, form: str, path: Path
+) -> Int8File | None:
+    """Write the file in `form` to `path`. Raises `EdgecompressError` where it cannot be made, or
+    ONNX Runtime cannot load and run it.
+    """
+    fp32 = context.run.root / "model-fp32.onnx"
+    int8 = make_int8(context, settings, state, fp32) if form == "int8-qdq" else None
+    proto = int8.proto if int8 is not None else make_format(context, fp32, form)
+    onnx_export.save(proto, path)
+    processes.try_out(path)
+    return int8
+
+
+def _timed(context: Context, rows: list[FormatRow]) -> list[FormatRow]:
+    """The rows with their latency, measured in turns."""
     loaded = [runtime.load(context.run.root / row.file, threads=context.threads) for row in rows]
     times = latency.measure(loaded, samples=100, limit_s=2.0)
     timed = zip(rows, times, strict=True)
-    return [replace(row, p50_ms=taken.summary()["p50"]) for row, taken in timed], int8
+    return [replace(row, p50_ms=taken.summary()["p50"]) for row, taken in timed]
 
 
 def _format_row(context: Context, form: str, path: Path, int8: Int8File | None) -> FormatRow:
@@ -137,15 +182,27 @@ def not_shrunk(row: FormatRow, before: int) -> str:
 
 
 def choose(
-    rows: list[FormatRow], plan: SizePlan | None, settings: QuantizeStage
+    rows: list[FormatRow],
+    plan: SizePlan | None,
+    settings: QuantizeStage,
+    refused: Mapping[str, str] | None = None,
 ) -> tuple[FormatRow, str]:
     """The row that ships, and the reason.
 
-    Among the formats that may ship: those within the byte target; of these, those whose validation
-    accuracy is within `max_drop` (or else `max_int8_loss`) of the best; of these, the fastest file
-    when it is clearly so (10 %), else the smallest.
+    Among the formats that may ship: those that are not larger than an equally accurate fp32 file;
+    of these, those within the byte target; of these, those whose validation accuracy is within
+    `max_drop` (or else `max_int8_loss`) of the best; of these, the fastest file when it is clearly
+    so (10 %), else the smallest. Raises `UsageError` where every format that may ship was
+    `refused`.
     """
     allowed = _allowed(rows, plan, settings)
+    if not allowed:
+        why = "; ".join(f"no {form}: {reason}" for form, reason in (refused or {}).items())
+        raise UsageError(
+            f"{why}: model-fp32.onnx is complete; ship that, or choose another format with "
+            "--quantize"
+        )
+    allowed, pointless = _worth_it(allowed)
     limit = None if plan is None else plan.bytes
     fitting = [r for r in allowed if limit is None or r.bytes <= limit] or allowed
     best = max(r.accuracy for r in fitting)
@@ -154,18 +211,29 @@ def choose(
     fastest = min(good, key=lambda r: r.p50_ms)
     smallest = min(good, key=lambda r: r.bytes)
     chosen = smallest if fastest.p50_ms > CLEARLY_FASTER * smallest.p50_ms else fastest
-    if len(allowed) == 1:
+    if len(allowed) == 1 and not pointless and not refused:
         why = f"{chosen.format} was planned"
     elif len(good) == 1:
         why = f"{chosen.format} alone fits and keeps its accuracy"
     else:
         kind = "fastest" if chosen is fastest else "smallest"
         why = f"{chosen.format} is the {kind} within {loss:.1%} of the best"
+    why += "".join(f", no {form}" for form in refused or {})
+    why += "".join(f", {r.format} would be larger ({r.bytes} bytes)" for r in pointless)
     measured = (
         f"{chosen.bytes} bytes, accuracy {chosen.accuracy:.4f} on validation, p50 "
         f"{chosen.p50_ms:.3f} ms"
     )
     return chosen, f"{why} ({measured})"
+
+
+def _worth_it(rows: list[FormatRow]) -> tuple[list[FormatRow], list[FormatRow]]:
+    """The rows, without those that are larger than fp32's and no more accurate; these apart."""
+    plain = next((row for row in rows if row.format == "fp32"), None)
+    if plain is None:
+        return rows, []
+    pointless = [r for r in rows if r.bytes > plain.bytes and r.accuracy <= plain.accuracy]
+    return [row for row in rows if row not in pointless], pointless
 
 
 def _allowed(
@@ -236,7 +304,11 @@ def _ship(context: Context, state: State, chosen: FormatRow, reason: str) -> Sta
     """Place `model.onnx`, and add its row."""
     root = context.run.root
     proto = finished(context, root / chosen.file, chosen.accuracy)
-    size = onnx_export.save(proto, root / "model.onnx")
+    made = context.folder / "model.onnx"
+    size = onnx_export.save(proto, made)
+    if reads_pixels(context):
+        processes.try_out(made)  # the preprocessing in the graph is new
+    made.replace(root / "model.onnx")
     context.reporter.note(reason)
     name = f"quantize {chosen.format}"
     parameters = count(state.need_model())

@@ -16,6 +16,7 @@ from torch import nn
 from edgecompress.core import shrink, trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.export import onnx as onnx_export
+from edgecompress.measure import processes
 from edgecompress.measure.cost import byte_price
 from edgecompress.methods.repair import repaired
 from edgecompress.run.context import Context
@@ -26,7 +27,7 @@ from edgecompress.stages.common import (
     file_accuracy,
     file_bytes,
     fit_settings,
-    input_spec,
+    fp32_file,
     learning_loss,
     make_format,
     train_model,
@@ -119,9 +120,9 @@ def _candidate(context: Context, model: nn.Module, form: str) -> Candidate:
     context.folder.mkdir(parents=True, exist_ok=True)
     fp32, path = context.folder / "try-fp32.onnx", context.folder / "try.onnx"
     try:
-        metadata = input_spec(context).metadata()
-        onnx_export.save(onnx_export.to_onnx(model, context.example, metadata), fp32)
+        onnx_export.save(fp32_file(context, model), fp32)
         size = onnx_export.save(make_format(context, fp32, form), path)
+        processes.try_out(path)
         return Candidate(model, file_accuracy(context, path, context.data.validation), size)
     finally:
         fp32.unlink(missing_ok=True)
