@@ -14,6 +14,7 @@ import torch
 
 from common import Bench, Row, edgecompress, subset
 from edgecompress.data import DataSet, load_data
+from edgecompress.export import in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.measure import machine, regression, runtime
@@ -148,16 +149,16 @@ def traps_of(bench: Bench, network: Network, work: Path) -> list[Row]:
                 "model": network.model,
                 "file": kind,
                 "layers": len(calibrated.layers()),
-                "in_float": len(quantizer.float_layers(path)),
+                "in_float": len(in_float.float_layers(path)),
                 "to_fp32": ratio,
                 "p50_ms": p50_ms,
                 "bytes": path.stat().st_size,
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-    in_float = left_in_float(fp32, calibrated, batches, work)
+    left = left_in_float(fp32, calibrated, batches, work)
     file = "three layers left in float"
-    rows.append({"model": network.model, "file": file, "in_float": in_float})
+    rows.append({"model": network.model, "file": file, "in_float": left})
     print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -191,7 +192,7 @@ def left_in_float(
     onnx_export.save(quantizer.quantized(calibrated, exclude=kept), paths["ours"])
     nodes = [node for layer in kept for node in layers[layer]]
     plain_tool(fp32, paths["plain"], batches, nodes_to_exclude=nodes)
-    return {kind: len(quantizer.float_layers(path)) for kind, path in paths.items()}
+    return {kind: len(in_float.float_layers(path)) for kind, path in paths.items()}
 
 
 def int8(bench: Bench, given: Path | None, epochs: int) -> None:

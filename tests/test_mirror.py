@@ -91,6 +91,10 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "emulate/schema.py": ("emulate/test_emulate.py",),
     "emulate/session.py": ("emulate/test_emulate.py",),
     "emulate/shell.py": ("emulate/test_emulate.py",),
+    "export/in_float.py": (
+        "export/test_formats.py",
+        "export/test_quantize.py",
+    ),
     "lesson/attend.py": ("online/test_commands.py",),
     "lesson/networks.py": ("online/test_lesson.py",),
     "lesson/serve.py": ("online/test_commands.py",),

@@ -95,6 +95,7 @@ def to_onnx(
     batch = torch.zeros(2, *example.shape[1:])
     proto = _exported(folded, batch, type(model).__name__)
     strip(proto)
+    proto.ir_version = lowest_ir_version(proto)
     proto.producer_name = "edgecompress"
     proto.producer_version = ""
     set_metadata(proto, metadata or {})
@@ -134,6 +135,14 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return int(next(versions))
 
 
+def lowest_ir_version(proto: onnx.ModelProto) -> int:
+    """The lowest IR version in which the operations of `proto` exist: the older it is, the older
+    are the runtimes that read the file.
+    """
+    standard = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    return int(onnx.helper.find_min_ir_version_for(standard))
+
+
 def strip(proto: onnx.ModelProto) -> None:
     """Remove in place what only the exporting machine needs: documentation, stack traces, metadata,
     shapes of values inside the graph.
@@ -151,6 +160,22 @@ def set_metadata(proto: onnx.ModelProto, metadata: dict[str, str]) -> None:
     del proto.metadata_props[:]
     for key in sorted(metadata):
         proto.metadata_props.add(key=key, value=metadata[key])
+
+
+def finish_like(proto: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Strip `proto` in place, and copy producer and metadata from the `original`; its IR version is
+    the lowest that its operations allow.
+    """
+    strip(proto)
+    used = {node.domain for node in proto.graph.node}
+    # an unused domain of a later version keeps old runtimes from loading the file
+    domains = [entry for entry in proto.opset_import if entry.domain in used]
+    del proto.opset_import[:]
+    proto.opset_import.extend(domains)
+    proto.ir_version = lowest_ir_version(proto)
+    proto.producer_name = original.producer_name
+    proto.producer_version = original.producer_version
+    set_metadata(proto, {p.key: p.value for p in original.metadata_props})
 
 
 def save(proto: onnx.ModelProto, path: Path) -> int:

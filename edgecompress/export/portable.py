@@ -30,6 +30,8 @@ RUNTIMES = {
 runtimes load more.
 """
 OLDEST = min(RUNTIMES)
+WRAP = (1, 16)
+"""The first ONNX Runtime that pads with values from the other side (a circular convolution)."""
 
 
 def parse_runtime(text: str) -> tuple[int, int]:
@@ -54,9 +56,16 @@ def limits(version: tuple[int, int]) -> tuple[int, int]:
 def for_runtime(proto: onnx.ModelProto, text: str) -> onnx.ModelProto:
     """`proto` with an opset and IR version that ONNX Runtime `text` and all later ones load.
 
-    Raises `UsageError` when an operation cannot be expressed in that opset.
+    Raises `UsageError` when an operation cannot be expressed in that opset, or that runtime lacks
+    it.
     """
-    opset, ir_version = limits(parse_runtime(text))
+    version = parse_runtime(text)
+    opset, ir_version = limits(version)
+    if version < WRAP and (name := _wrapping(proto)) is not None:
+        raise UsageError(
+            f"ONNX Runtime {text} has no circular padding, which '{name}' needs: give --min-ort "
+            f"{WRAP[0]}.{WRAP[1]} or later, or another padding_mode"
+        )
     if opset < onnx_export.opset_of(proto):
         try:
             proto = _converted(proto, opset)
@@ -65,8 +74,26 @@ def for_runtime(proto: onnx.ModelProto, text: str) -> onnx.ModelProto:
                 f"ONNX Runtime {text} loads opset {opset} at most, in which the network cannot be "
                 f"expressed ({str(error).splitlines()[0]})"
             ) from error
-    proto.ir_version = min(proto.ir_version, ir_version)
+    lowest = onnx_export.lowest_ir_version(proto)
+    if lowest > ir_version:
+        raise UsageError(
+            f"opset {onnx_export.opset_of(proto)} needs IR version {lowest}, ONNX Runtime {text} "
+            f"reads {ir_version} at most: give a later --min-ort"
+        )
+    proto.ir_version = lowest
     return proto
+
+
+def _wrapping(proto: onnx.ModelProto) -> str | None:
+    """The name of a node that pads with values from the other side, if there is one."""
+    return next(
+        (
+            node.name or node.output[0]
+            for node in proto.graph.node
+            if node.op_type == "Pad" and any(a.s == b"wrap" for a in node.attribute)
+        ),
+        None,
+    )
 
 
 def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""Smaller number formats of an fp32 ONNX file: static int8 (QDQ, per-channel weights) and fp16.
+"""The int8 format of an fp32 ONNX file: static, QDQ, with a scale for each output channel.
 
 Calibration is streamed, one batch at a time. Weights are 7-bit (`reduce_range`) where the CPU has
 no int8 dot product: there two products are added in 16 bits and saturate.
@@ -12,6 +12,7 @@ import io
 import logging
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure.machine import has_int8_dot
-from edgecompress.measure.runtime import Array, fused_graph
+from edgecompress.measure.runtime import Array
 
 FORMATS = ("fp32", "fp16", "int8-qdq")
 COMPUTE = ("Conv", "Gemm", "MatMul", "ConvTranspose")
-FLOAT_KERNELS = (*COMPUTE, "FusedConv", "FusedGemm", "FusedMatMul")
-"""Float kernels in the graph that ONNX Runtime runs; its int8 kernels have other names
-(QLinearConv, QGemm, ...).
-"""
 MOVES = (
     "Reshape",
     "Transpose",
@@ -50,8 +47,6 @@ MOVES = (
     "Identity",
 )
 """Operations across which ONNX Runtime moves quantization."""
-SHRUNK = 0.35
-"""Share of the bytes of the fp32 file that an int8 file should take at most."""
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
@@ -70,7 +65,8 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep the warnings and prints of ONNX Runtime's tools off the user's streams."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -124,7 +120,7 @@ def calibrate(fp32: Path, batches: Iterable[Array], method: str = "minmax") -> C
     original = onnx.load(str(fp32))
     name = original.graph.input[0].name
     count = 0
-    with tempfile.TemporaryDirectory(dir=fp32.parent, prefix=".calibrate-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(dir=fp32.parent, prefix=".calibrate-") as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         try:
             quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
@@ -140,13 +136,42 @@ def calibrate(fp32: Path, batches: Iterable[Array], method: str = "minmax") -> C
                 count += 1
             if not count:
                 raise UsageError("no calibration image: give at least one")
-            return Calibrated(onnx.load(str(prepared)), calibrator.compute_data(), original)
+            ranges = calibrator.compute_data()
+            return Calibrated(_with_plain_gemms(onnx.load(str(prepared))), ranges, original)
         except EdgecompressError:
             raise
         except Exception as error:  # onnxruntime raises what its parts raise
             raise EdgecompressError(
                 f"calibration of '{fp32.name}' failed: {str(error).splitlines()[0]}"
             ) from error
+
+
+def _with_plain_gemms(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """`proto`, changed in place: factors of the products and of the biases of Gemm (alpha, beta) go
+    into constant weights and biases, since ONNX Runtime's tools forget beta in the scale of an int8
+    bias, and it has no int8 kernel for alpha.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    readers = Counter(name for node in proto.graph.node for name in node.input)
+    for node in proto.graph.node:
+        if node.op_type != "Gemm":
+            continue
+        for place, name in ((1, "alpha"), (2, "beta")):
+            factor = next((a for a in node.attribute if a.name == name), None)
+            read = node.input[place] if place < len(node.input) else ""
+            if factor is None or factor.f == 1.0 or (read and read not in constants):
+                continue
+            if read:
+                value = onnx.numpy_helper.to_array(constants[read])
+                scaled = (value * factor.f).astype(value.dtype)
+                if readers[read] > 1:  # others read the plain values
+                    readers[read] -= 1
+                    own = f"{node.name or node.output[0]}.{name}.{read}"
+                    constants[own] = proto.graph.initializer.add(name=own)
+                    node.input[place] = read = own
+                constants[read].CopyFrom(onnx.numpy_helper.from_array(scaled, read))
+            factor.f = 1.0
+    return proto
 
 
 def _quantizable() -> set[str]:
@@ -172,25 +197,40 @@ def quantized(
     unknown = [name for name in (*exclude, *(only or ()), *(scales or {})) if name not in nodes]
     if unknown:
         raise UsageError(f"no layer '{unknown[0]}' in the file: there are {', '.join(nodes)}")
-    in_float = [node for name in exclude for node in nodes[name]]
+    in_float = [*_not_quantizable(calibrated), *(n for name in exclude for n in nodes[name])]
     in_int8 = {node for name in (nodes if only is None else only) for node in nodes[name]}
     model = _insert_qdq(
         calibrated,
         reduce_range=not has_int8_dot() if reduce_range is None else reduce_range,
         only=[] if only is None else [node for name in only for node in nodes[name]],
         exclude=in_float,
-        overrides=_overrides(calibrated, scales or {}),
+        overrides=_overrides(calibrated, scales or {}) | _of_grouped_transposed(calibrated),
     )
     model.topological_sort()
     _shield_float(model, in_int8.difference(in_float))
     model.topological_sort()
     proto: onnx.ModelProto = model.model
-    _finish(proto, calibrated.original)
+    onnx_export.finish_like(proto, calibrated.original)
     return proto
 
 
-class Override(TypedDict):
-    """The quantization parameters of a tensor, as ONNX Runtime reads them; scalars."""
+def _not_quantizable(calibrated: Calibrated) -> list[str]:
+    """Names of nodes that other versions of ONNX Runtime, or its tools, have no int8 form of: cubic
+    resizing, and a LayerNorm over several axes.
+    """
+    shapes = {tensor.name: tensor.dims for tensor in calibrated.prepared.graph.initializer}
+    return [
+        node.name
+        for node in calibrated.prepared.graph.node
+        if (node.op_type == "Resize" and any(a.s == b"cubic" for a in node.attribute))
+        or (node.op_type == "LayerNormalization" and len(shapes.get(node.input[1], [0])) != 1)
+    ]
+
+
+class Override(TypedDict, total=False):
+    """The quantization parameters of a tensor, as ONNX Runtime reads them; scalars. Without a
+    scale, one is computed from its values.
+    """
 
     quant_type: QuantType
     scale: Array
@@ -217,6 +257,18 @@ def _overrides(calibrated: Calibrated, scales: Mapping[str, tuple[float, int]]) 
     return overrides
 
 
+def _of_grouped_transposed(calibrated: Calibrated) -> Overrides:
+    """One scale for the weight (in, out / groups, ...) of a grouped transposed convolution: a scale
+    for each of its channels would be shared by the groups, and does not fit its bias.
+    """
+    return {
+        node.input[1]: [Override(quant_type=QuantType.QInt8)]
+        for node in calibrated.compute_nodes()
+        if node.op_type == "ConvTranspose"
+        and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    }
+
+
 def _insert_qdq(
     calibrated: Calibrated,
     *,
@@ -229,7 +281,7 @@ def _insert_qdq(
     `onnxruntime.quantization.onnx_model.ONNXModel`; `only` (empty for all) and `exclude` are names
     of nodes.
     """
-    with _quiet():
+    with quiet():
         try:
             quantizer = QDQQuantizer(
                 copy.deepcopy(calibrated.prepared),
@@ -294,86 +346,6 @@ def to_int8(
     float32: `quantized(calibrate(...))`.
     """
     return quantized(calibrate(fp32, batches(), method), reduce_range=reduce_range)
-
-
-def to_fp16(fp32: Path) -> onnx.ModelProto:
-    """The fp16 format of the model at `fp32`: weights and arithmetic in half precision; input and
-    output stay float32.
-    """
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
-
-    original = onnx.load(str(fp32))
-    with _quiet():
-        proto: onnx.ModelProto = convert_float_to_float16(onnx.load(str(fp32)), keep_io_types=True)
-    OnnxModel(proto).topological_sort()  # the converter puts its casts last
-    _finish(proto, original)
-    return proto
-
-
-def _finish(proto: onnx.ModelProto, original: onnx.ModelProto) -> None:
-    """Strip `proto` in place, and copy version, producer and metadata from the `original`."""
-    onnx_export.strip(proto)
-    used = {node.domain for node in proto.graph.node}
-    # an unused domain of a later version keeps old runtimes from loading the file
-    domains = [entry for entry in proto.opset_import if entry.domain in used]
-    del proto.opset_import[:]
-    proto.opset_import.extend(domains)
-    proto.ir_version = original.ir_version
-    proto.producer_name = original.producer_name
-    proto.producer_version = original.producer_version
-    onnx_export.set_metadata(proto, {p.key: p.value for p in original.metadata_props})
-
-
-def float_layers(path: Path) -> list[str]:
-    """Layers (convolutions, matrix products) of the model at `path` that ONNX Runtime computes in
-    float on the CPU.
-
-    These are the layers that the file leaves in float, and those that look quantized but have no
-    int8 kernel.
-    """
-    layers = _layers_by_name(onnx.load(str(path)).graph)
-    in_float = []
-    for node in fused_graph(path).graph.node:
-        if node.op_type in FLOAT_KERNELS:
-            names = (node.name, node.output[0], node.input[1])
-            known = [layers[name] for name in names if name in layers]
-            in_float.append(known[0] if known else node.name or node.output[0])
-    return list(dict.fromkeys(in_float))
-
-
-def _layers_by_name(graph: onnx.GraphProto) -> dict[str, str]:
-    """The layer that each node computes, by the names that survive fusion: those of its weight, of
-    the node and of its output.
-    """
-    dequantized = {
-        node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
-    }
-    layers: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type in COMPUTE:
-            weight = dequantized.get(node.input[1], node.input[1]).removesuffix("_quantized")
-            is_named = weight.endswith(".weight")
-            layer = weight.removesuffix(".weight") if is_named else node.name or node.output[0]
-            layers.update(dict.fromkeys((node.input[1], node.name, node.output[0]), layer))
-    return layers
-
-
-def float_tensors(proto: onnx.ModelProto) -> dict[str, int]:
-    """Bytes of the float initializers of at least 256 values, by name, the largest first: what
-    keeps an int8 file from shrinking.
-    """
-    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-    large = [t for t in proto.graph.initializer if t.data_type in kinds and np.prod(t.dims) >= 256]
-    sizes = {tensor.name: len(tensor.raw_data) or 4 * len(tensor.float_data) for tensor in large}
-    scales = {
-        name
-        for node in proto.graph.node
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        for name in node.input[1:2]
-    }
-    weights = [(name, size) for name, size in sizes.items() if name not in scales]
-    return dict(sorted(weights, key=lambda pair: -pair[1]))
 
 
 def batches_of(values: Array, size: int = 32) -> Iterator[Array]:

@@ -49,9 +49,10 @@ def weight_on_grid(layer: nn.Module, reduce_range: bool) -> Tensor:
     most = 64 if reduce_range else 127
     magnitudes = weight.detach().abs()
     if layers.is_conv(layer) and getattr(layer, "transposed", False):
-        # (in, out / groups, ...): ONNX Runtime has one scale for the weight of all groups of a
-        # transposed convolution
-        limit = magnitudes.amax().reshape([1] * weight.dim())
+        # (in, out / groups, ...): the file has one scale for all groups of a transposed convolution
+        grouped = layer.groups != 1
+        axes = [axis for axis in range(weight.dim()) if grouped or axis != 1]
+        limit = magnitudes.amax(axes, keepdim=True)
     else:
         limit = magnitudes.flatten(1).amax(1).reshape([-1, *[1] * (weight.dim() - 1)])
     scale = (limit / most).clamp_min(1e-12)

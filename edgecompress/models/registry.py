@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from edgecompress.errors import EnvironmentMissingError, UnknownNameError, UsageError
@@ -74,6 +75,22 @@ def build(source: ModelSource) -> nn.Module:
     Raises `UsageError` for an unknown name, a factory that cannot be called, or images that the
     network cannot read, and `EnvironmentMissingError` when its library is not installed.
     """
+    model = _built(source)
+    other = next(((n, p) for n, p in model.named_parameters() if p.dtype in _OTHER_FLOATS), None)
+    if other is not None:
+        raise UsageError(
+            f"model '{source.name}' has {str(other[1].dtype).removeprefix('torch.')} in "
+            f"'{other[0]}': networks are trained and exported in float32; build it without "
+            ".double() or .half(), and give --quantize fp16 for a file in half precision"
+        )
+    return model
+
+
+_OTHER_FLOATS = (torch.float64, torch.float16, torch.bfloat16)
+
+
+def _built(source: ModelSource) -> nn.Module:
+    """The network, of any type."""
     name = source.name
     if name == "mlp":
         return Mlp(math.prod(source.image_shape), (100,), source.num_classes)

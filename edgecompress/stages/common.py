@@ -16,8 +16,8 @@ from torch import nn
 
 from edgecompress.data import DataSet, Images
 from edgecompress.errors import EdgecompressError
+from edgecompress.export import fp16, portable
 from edgecompress.export import onnx as onnx_export
-from edgecompress.export import portable
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.onnx import InputSpec
 from edgecompress.files import cache_dir
@@ -277,7 +277,7 @@ def make_format(
     if form == "fp32":
         return onnx.load(str(fp32))
     if form == "fp16":
-        return quantizer.to_fp16(fp32)
+        return fp16.to_fp16(fp32)
     return quantizer.to_int8(
         fp32, lambda: arrays(context, context.data.train, images), method=method
     )

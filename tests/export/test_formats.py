@@ -10,6 +10,7 @@ import torch
 
 from edgecompress.core import shrink, trace
 from edgecompress.errors import UsageError
+from edgecompress.export import fp16, in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.measure import runtime
@@ -25,7 +26,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         onnx_export.to_onnx(network("student3"), EXAMPLE, SPEC.metadata()), paths["fp32"]
     )
     values = np.random.default_rng(0).standard_normal((32, *SHAPE)).astype(np.float32)
-    onnx_export.save(quantizer.to_fp16(paths["fp32"]), paths["fp16"])
+    onnx_export.save(fp16.to_fp16(paths["fp32"]), paths["fp16"])
     onnx_export.save(
         quantizer.to_int8(paths["fp32"], lambda: quantizer.batches_of(values)), paths["int8-qdq"]
     )
@@ -46,8 +47,8 @@ def test_formats_shrink_the_file_and_keep_the_metadata(formats: dict[str, Path])
 
 
 def test_int8_leaves_no_layer_in_float(formats: dict[str, Path]) -> None:
-    assert quantizer.float_layers(formats["int8-qdq"]) == []
-    assert len(quantizer.float_layers(formats["fp32"])) == 12
+    assert in_float.float_layers(formats["int8-qdq"]) == []
+    assert len(in_float.float_layers(formats["fp32"])) == 12
 
 
 @pytest.mark.parametrize("form", quantizer.FORMATS)
@@ -67,7 +68,7 @@ def test_the_byte_price_of_a_network_is_its_file_within_2_percent(
     if form == "int8-qdq":
         onnx_export.save(quantizer.to_int8(narrow, lambda: quantizer.batches_of(values)), path)
     elif form == "fp16":
-        onnx_export.save(quantizer.to_fp16(narrow), path)
+        onnx_export.save(fp16.to_fp16(narrow), path)
     else:
         path = narrow
     price = pricer(model, graph, byte_price(model, graph, form, 0.0))

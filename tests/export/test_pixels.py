@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from edgecompress.data import Preprocess
 from edgecompress.errors import EdgecompressError
+from edgecompress.export import fp16, portable
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import pixels as pixels_export
-from edgecompress.export import portable
 from edgecompress.export import quantize as quantizer
 from edgecompress.measure import runtime
 from tests.export.models import EXAMPLE, SHAPE, SPEC, network
@@ -57,7 +57,7 @@ def test_decoded_images_are_preprocessed_in_the_graph(
 def test_quantized_formats_read_images_too(form: str, plain: Path, tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((16, *SHAPE)).astype(np.float32)
     quantized = (
-        quantizer.to_fp16(plain)
+        fp16.to_fp16(plain)
         if form == "fp16"
         else quantizer.to_int8(plain, lambda: quantizer.batches_of(values))
     )

@@ -17,6 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import nn
 
 from edgecompress.errors import UsageError
+from edgecompress.export import in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.quantize import Calibrated
@@ -91,7 +92,7 @@ def test_every_method_of_calibration(method: str, fp32: Path, tmp_path: Path) ->
 
 def left_in_float(proto: onnx.ModelProto, folder: Path) -> list[str]:
     onnx_export.save(proto, folder / "trial.onnx")
-    return quantizer.float_layers(folder / "trial.onnx")
+    return in_float.float_layers(folder / "trial.onnx")
 
 
 def test_layers_left_in_float_are_those_requested(calibrated: Calibrated, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_layers_left_in_float_are_those_requested(calibrated: Calibrated, tmp_pa
 
 
 def test_tensors_left_in_float_are_named(calibrated: Calibrated) -> None:
-    assert quantizer.float_tensors(quantizer.quantized(calibrated)) == {}
+    assert in_float.float_tensors(quantizer.quantized(calibrated)) == {}
     largest = max(
         calibrated.layers(),
         key=lambda name: next(
@@ -117,7 +118,7 @@ def test_tensors_left_in_float_are_named(calibrated: Calibrated) -> None:
             if t.name == f"{name}.weight"
         ),
     )
-    stayed = quantizer.float_tensors(quantizer.quantized(calibrated, exclude=[largest]))
+    stayed = in_float.float_tensors(quantizer.quantized(calibrated, exclude=[largest]))
     assert list(stayed) == [f"{largest}.weight"]
     assert next(iter(stayed.values())) > 1000
 
@@ -293,3 +294,45 @@ def test_metadata_are_kept(calibrated: Calibrated) -> None:
 def test_calibration_needs_an_image(fp32: Path) -> None:
     with pytest.raises(UsageError, match="no calibration image"):
         quantizer.calibrate(fp32, [])
+
+
+class Scaled(nn.Module):
+    """`addmm` with factors, of a weight that is read twice."""
+
+    def __init__(self, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.first, self.factors = nn.Linear(32, 16), (alpha, beta)
+        self.weight, self.bias = nn.Parameter(torch.randn(16, 16)), nn.Parameter(torch.randn(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        alpha, beta = self.factors
+        y = self.first(x.mean((1, 2)))
+        y = torch.addmm(self.bias, y, self.weight, alpha=alpha, beta=beta).relu()
+        z: torch.Tensor = torch.addmm(self.bias, y, self.weight)
+        return z
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 1.0), (1.0, 2.0), (3.0, 0.25), (1.0, 0.0)])
+def test_factors_of_a_gemm_are_part_of_its_int8_form(
+    alpha: float, beta: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    onnx_export.save(onnx_export.to_onnx(Scaled(alpha, beta).eval(), EXAMPLE), tmp_path / "m.onnx")
+    proto = quantizer.to_int8(tmp_path / "m.onnx", lambda: quantizer.batches_of(VALUES))
+    expected = runtime.load(tmp_path / "m.onnx").run(VALUES)
+    error = np.abs(outputs(proto, tmp_path) - expected).max()
+    assert error < 0.04 * np.abs(expected).max()
+    assert left_in_float(proto, tmp_path) == []
+
+
+def test_a_grouped_transposed_convolution_is_quantized(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2, 2, groups=4)
+    ).eval()
+    onnx_export.save(onnx_export.to_onnx(model, EXAMPLE), tmp_path / "m.onnx")
+    proto = quantizer.to_int8(tmp_path / "m.onnx", lambda: quantizer.batches_of(VALUES))
+    expected = runtime.load(tmp_path / "m.onnx").run(VALUES)
+    assert np.abs(outputs(proto, tmp_path) - expected).max() < 0.05 * np.abs(expected).max()
+    weight = next(t for t in proto.graph.initializer if t.name.startswith("2.weight_quant"))
+    assert weight.data_type == onnx.TensorProto.INT8

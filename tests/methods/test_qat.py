@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -108,3 +109,19 @@ def test_training_moves_ranges_and_evaluation_does_not() -> None:
     assert aware.scales() == before
     aware.train()(3 * x)
     assert aware.scales() != before
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_transposed_convolution_has_the_grid_of_the_file(groups: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2, 2, groups=groups)
+    ).eval()
+    x = torch.randn(8, 3, 32, 32)
+    onnx_export.save(onnx_export.to_onnx(model, x[:1]), tmp_path / "fp32.onnx")
+    calibrated = quantizer.calibrate(tmp_path / "fp32.onnx", quantizer.batches_of(x.numpy()))
+    proto = quantizer.quantized(calibrated, reduce_range=True)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    scale = tensors["2.weight_scale"].reshape([1, -1, 1, 1] if groups == 1 else [1, 1, 1, 1])
+    expected = weight_on_grid(model[2], True).detach().numpy()
+    np.testing.assert_allclose(tensors["2.weight_quantized"] * scale, expected, atol=1e-6)

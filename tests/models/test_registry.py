@@ -77,3 +77,14 @@ def test_a_factory_gets_the_arguments_that_it_accepts(tmp_path: Path) -> None:
         build(ModelSource(f"{path}:wrong", 7, SHAPE))
     with pytest.raises(UsageError, match="has no callable 'absent'"):
         build(ModelSource(f"{path}:absent", 7, SHAPE))
+
+
+@pytest.mark.parametrize("kind", ["double", "half", "bfloat16"])
+def test_networks_of_another_number_format_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "from torch import nn\n"
+        f"def net(num_classes):\n    return nn.Sequential(nn.Linear(3, num_classes).{kind}())\n"
+    )
+    with pytest.raises(UsageError, match="networks are trained and exported in float32"):
+        build(ModelSource(f"{file}:net", 10, (3, 32, 32)))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from edgecompress import checkpoint, files
 from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.export import in_float
 from edgecompress.export import onnx as onnx_export
-from edgecompress.export import quantize as quantizer
 from edgecompress.measure import latency, processes, runtime
 from edgecompress.run.context import Context
 from edgecompress.run.stage import Stage, StageResult
@@ -164,11 +164,11 @@ def _format_row(context: Context, form: str, path: Path, int8: Int8File | None) 
     )
     if form != "int8-qdq" or int8 is None:
         return row
-    row = replace(row, float_layers=tuple(quantizer.float_layers(path)))
+    row = replace(row, float_layers=tuple(in_float.float_layers(path)))
     fp32 = (context.run.root / "model-fp32.onnx").stat().st_size
-    if size <= quantizer.SHRUNK * fp32:
+    if size <= in_float.SHRUNK * fp32:
         return row
-    return replace(row, float_bytes=quantizer.float_tensors(int8.proto))
+    return replace(row, float_bytes=in_float.float_tensors(int8.proto))
 
 
 def not_shrunk(row: FormatRow, before: int) -> str:

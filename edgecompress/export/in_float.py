@@ -1,0 +1,71 @@
+"""What stays in float in an int8 file: layers that ONNX Runtime has no int8 kernel for, and large
+tensors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from edgecompress.export.quantize import COMPUTE
+from edgecompress.measure.runtime import fused_graph
+
+FLOAT_KERNELS = (*COMPUTE, "FusedConv", "FusedGemm", "FusedMatMul")
+"""Float kernels in the graph that ONNX Runtime runs; its int8 kernels have other names
+(QLinearConv, QGemm, ...).
+"""
+SHRUNK = 0.35
+"""Share of the bytes of the fp32 file that an int8 file should take at most."""
+
+
+def float_layers(path: Path) -> list[str]:
+    """Layers (convolutions, matrix products) of the model at `path` that ONNX Runtime computes in
+    float on the CPU.
+
+    These are the layers that the file leaves in float, and those that look quantized but have no
+    int8 kernel.
+    """
+    layers = _layers_by_name(onnx.load(str(path)).graph)
+    in_float = []
+    for node in fused_graph(path).graph.node:
+        if node.op_type in FLOAT_KERNELS:
+            names = (node.name, node.output[0], node.input[1])
+            known = [layers[name] for name in names if name in layers]
+            in_float.append(known[0] if known else node.name or node.output[0])
+    return list(dict.fromkeys(in_float))
+
+
+def _layers_by_name(graph: onnx.GraphProto) -> dict[str, str]:
+    """The layer that each node computes, by the names that survive fusion: those of its weight, of
+    the node and of its output.
+    """
+    dequantized = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
+    }
+    layers: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type in COMPUTE:
+            weight = dequantized.get(node.input[1], node.input[1]).removesuffix("_quantized")
+            is_named = weight.endswith(".weight")
+            layer = weight.removesuffix(".weight") if is_named else node.name or node.output[0]
+            layers.update(dict.fromkeys((node.input[1], node.name, node.output[0]), layer))
+    return layers
+
+
+def float_tensors(proto: onnx.ModelProto) -> dict[str, int]:
+    """Bytes of the float initializers of at least 256 values, by name, the largest first: what
+    keeps an int8 file from shrinking.
+    """
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    large = [t for t in proto.graph.initializer if t.data_type in kinds and np.prod(t.dims) >= 256]
+    sizes = {tensor.name: len(tensor.raw_data) or 4 * len(tensor.float_data) for tensor in large}
+    scales = {
+        name
+        for node in proto.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:2]
+    }
+    weights = [(name, size) for name, size in sizes.items() if name not in scales]
+    return dict(sorted(weights, key=lambda pair: -pair[1]))
