@@ -17,6 +17,7 @@ ORDER = [
     "units",
     "files",
     "pictures",
+    "proportions",
     "core",
     "models",
     "data",

@@ -54,6 +54,9 @@ def test_result_holds_the_contract(compressed: tuple[Path, dict[str, Any]]) -> N
         "student",
         "stages",
         "parity",
+        "latency_ratio",
+        "load",
+        "accuracy_difference",
         "wall_s",
         "peak_rss_bytes",
         "versions",
@@ -70,7 +73,15 @@ def test_result_holds_the_contract(compressed: tuple[Path, dict[str, Any]]) -> N
     for side in ("teacher", "student"):
         assert {"bytes", "params", "macs", "accuracy", "latency_ms", "threads"} <= set(result[side])
         assert set(result[side]["latency_ms"]) == {"p50", "p90", "p99"}
-        assert 0 <= result[side]["accuracy"] <= 1
+        low, high = result[side]["ci95"]
+        assert 0 <= low <= result[side]["accuracy"] <= high <= 1
+        assert result[side]["n"] == 359
+    assert all({"n", "ci95"} <= set(row) for row in (*result["stages"], *result["formats"]))
+    points = result["student"]["accuracy"] - result["teacher"]["accuracy"]
+    assert result["accuracy_difference"]["difference"] == pytest.approx(points)
+    low, high = result["latency_ratio"]["ci95"]
+    assert 0 < low <= result["latency_ratio"]["median"] <= high
+    assert set(result["load"]) == {"other_cores", "steal", "noisy"}
     assert all({"name", "accuracy", "params", "wall_s"} <= set(row) for row in result["stages"])
     assert {"max_abs_logit_diff", "top1_agreement"} <= set(result["parity"])
     assert result["teacher"]["params"] == 706_752
@@ -370,6 +381,17 @@ def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(
     assert np.abs(shipped - expected).max() <= result["parity"]["max_abs_logit_diff"] * (1 + 1e-4)
     exported = runtime.load(tmp_path / "out" / "model-fp32.onnx").run_all([images])
     np.testing.assert_allclose(exported, expected, atol=1e-4)
+
+
+def test_a_tiny_target_takes_the_format_in_which_most_weights_fit(tmp_path: Path) -> None:
+    """Int8's graph alone takes more than 5 KB; fp32 and fp16 hold some weights."""
+    options = ("--target", "5KB", "--epochs", 1, "--distill-epochs", 1)
+    done = run("compress", "lenet5", *options, "-o", "out", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["format"] in ("fp16", "fp32")
+    assert 4_000 < result["bytes"] <= 5_000
+    assert "weights fit; " in result["plan_reason"]
 
 
 def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:

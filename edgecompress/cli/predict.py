@@ -21,6 +21,7 @@ from edgecompress.cli.console import (
 )
 from edgecompress.errors import UsageError
 from edgecompress.measure.prediction import Prediction
+from edgecompress.proportions import interval
 
 if TYPE_CHECKING:
     from edgecompress.measure.runtime import Runtime
@@ -34,6 +35,8 @@ class Predictions(TypedDict, total=False):
     predictions: list[Prediction]
     accuracy: float
     images: int
+    n: int
+    ci95: list[float]
 
 
 def predict(
@@ -145,7 +148,10 @@ def _predicted(loaded: Runtime, files: list[tuple[Path, str | None]]) -> Predict
         rows.append(row)
     found: Predictions = {"model": str(loaded.path), "predictions": rows}
     if right:
-        found |= {"accuracy": sum(right) / len(right), "images": len(right)}
+        count = len(right)
+        low, high = interval(sum(right), count)
+        accuracy = sum(right) / count
+        found |= {"accuracy": accuracy, "images": count, "n": count, "ci95": [low, high]}
     return found
 
 
@@ -154,7 +160,11 @@ def _show(found: Predictions, folder: Path | None, as_json: bool) -> None:
         print_json(found)
         return
     if "accuracy" in found:
-        print_line(f"accuracy {found['accuracy']:.4f} on {found['images']} images of {folder}")
+        low, high = found["ci95"]
+        print_line(
+            f"accuracy {found['accuracy']:.4f} (95 % {low:.4f} to {high:.4f}) on "
+            f"{found['images']} images of {folder}"
+        )
         return
     for row in found["predictions"]:
         heads = row.get("heads") or [{"label": row["label"], "probability": row["probability"]}]
@@ -166,8 +176,11 @@ def _show_score(score: Score, as_json: bool) -> None:
     if as_json:
         print_json(score)
     elif "accuracy" in score:
-        value = score["accuracy"]
-        print_line(f"accuracy {value:.4f} on {score['images']} test samples of {score['data']}")
+        value, (low, high) = score["accuracy"], score["ci95"]
+        print_line(
+            f"accuracy {value:.4f} (95 % {low:.4f} to {high:.4f}) on {score['images']} test "
+            f"samples of {score['data']}"
+        )
     else:
         print_line(f"R² {score['metric']:.4f} on {score['images']} test samples of {score['data']}")
 

@@ -32,11 +32,16 @@ class Task:
         """
         return F.cross_entropy(outputs, labels, label_smoothing=smoothing)
 
-    def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """Accuracy 0..1 of `outputs` (N, K): the share of samples whose largest logit is that of
-        the label (N,).
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        """Which samples are right, bool (N,): those whose largest logit of `outputs` (N, K) is that
+        of the label (N,). None for a task without classes.
         """
-        return float((outputs.argmax(1) == labels).double().mean())
+        return outputs.argmax(1) == labels
+
+    def score(self, outputs: Tensor, labels: Tensor) -> float:
+        """Accuracy 0..1 of `outputs` (N, K): the share of samples that are `correct`."""
+        right = self.correct(outputs, labels)
+        return 0.0 if right is None else float(right.double().mean())
 
     def metadata(self) -> dict[str, object]:
         """The entries in the metadata of an exported file, as JSON values; none for plain
@@ -61,6 +66,10 @@ class Regression(Task):
         effect.
         """
         return F.mse_loss(outputs, labels)
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        """None: a regression has no classes."""
+        return None
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
         """R² of `outputs` (N, K): 1 - mean squared error / variance of `labels` (N, K)."""
@@ -100,15 +109,16 @@ class Heads(Task):
         ]
         return torch.stack(parts).sum() / len(labels)
 
-    def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """Accuracy 0..1 of `outputs` (N, sum of `sizes`), each sample in its own head, against
-        `labels` (N,).
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        """Which samples of `outputs` (N, sum of `sizes`) are right, each in its own head, bool
+        (N,).
         """
-        correct = [
-            float((logits.argmax(1) == own).double().sum())
-            for logits, own in self._own(outputs, labels)
-        ]
-        return sum(correct) / len(labels)
+        right = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        for end, size in zip(accumulate(self.sizes), self.sizes, strict=True):
+            rows = (labels >= end - size) & (labels < end)
+            predicted = outputs[rows, end - size : end].argmax(1) + end - size
+            right[rows] = predicted == labels[rows]
+        return right
 
     def metadata(self) -> dict[str, object]:
         """As JSON values."""

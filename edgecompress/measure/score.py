@@ -12,20 +12,23 @@ from edgecompress.data import DataSet, Preprocess, load_data
 from edgecompress.errors import UsageError
 from edgecompress.measure.prediction import statistics
 from edgecompress.measure.runtime import Array, Runtime
+from edgecompress.proportions import interval
 
 BATCH = 32
 """Images per run."""
 
 
 class Score(TypedDict):
-    """The score on a test split of `images` samples: an accuracy (0..1), or a regression's
-    `metric` and `loss`.
+    """The score on a test split of `images` samples: an accuracy (0..1) with `n` and its 95 %
+    interval (Wilson), or a regression's `metric` and `loss`.
     """
 
     model: str
     data: str
     split: str
     images: int
+    n: NotRequired[int]
+    ci95: NotRequired[list[float]]
     accuracy: NotRequired[float]
     metric: NotRequired[float]
     metric_name: NotRequired[str]
@@ -52,8 +55,10 @@ def score_on(
         "images": len(data.test),
     }
     value = data.task.score(outputs, labels)
-    if data.task.metric == "accuracy":
-        score["accuracy"] = value
+    right = data.task.correct(outputs, labels)
+    if right is not None:
+        low, high = interval(int(right.sum()), len(labels))
+        score |= {"accuracy": value, "n": len(labels), "ci95": [low, high]}
         return score
     score |= {
         "metric": value,

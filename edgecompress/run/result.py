@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from edgecompress import files
+from edgecompress.proportions import interval
 from edgecompress.run.schema import (
     ConstantRow,
     Environment,
     Figures,
     FoldedPoolRow,
+    FormatRecord,
     RunResult,
     Sections,
+    StageRecord,
     TargetsRow,
 )
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from edgecompress.run.state import State
     from edgecompress.run.store import Ledger
 
+R = TypeVar("R", StageRecord, FormatRecord)
 SCORES = {"accuracy": "accuracy", "r2": "R²"}
 """How tables call the score of each metric; in memory its keys are those of an accuracy."""
 NAMES = {
@@ -90,8 +94,8 @@ def build(
         "bytes": (root / artifact).stat().st_size,
         "format": shipped.chosen.format if shipped else "fp32",
         **final,
-        "stages": [row.as_dict() for row in state.rows],
-        "formats": [row.as_dict() for row in shipped.formats] if shipped else [],
+        "stages": [_sure(row.as_dict(), data) for row in state.rows],
+        "formats": [_sure(row.as_dict(), data) for row in shipped.formats] if shipped else [],
         "format_reason": shipped.reason if shipped else "",
         "widths": {name: list(pair) for name, pair in state.widths.items()},
         "layers": layers_of(state, data),
@@ -118,6 +122,15 @@ def build(
     if data.task.metric != "accuracy":
         result["metric_name"] = data.task.metric
     return result
+
+
+def _sure(row: R, data: DataSet) -> R:
+    """A row with the number of validation images, and the 95 % interval of its accuracy."""
+    count = len(data.validation)
+    row["n"] = count
+    if data.task.metric == "accuracy":
+        row["ci95"] = list(interval(round(row["accuracy"] * count), count))
+    return row
 
 
 def artifact_of(state: State) -> str:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     from edgecompress.measure.cost import LayerRow
     from edgecompress.measure.latency import Percentiles
+    from edgecompress.measure.load import LoadRow
     from edgecompress.methods.compare import Comparison
     from edgecompress.models.students import Published
+    from edgecompress.proportions import PairedRow
 
 
 class HistoryRow(TypedDict):
@@ -49,6 +51,8 @@ class StageRecord(_StageRecord, total=False):
     bytes: int
     test_accuracy: float
     note: str
+    n: int
+    ci95: list[float]
 
 
 class _FormatRecord(TypedDict):
@@ -62,10 +66,13 @@ class _FormatRecord(TypedDict):
 
 class FormatRecord(_FormatRecord, total=False):
     """A number format: its file (a path in the run directory), validation accuracy, and the layers
-    that run in float with their bytes.
+    that run in float with their bytes; `against_fp32` is the paired difference on validation.
     """
 
     float_bytes: dict[str, int]
+    against_fp32: PairedRow
+    n: int
+    ci95: list[float]
 
 
 class RefusedFormat(TypedDict):
@@ -80,8 +87,12 @@ class _Score(TypedDict):
 
 
 class Score(_Score, total=False):
-    """The score of a network or file; of a regression also the `loss`, the mean square error."""
+    """The score of a network or file on `n` samples, with its 95 % interval; of a regression the
+    `loss`, the mean square error, instead.
+    """
 
+    n: int
+    ci95: list[float]
     loss: float
 
 
@@ -339,6 +350,15 @@ class Sections(TypedDict, total=False):
     qat: QatSection
 
 
+class LatencyRatio(TypedDict):
+    """Latency of the file that ships / of the teacher's: the median over interleaved blocks in
+    fresh processes, and its 95 % interval.
+    """
+
+    median: float
+    ci95: list[float]
+
+
 class Figures(TypedDict, total=False):
     """What only some runs have: the final figures of a stage `measure`, and the `metric_name` of a
     score that is no accuracy.
@@ -353,6 +373,9 @@ class Figures(TypedDict, total=False):
     teacher: Side
     student: Side
     parity: ParityRow
+    latency_ratio: LatencyRatio
+    load: LoadRow
+    accuracy_difference: PairedRow
     control: ControlRow
     metric_name: str
     refused_formats: list[RefusedFormat]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgecompress.data import DataSet, Images
 from edgecompress.errors import EdgecompressError
@@ -29,7 +29,8 @@ from edgecompress.run.context import Context, TrainingContext
 from edgecompress.run.schema import Score
 from edgecompress.run.state import StageRow, State
 from edgecompress.stages.fields import Training
-from edgecompress.train.batches import evaluate
+from edgecompress.stages.scoring import score_of, weakness
+from edgecompress.train.batches import evaluate, outputs_on
 from edgecompress.train.fit import FitResult, Hooks, Loss, fit, label_loss
 from edgecompress.train.history import EpochRow
 from edgecompress.train.init import has_norm
@@ -100,8 +101,11 @@ def train_model(
     hooks: Hooks,
     seed: int | None = None,
 ) -> FitResult:
-    """Train `model` in place on the context's data and device; `seed` None takes the stage's."""
-    return fit(
+    """Train `model` in place on the context's data and device; `seed` None takes the stage's.
+
+    Where no epoch was better than the network before it, that is said.
+    """
+    result = fit(
         model.to(context.device),
         context.data,
         loss,
@@ -110,6 +114,13 @@ def train_model(
         device=context.device,
         hooks=hooks,
     )
+    if result.initial is not None and result.best_epoch == 0:
+        best = max((row.validation_accuracy for row in result.history), default=0.0)
+        context.reporter.note(
+            f"no epoch was better than the network before (validation "
+            f"{result.initial.validation_accuracy:.4f}, best epoch {best:.4f}): it is kept"
+        )
+    return result
 
 
 def fixed_teacher(
@@ -149,15 +160,17 @@ def learning_loss(
     return learning_from(teacher, "kl", temperature, alpha)
 
 
-def watched(context: Context, text: str, patience: int | None = None) -> Hooks:
+def watched(
+    context: Context, text: str, patience: int | None = None, *, keep_initial: bool = False
+) -> Hooks:
     """Hooks that show a training called `text` on the progress bar and write each of its epochs to
-    the log.
+    the log. With `keep_initial` the network before the training is a candidate for the best.
     """
 
     def on_epoch(row: EpochRow) -> None:
         context.run.log("epoch", what=text, **row.as_dict())
 
-    return Hooks(context.progress(text), on_epoch, patience=patience)
+    return Hooks(context.progress(text), on_epoch, patience=patience, keep_initial=keep_initial)
 
 
 def count(model: nn.Module) -> int:
@@ -166,8 +179,15 @@ def count(model: nn.Module) -> int:
 
 
 def validation_row(context: Context, name: str, model: nn.Module) -> StageRow:
-    """A row for `model` as it stands: its accuracy on validation, and its parameters."""
-    return StageRow(name, validation_accuracy(context, model), count(model))
+    """A row for `model` as it stands: its accuracy on validation, and its parameters; a network
+    that has learned little is named as such.
+    """
+    data, split = context.data, context.data.validation
+    outputs = outputs_on(model.to(context.device), data, split, context.device).cpu()
+    note = weakness(data, split, outputs)
+    if note is not None:
+        context.reporter.note(f"{name}: {note}")
+    return StageRow(name, data.task.score(outputs, split.labels), count(model), note=note)
 
 
 def validation_accuracy(context: Context, model: nn.Module) -> float:
@@ -326,11 +346,10 @@ def runtime_score(context: Context, loaded: Runtime, split: Images) -> Score:
     """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R² under that name, and
     `loss`, the mean square error.
     """
-    outputs, task = (
-        torch.from_numpy(loaded.run_all(arrays(context, split, pixels=loaded.reads_pixels))),
-        context.data.task,
-    )
-    found: Score = {"accuracy": task.score(outputs, split.labels)}
-    if task.metric != "accuracy":
-        found["loss"] = float(task.loss(outputs, split.labels))
-    return found
+    return score_of(context.data.task, runtime_outputs(context, loaded, split), split.labels)
+
+
+def runtime_outputs(context: Context, loaded: Runtime, split: Images) -> Tensor:
+    """The outputs (N, K) of a loaded ONNX file for a split."""
+    batches = arrays(context, split, pixels=loaded.reads_pixels)
+    return torch.from_numpy(loaded.run_all(batches, finite=True))

@@ -16,7 +16,7 @@ from edgecompress.train import distributed
 from edgecompress.train.modes import compact, evaluating
 from edgecompress.train.settings import FitSettings
 
-__all__ = ["Batch", "batches", "compact", "evaluate", "order"]
+__all__ = ["Batch", "batches", "compact", "evaluate", "order", "outputs_on"]
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,20 @@ def evaluate(
     """(mean loss, score) of `model` in eval mode on `split`, by the data's task: the score of a
     classification is its accuracy, 0..1. Batches hold `size` images; the model's mode is restored.
     """
+    outputs = outputs_on(model, data, split, device, size)
+    labels = split.labels.to(device)  # (N,)
+    return float(data.task.loss(outputs, labels)), data.task.score(outputs, labels)
+
+
+@torch.no_grad()
+def outputs_on(
+    model: nn.Module, data: DataSet, split: Images, device: torch.device, size: int = 128
+) -> Tensor:
+    """The outputs (N, K) of `model` in eval mode for a split, on `device`."""
     places = distributed.share(torch.arange(len(split)))
     with evaluating(model):
         parts = [
             model(compact(data.normalised(split.pixels[ids].to(device)))).float()
             for ids in places.split(size)
         ]
-    outputs = distributed.gathered(torch.cat(parts), places, len(split))  # (N, K)
-    labels = split.labels.to(device)  # (N,)
-    return float(data.task.loss(outputs, labels)), data.task.score(outputs, labels)
+    return distributed.gathered(torch.cat(parts), places, len(split))  # (N, K)

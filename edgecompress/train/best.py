@@ -22,7 +22,8 @@ class BestState(TypedDict):
 class BestEpoch:
     """The best eligible epoch so far: highest validation accuracy, then lowest validation loss.
 
-    `epoch` is its number, 0 before the first eligible one.
+    `epoch` is its number, 0 for the network before the training; `found` says whether any was
+    eligible.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,11 @@ class BestEpoch:
         self._model: nn.Module | None = None
         self._weights: dict[str, Tensor] = {}
         self._cuts = 0
+
+    @property
+    def found(self) -> bool:
+        """Was any epoch eligible?"""
+        return self._key is not None
 
     def update(
         self,

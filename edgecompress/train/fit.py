@@ -59,9 +59,10 @@ def fit(
     """Train `model` in place and leave it, in eval mode, with the weights of the best eligible
     epoch. `result.model` is `model`, or the network that was cut from it.
 
-    The best epoch has the highest validation accuracy, then the lowest validation loss. If no epoch
-    was eligible, the weights are those of the last one. The same seed, data and thread count give
-    the same result. Raises `EdgecompressError` naming the step when the loss is not finite.
+    The best epoch has the highest validation accuracy, then the lowest validation loss; before each
+    validation the BatchNorms' statistics are estimated again. If no epoch was eligible, the weights
+    are those of the last one. The same seed, data and thread count give the same result. Raises
+    `EdgecompressError` naming the step when the loss is not finite.
     """
     learner = Learner(model, loss, settings, hooks or Hooks())
     return fit_together({"": learner}, data, seed=seed, device=device)[""]
@@ -89,6 +90,8 @@ def fit_together(
         example = torch.zeros(1, *data.image_shape, device=device)  # (1, C, H, W)
         resumed = {name: run.resume(example) for name, run in runs.items()}
         first, done = next(iter(resumed.values()))
+        for run in runs.values():
+            run.consider_initial(data)
 
         for epoch in range(first, settings.epochs + 1):
             start = time.perf_counter()

@@ -28,7 +28,8 @@ class Hooks:
     network, and training continues with that one.
 
     `eligible(model)` decides which epochs may be chosen. Training stops after `patience` epochs
-    without improvement on an eligible one.
+    without improvement on an eligible one. With `keep_initial` the network as it stands before the
+    training is a candidate too, as epoch 0.
 
     `keep(state)` is called after every `keep_every` steps and after step `keep_last`. A training
     with `begin`, such a state, resumes from it and ends with the same result.
@@ -40,6 +41,7 @@ class Hooks:
     mend: Callable[[nn.Module, nn.Module, Keep], object] | None = None
     eligible: Callable[[nn.Module], bool] | None = None
     patience: int | None = None
+    keep_initial: bool = False
     companion: Companion | None = None
     keep: Callable[[Kept], None] | None = None
     keep_every: int = 0
@@ -62,15 +64,21 @@ class Learner:
 @dataclass(frozen=True)
 class FitResult:
     """The rows of all epochs, the number (from 1) of the epoch whose weights `model` now holds, and
-    whether that epoch was `eligible`.
+    whether that epoch was `eligible`. `best_epoch` 0 is the network before the training, of which
+    `initial` is the validation, where that was a candidate.
     """
 
     history: tuple[EpochRow, ...]
     best_epoch: int
     model: nn.Module
     eligible: bool = True
+    initial: EpochRow | None = None
 
     @property
     def best(self) -> EpochRow:
-        """The row of the chosen epoch."""
+        """The row of the chosen epoch; that of the network before the training has a training loss
+        of NaN.
+        """
+        if self.best_epoch == 0 and self.initial is not None:
+            return self.initial
         return self.history[self.best_epoch - 1]

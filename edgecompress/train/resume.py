@@ -19,7 +19,8 @@ Masks = dict[str, Tensor]
 class FitState(TypedDict):
     """A training after one of its steps. `torch.save` writes it; keys are the file format.
 
-    `done` batches of `epoch` are done. `loss_sum` and `seen` (samples) are those of the epoch so
+    `done` batches of `epoch` are done. `initial` is the row of the network before the training,
+    where that is a candidate. `loss_sum` and `seen` (samples) are those of the epoch so
     far. `cuts` are the masks of all cuts, which applied again to the first network give that of
     `model`.
     """
@@ -34,6 +35,7 @@ class FitState(TypedDict):
     optimizer: dict[str, Any]
     random: Tensor
     rows: list[dict[str, Any]]
+    initial: dict[str, Any] | None
     best: BestState
     cuts: list[Masks]
     companion: Kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Iterator
 from typing import cast
@@ -25,6 +26,7 @@ from edgecompress.train.optimizers import make_optimizer, set_rate_
 from edgecompress.train.reshape import carry_optimizer, carry_picked
 from edgecompress.train.resume import FitState, Masks, copied, replay_cuts
 from edgecompress.train.schedule import factor
+from edgecompress.train.statistics import reestimate_
 
 
 class Run:
@@ -55,6 +57,7 @@ class Run:
         self.rows: list[EpochRow] = []
         self.cuts: list[Masks] = []
         self.best = BestEpoch()
+        self.initial: EpochRow | None = None
 
     def __enter__(self) -> Run:
         if self.device.type == "cpu":
@@ -120,6 +123,17 @@ class Run:
 
     # Between epochs
 
+    def consider_initial(self, data: DataSet) -> None:
+        """Validate the network as it stands before the training: it is what is kept if no epoch is
+        better.
+        """
+        if not self.hooks.keep_initial or self.hooks.begin is not None:
+            return
+        loss, accuracy = evaluate(self.model, data, data.validation, self.device)
+        params = sum(p.numel() for p in self.model.parameters())
+        self.initial = EpochRow(0, math.nan, loss, accuracy, 0.0, 0.0, params)
+        self.best.update(self.model, self.initial, self.hooks.eligible, 0)
+
     def end_epoch(self, data: DataSet, epoch: int, seconds: float) -> None:
         """Cut the network where the hooks ask for it, validate it, and record the epoch."""
         distributed.agree_(self.model)
@@ -127,6 +141,7 @@ class Run:
         seen = distributed.summed(self.seen, self.device)
         params = sum(p.numel() for p in self.model.parameters())
         removed = self._cut(epoch)
+        reestimate_(self.model, data, self.device, self.settings.frozen)
         validation_loss, accuracy = evaluate(self.model, data, data.validation, self.device)
         row = EpochRow(
             epoch=epoch,
@@ -169,7 +184,7 @@ class Run:
     def out_of_patience(self, epoch: int) -> bool:
         """Has no epoch been better than the best one for `hooks.patience` epochs?"""
         patience = self.hooks.patience
-        return patience is not None and self.best.epoch > 0 and epoch - self.best.epoch >= patience
+        return patience is not None and self.best.found and epoch - self.best.epoch >= patience
 
     # Stopping and resuming
 
@@ -193,6 +208,7 @@ class Run:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "random": torch.get_rng_state(),
             "rows": [row.as_dict() for row in self.rows],
+            "initial": None if self.initial is None else self.initial.as_dict(),
             "best": self.best.state(),
             "cuts": list(self.cuts),
             "companion": self.companion.kept(),
@@ -221,6 +237,8 @@ class Run:
         self.loss_sum = state["loss_sum"]
         self.seen = state["seen"]
         self.rows = [EpochRow(**row) for row in state["rows"]]
+        initial = state.get("initial")
+        self.initial = None if initial is None else EpochRow(**initial)
         self.best.resume(state["best"], models)
         return state["epoch"], state["done"]
 
@@ -232,5 +250,5 @@ class Run:
         model.zero_grad(set_to_none=True)
         set_layout_(model, torch.contiguous_format)
         model.eval()
-        best_epoch = self.best.epoch or len(self.rows)
-        return FitResult(tuple(self.rows), best_epoch, model, eligible=self.best.epoch > 0)
+        best_epoch = self.best.epoch if self.best.found else len(self.rows)
+        return FitResult(tuple(self.rows), best_epoch, model, self.best.found, self.initial)

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from edgecompress import __version__
 from edgecompress.measure import runtime
+from edgecompress.proportions import interval
 from tests.cli.test_cli import one_line, run
 
 
@@ -215,8 +216,10 @@ def test_a_folder_gives_an_accuracy(trained: Path, tmp_path: Path) -> None:
     assert told["images"] == 40
     assert told["accuracy"] == right / 40 > 0.7
     assert run("predict", "e/model-fp32.onnx", "photos", cwd=tmp_path).stdout.startswith(
-        f"accuracy {right / 40:.4f} on 40 images"
+        f"accuracy {right / 40:.4f} (95 % "
     )
+    assert told["n"] == 40
+    assert told["ci95"] == pytest.approx(interval(right, 40))
     (tmp_path / "photos" / "0" / "new.HEIC").write_bytes(b"0")
     assert "not read: 1 .HEIC" in run("predict", "e", "photos", cwd=tmp_path).stderr
     (tmp_path / "photos" / "cat").mkdir()

@@ -1,9 +1,10 @@
 """Kill a run after each of its stages, resume it, and compare it with the run that was not killed.
 
-    python tests/run/resume_cases.py RECIPE.yaml
+    python tests/run/resume_cases.py RECIPE.yaml...
 
 A run is a child that kills itself (SIGKILL) when the stage after the chosen one begins: the chosen
-one's stage.json then stands. Prints {"stages": [...], "different": [...]} as JSON.
+one's stage.json then stands. The next child resumes it, and is killed one stage later. Prints
+{path: {"stages": [...], "different": [...]}} as JSON.
 """
 
 from __future__ import annotations
@@ -74,28 +75,30 @@ def outcome(root: Path) -> dict[str, Any]:
 
 
 def main(recipe: Recipe, folder: Path) -> dict[str, list[str]]:
-    reference = folder / "reference"
+    """One run that is killed after every stage, each time by the process that had just resumed it:
+    every stage but the first works on what was read back from disk.
+    """
+    reference, root = folder / "reference", folder / "killed"
     if in_child(lambda: execute(recipe, reference)) != 0:
         raise SystemExit("the run that was not killed failed")
-    expected = outcome(reference)
     stages = sorted(path.name for path in reference.glob("[0-9][0-9]-*") if path.is_dir())
     different = []
     for number, name in enumerate(stages[:-1], start=1):
-        root = folder / f"killed-{number}"
-        killed = in_child(lambda at=number + 1, to=root: execute(recipe, to, reporter=KilledAt(at)))
+        resume = number > 1
+        killed = in_child(
+            lambda at=number + 1, on=resume: execute(recipe, root, resume=on, reporter=KilledAt(at))
+        )
         if killed != signal.SIGKILL or not (root / name / "stage.json").is_file():
             different.append(f"{name}: was not killed behind it")
-            continue
-        if in_child(lambda to=root: execute(recipe, to, resume=True)) != 0:
-            different.append(f"{name}: resuming failed")
-            continue
-        found = outcome(root)
-        different += [f"{name}: {key}" for key in expected if found.get(key) != expected[key]]
+    if in_child(lambda: execute(recipe, root, resume=True)) != 0:
+        return {"stages": stages, "different": [*different, "resuming failed"]}
+    expected, found = outcome(reference), outcome(root)
+    different += [key for key in expected if found.get(key) != expected[key]]
     return {"stages": stages, "different": different}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    path = Path(sys.argv[1])
     preload()
-    sys.stdout.write(json.dumps(main(read(path), path.parent)) + "\n")
+    found = {path: main(read(Path(path)), Path(path).parent) for path in sys.argv[1:]}
+    sys.stdout.write(json.dumps(found) + "\n")

@@ -64,21 +64,34 @@ def test_every_stage_is_in_a_recipe() -> None:
     assert {stage["stage"] for stages in RECIPES.values() for stage in stages} == {*stage_names()}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_killed_run_resumes_to_the_same_result(name: str, tmp_path: Path) -> None:
-    stages = RECIPES[name]
-    if stages[0]["stage"] == "load":
-        first = execute(recipe(TRAIN), tmp_path / "first")
-        stages = [{**stages[0], "checkpoint": str(first.root / "model.safetensors")}, *stages[1:]]
-    path = tmp_path / "recipe.yaml"
-    values = {"model": SMALL.get(name, "lenet5"), "threads": 1, "stages": stages}
-    path.write_text(yaml.safe_dump(values))
-    command = [sys.executable, str(SCRIPT), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
+    """What the runs of all recipes left, in one process that imports what they need once."""
+    paths = {}
+    for name, stages in RECIPES.items():
+        folder = tmp_path_factory.mktemp(name)
+        if stages[0]["stage"] == "load":
+            first = execute(recipe(TRAIN), folder / "first")
+            checkpoint = str(first.root / "model.safetensors")
+            stages = [{**stages[0], "checkpoint": checkpoint}, *stages[1:]]
+        values = {"model": SMALL.get(name, "lenet5"), "threads": 1, "stages": stages}
+        paths[name] = folder / "recipe.yaml"
+        paths[name].write_text(yaml.safe_dump(values))
+    command = [sys.executable, str(SCRIPT), *map(str, paths.values())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found["stages"]) >= len(stages)
-    assert found["different"] == []
+    by_path = json.loads(done.stdout)
+    return {name: by_path[str(path)] for name, path in paths.items()}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("resume")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_killed_run_resumes_to_the_same_result(
+    name: str, found: dict[str, dict[str, list[str]]]
+) -> None:
+    assert len(found[name]["stages"]) >= len(RECIPES[name])
+    assert found[name]["different"] == []
 
 
 def recipe(*stages: dict[str, Any]) -> Any:

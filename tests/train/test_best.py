@@ -35,7 +35,7 @@ def test_accuracy_decides_then_the_loss_then_the_first() -> None:
 def test_only_eligible_epochs_count_and_without_one_the_last_network_remains() -> None:
     best, model = BestEpoch(), filled(1.0)
     best.update(model, row(1, 0.9), lambda _: False, 0)
-    assert best.epoch == 0
+    assert not best.found
     last = filled(2.0)
     assert best.restored(last) is last
     best.update(model, row(2, 0.1), lambda _: True, 0)

@@ -201,3 +201,16 @@ def test_training_ends_when_every_learner_has_run_out_of_patience() -> None:
         "b": Learner(network(1), label_loss, CONSTANT),
     }
     assert len(fit_together(one, data, seed=0, device=CPU)["a"].history) == 6
+
+
+def test_what_was_there_before_is_kept_when_no_epoch_is_better() -> None:
+    data = load_data("digits")
+    start = fit(network(0), data, label_loss, SETTINGS, seed=1, device=CPU)
+    weights = copy.deepcopy(start.model.state_dict())
+    ruin = FitSettings(epochs=5, batch_size=128, learning_rate=3.0, warmup=0.0, optimizer="sgd")
+    hooks = Hooks(keep_initial=True, patience=2)
+    result = fit(start.model, data, label_loss, ruin, seed=1, device=CPU, hooks=hooks)
+    assert result.best_epoch == 0
+    assert result.best.validation_accuracy == start.best.validation_accuracy
+    assert len(result.history) == 2, "patience counts from the network before the training"
+    assert all(torch.equal(value, weights[key]) for key, value in start.model.state_dict().items())

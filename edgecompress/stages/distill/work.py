@@ -108,12 +108,14 @@ def _offline(
 ) -> Learned:
     """Learn from a teacher that must be the same afterwards, or from the labels without one."""
     if state.teacher is None:
-        hooks = watched(context, "train", settings.patience)
+        hooks = watched(context, "train", settings.patience, keep_initial=True)
         return Learned(state, train_model(context, model, label_loss, chosen, hooks), {})
     teacher = fixed_teacher(context, state, chosen, settings.temperature, settings.top_k)
     loss = learning_from(teacher, settings.loss, settings.temperature, settings.alpha)
     cuts = _cutting(context, settings, settings.prune_student, model, chosen, STUDENT)
-    hooks = cuts.hooks if cuts is not None else watched(context, "distill", settings.patience)
+    hooks = watched(context, "distill", settings.patience, keep_initial=True)
+    if cuts is not None:
+        hooks = cuts.hooks
     facts: DistillFacts = {}
     if settings.features is not None:
         pairs = _pairs(context, settings, state, model, teacher)

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 from edgecompress.errors import UsageError
 from edgecompress.export import onnx as onnx_export
-from edgecompress.measure import latency, processes, runtime
+from edgecompress.measure import processes, runtime
 from edgecompress.measure.cost import Cost, cost
-from edgecompress.measure.latency import Latency
-from edgecompress.measure.runtime import Runtime
+from edgecompress.measure.load import sentence
 from edgecompress.run.context import Context
-from edgecompress.run.schema import ControlRow, Figures, Side
+from edgecompress.run.schema import ControlRow, Figures, Score, Side
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import SizePlan, State
-from edgecompress.stages.common import make_format, runtime_score
+from edgecompress.stages.common import make_format, runtime_outputs, runtime_score
 from edgecompress.stages.export.work import parity
+from edgecompress.stages.measure.latency import SideBySide, side_by_side
+from edgecompress.stages.scoring import paired, score_of
 from edgecompress.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -38,42 +39,57 @@ def measure(context: Context, settings: MeasureStage, state: State) -> StageResu
     files = (root / baseline.onnx, root / "model.onnx")
     loaded = [runtime.load(path, threads=context.threads) for path in files]
     context.reporter.step(1, 4, "latency")
-    times = latency.measure(loaded, samples=settings.samples, limit_s=2.0)
+    times = side_by_side(files, loaded, settings.samples, context.threads)
+    if times.load["noisy"]:
+        context.reporter.note(f"latencies are noisy: {sentence(times.load)}")
 
     context.reporter.step(2, 4, "accuracy on the test split")
     preprocess = None if state.teacher is None else state.teacher.preprocess
     first = Cost(baseline.params, baseline.macs, ())
-    teacher = _side(context.reading_as(preprocess), loaded[0], times[0], baseline.bytes, first)
-    size, costs = files[1].stat().st_size, cost(model, context.example)
-    student = _side(context, loaded[1], times[1], size, costs)
+    size, costs = runtime.file_bytes(files[1]), cost(model, context.example)
+    test = context.data.test
+    outputs = [
+        runtime_outputs(context.reading_as(preprocess), loaded[0], test),
+        runtime_outputs(context, loaded[1], test),
+    ]
+    scores = [score_of(context.data.task, values, test.labels) for values in outputs]
+    teacher = _side(times, 0, baseline.bytes, first, scores[0])
+    student = _side(times, 1, size, costs, scores[1])
 
     context.reporter.step(3, 4, "parity")
     figures: Figures = {
         "teacher": teacher,
         "student": student,
         "parity": parity(context, model, files[1]).as_dict(),
+        "latency_ratio": times.ratio,
+        "load": times.load,
     }
+    difference = paired(context.data.task, outputs[0], outputs[1], test.labels)
+    if difference is not None:
+        figures["accuracy_difference"] = difference.as_dict()
     if (control := _control(context, state)) is not None:
         figures["control"] = control
     missed: tuple[str, ...] = ()
     if state.plan is not None:
         drop = baseline.validation_accuracy - state.shipped.chosen.accuracy
-        missed = missed_targets(state.plan, size, costs.macs, times[1].percentile(50) / 1e3, drop)
+        missed = missed_targets(
+            state.plan, size, costs.macs, times.percentiles[1]["p50"] / 1e3, drop
+        )
         others = state.missed.items()
         kept = {name: texts for name, texts in others if name not in HELD_AGAINST_THE_FILE}
         state = replace(state, missed=kept)
     return StageResult(state.with_figures(figures), missed=missed)
 
 
-def _side(context: Context, loaded: Runtime, taken: Latency, size: int, costs: Cost) -> Side:
+def _side(times: SideBySide, place: int, size: int, costs: Cost, score: Score) -> Side:
     """A file's figures; its score is that of the test split."""
     return {
         "bytes": size,
         "params": costs.params,
         "macs": costs.macs,
-        **runtime_score(context, loaded, context.data.test),
-        "latency_ms": taken.summary(),
-        "threads": taken.threads,
+        **score,
+        "latency_ms": times.percentiles[place],
+        "threads": times.threads,
     }
 
 

@@ -372,7 +372,7 @@ def finetuned(
     if not chosen.epochs:
         return state, model
     loss = smoothed(settings.label_smoothing)
-    hooks = watched(context, "fine-tune", settings.patience)
+    hooks = watched(context, "fine-tune", settings.patience, keep_initial=True)
     result = train_model(context, model, loss, chosen, hooks, seed=context.seed + 1)
     row = replace(validation_row(context, "fine-tune", result.model), wall_s=seconds(result))
     state = state.with_history("fine-tune", result).with_row(row)

@@ -1,8 +1,10 @@
 """How the number format and the budgets are chosen.
 
-If the unpruned network meets the targets in some format, nothing is pruned. Else int8 is planned:
-the bytes of the file are those of a weightless candidate (the same network at its narrowest,
-exported and quantized for real) plus the weights in the final format.
+If the unpruned network meets the targets in some format, nothing is pruned. Else the format is
+planned in which most parameters fit: the bytes of a file are those of a weightless candidate (the
+same network at its narrowest, exported and quantized for real) plus the weights in that format. A
+weight takes one byte in int8 and two in fp16, but int8's graph is larger: below some 20 KB fp16 or
+fp32 hold more. Where that does not settle it, the formats are measured (stage `quantize`).
 """
 
 from __future__ import annotations
@@ -57,8 +59,7 @@ def plan(context: Context, settings: PlanStage, state: State) -> State:
         context.reporter.note(reason)
         kept = replace(limits, prune=False, formats=fitting, reason=reason)
         return replace(state, plan=kept)
-    form = FORMAT_OF.get(settings.quantize, "int8-qdq")
-    return replace(state, plan=_pruned_plan(context, model, graph, form, settings))
+    return replace(state, plan=_pruned_plan(context, model, graph, settings))
 
 
 def _allowed(quantize: str) -> tuple[str, ...]:
@@ -125,19 +126,55 @@ def narrowest(
     return Narrowest(size, size - selection.costs[0])
 
 
+BYTES_PER_WEIGHT = {"int8-qdq": 1, "fp16": 2, "fp32": 4}
+"""By format, in the order in which they are tried."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A format, its file at the floors, and the parameters that fit into the target."""
+
+    form: str
+    small: Narrowest
+    params: float
+
+
+def _planned_formats(
+    context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage, round_to: int
+) -> list[Planned]:
+    """The formats that were looked at, the best first: that in which most parameters fit; where
+    the target is out of reach in all of them, that with the smallest file.
+    """
+    target = settings.targets.bytes
+    forms = [form for form in BYTES_PER_WEIGHT if form in _allowed(settings.quantize)]
+    found: list[Planned] = []
+    for form in forms:
+        best = max((one.params for one in found), default=0.0)
+        if found and (target is None or best >= target / BYTES_PER_WEIGHT[form]):
+            continue  # more do not fit, even without a graph
+        in_form = partial(file_bytes, context, form)
+        small = narrowest(model, graph, form, settings.floor, round_to, in_form)
+        room = 0.0 if target is None else (target - small.fixed) / BYTES_PER_WEIGHT[form]
+        reached = target is None or small.bytes <= target
+        found.append(Planned(form, small, room if reached else 0.0))
+    return sorted(found, key=lambda one: (-one.params, one.small.bytes))
+
+
 def _pruned_plan(
-    context: Context, model: nn.Module, graph: ChannelGraph, form: str, settings: PlanStage
+    context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage
 ) -> SizePlan:
-    """The plan for `form`: bytes and MACs that the pruned network may take."""
+    """The plan: the format, and the bytes and MACs that the pruned network may take."""
     round_to = 8 if settings.round_to == "auto" else settings.round_to
-    in_form = partial(file_bytes, context, form)
-    small = narrowest(model, graph, form, settings.floor, round_to, in_form)
+    chosen, *others = _planned_formats(context, model, graph, settings, round_to)
+    small = chosen.small
+    beside = ", ".join(f"{one.form} {one.params:,.0f}" for one in others)
+    more = f" ({chosen.params:,.0f} weights fit; {beside})" if others else ""
     planned = replace(
         _limits(settings.targets),
-        formats=(form,),
+        formats=(chosen.form,),
         fixed_bytes=small.fixed,
-        smallest_bytes=small.bytes,
-        reason=f"the unpruned network fits in no format: planned for {form}",
+        smallest_bytes=min(one.small.bytes for one in (chosen, *others)),
+        reason=f"the unpruned network fits in no format: planned for {chosen.form}{more}",
         floor=settings.floor,
         round_to=round_to,
     )

@@ -172,7 +172,8 @@ def _trained_again(
     own = fit_settings(context, small, settings, epochs=chosen.epochs)
     if not own.epochs:
         return None
-    hooks = watched(context, f"prune {settings.step} of {settings.steps}", settings.patience)
+    text = f"prune {settings.step} of {settings.steps}"
+    hooks = watched(context, text, settings.patience, keep_initial=True)
     return train_model(context, small, loss, own, hooks)
 
 

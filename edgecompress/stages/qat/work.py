@@ -40,7 +40,7 @@ def qat(context: Context, settings: QatStage, state: State) -> State:
     if settings.learning_rate is None:
         chosen = replace(chosen, learning_rate=chosen.learning_rate / 10)
     loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
-    hooks = watched(context, "on the int8 grid", settings.patience)
+    hooks = watched(context, "on the int8 grid", settings.patience, keep_initial=True)
     result = train_model(context, aware, loss, chosen, hooks)
 
     after = validation_accuracy(context, aware.eval())

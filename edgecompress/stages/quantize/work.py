@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from edgecompress import checkpoint, files
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import in_float
@@ -28,13 +30,14 @@ from edgecompress.run.state import (
 from edgecompress.stages.common import (
     FORMAT_OF,
     count,
-    file_accuracy,
     finished,
     make_format,
     reads_pixels,
+    runtime_outputs,
 )
 from edgecompress.stages.plan import PlanStage
 from edgecompress.stages.quantize.int8 import Int8File, make_int8
+from edgecompress.stages.scoring import paired
 
 if TYPE_CHECKING:
     from edgecompress.stages.quantize import QuantizeStage
@@ -69,7 +72,7 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> StageRe
     if earlier is not None and earlier.shipped.chosen.accuracy >= chosen.accuracy:
         return _back_to(context, state, earlier)
     lost = fp32.accuracy - chosen.accuracy
-    if _loses_too_much(settings, state, chosen, lost):
+    if _loses_too_much(settings, state, chosen):
         return _planned_again(context, settings, state, missed, lost)
     return StageResult(_ship(context, state, chosen, reason), missed=missed)
 
@@ -111,6 +114,7 @@ def measure_formats(
     """Make the formats, and measure each that ONNX Runtime can load and run."""
     fp32 = context.run.root / "model-fp32.onnx"
     rows, int8, refused = list[FormatRow](), None, dict[str, str]()
+    outputs: dict[str, Tensor] = {}
     for number, form in enumerate(forms):
         context.reporter.step(number, len(forms), f"make {form}")
         path = fp32
@@ -124,7 +128,7 @@ def measure_formats(
                 context.reporter.note(f"no {form}: {error}")
                 continue
             int8 = made or int8
-        rows.append(_format_row(context, form, path, int8))
+        rows.append(_format_row(context, form, path, int8, outputs))
         if rows[-1].float_bytes is not None:
             context.reporter.note(not_shrunk(rows[-1], fp32.stat().st_size))
     return Made(tuple(_timed(context, rows)), int8, refused)
@@ -152,15 +156,22 @@ def _timed(context: Context, rows: list[FormatRow]) -> list[FormatRow]:
     return [replace(row, p50_ms=taken.summary()["p50"]) for row, taken in timed]
 
 
-def _format_row(context: Context, form: str, path: Path, int8: Int8File | None) -> FormatRow:
-    """The row of a file, its latency not yet measured."""
-    size = path.stat().st_size
+def _format_row(
+    context: Context, form: str, path: Path, int8: Int8File | None, outputs: dict[str, Tensor]
+) -> FormatRow:
+    """The row of a file, its latency not yet measured. Its outputs (N, K) on validation are put
+    into `outputs`, where those of fp32 are.
+    """
+    size, split = path.stat().st_size, context.data.validation
+    loaded = runtime.load(path, threads=context.threads)
+    values = outputs[form] = runtime_outputs(context, loaded, split)
     row = FormatRow(
         form,
         str(path.relative_to(context.run.root)),
         size,
-        file_accuracy(context, path, context.data.validation),
+        context.data.task.score(values, split.labels),
         p50_ms=0.0,
+        against_fp32=paired(context.data.task, outputs["fp32"], values, split.labels),
     )
     if form != "int8-qdq" or int8 is None:
         return row
@@ -207,7 +218,7 @@ def choose(
     fitting = [r for r in allowed if limit is None or r.bytes <= limit] or allowed
     best = max(r.accuracy for r in fitting)
     loss = settings.max_int8_loss if settings.max_drop is None else settings.max_drop
-    good = [r for r in fitting if r.accuracy >= best - loss] or fitting
+    good = [r for r in fitting if r.accuracy >= best - loss or _is_near(r, settings)] or fitting
     fastest = min(good, key=lambda r: r.p50_ms)
     smallest = min(good, key=lambda r: r.bytes)
     chosen = smallest if fastest.p50_ms > CLEARLY_FASTER * smallest.p50_ms else fastest
@@ -236,6 +247,14 @@ def _worth_it(rows: list[FormatRow]) -> tuple[list[FormatRow], list[FormatRow]]:
     return [row for row in rows if row not in pointless], pointless
 
 
+def _is_near(row: FormatRow, settings: QuantizeStage) -> bool:
+    """Without a limit of the user's own, a format is good unless it clearly loses more than
+    `max_int8_loss` against fp32 on the same images.
+    """
+    known = settings.max_drop is None and row.against_fp32 is not None
+    return known and not row.loses_more_than(settings.max_int8_loss)
+
+
 def _allowed(
     rows: list[FormatRow], plan: SizePlan | None, settings: QuantizeStage
 ) -> list[FormatRow]:
@@ -247,11 +266,13 @@ def _allowed(
     return rows
 
 
-def _loses_too_much(settings: QuantizeStage, state: State, chosen: FormatRow, lost: float) -> bool:
-    """Int8 was planned by `auto`, and loses more accuracy than allowed, for the first time."""
+def _loses_too_much(settings: QuantizeStage, state: State, chosen: FormatRow) -> bool:
+    """Int8 was planned by `auto`, and clearly loses more accuracy than allowed, for the first
+    time.
+    """
     automatic = settings.quantize == "auto" and state.plan is not None and state.plan.prune
     first = state.int8_attempt is None
-    too_much = lost > settings.max_int8_loss
+    too_much = chosen.loses_more_than(settings.max_int8_loss)
     return automatic and first and chosen.format == "int8-qdq" and too_much
 
 

@@ -152,7 +152,7 @@ def _round(
     cut = shrink(start, selection.keep)
     tried = repaired(start, cut, selection.keep, repair_images(context))
     own = fit_settings(context, tried, settings, epochs=6)
-    hooks = watched(context, f"search round {number}", settings.patience)
+    hooks = watched(context, f"search round {number}", settings.patience, keep_initial=True)
     result = train_model(context, tried, loss, own, hooks, seed=context.seed + number)
     candidate = _candidate(context, tried.cpu(), shared.form)
     name = f"search {number}"

@@ -45,7 +45,8 @@ def trained(
         return unfolded(model, folds), None
     if settings.train_last is not None:
         chosen = replace(chosen, frozen=before_last(model, settings.train_last))
-    hooks = watched(context, f"train {source.name}", settings.patience)
+    given = settings.weights is not None
+    hooks = watched(context, f"train {source.name}", settings.patience, keep_initial=given)
     loss = smoothed(settings.label_smoothing)
     result = train_model(context, model, loss, chosen, hooks)
     return unfolded(model.cpu(), folds), result
