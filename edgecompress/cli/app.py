@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -36,10 +38,31 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every option may come from the environment: EDGECOMPRESS_LEARNING_RATE=0.01. Exit "
     "codes: 0 done, 1 failed, 2 bad input, 3 target missed or regression, 4 "
     "environment, 130 interrupted.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print_line(f"edgecompress {metadata.version('edgecompress')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Make a network small enough for the device it must run on, and prove what it lost."""
+
+
 app.command("compress", cls=GroupedCommand)(compress.compress)
 app.command("run", cls=GroupedCommand)(run.run)
 app.command("train", cls=GroupedCommand)(verbs.train)

@@ -140,6 +140,11 @@ class Bars:
         if not self.quiet:
             self.console.print(f"      {text}", markup=False)
 
+    def epoch(self, text: str) -> None:
+        """A line for a log; on a terminal the bar shows where the training is."""
+        if not self.quiet and self.progress is None:
+            self.console.print(f"      {text}", markup=False)
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._end_task()
@@ -153,10 +158,12 @@ class Bars:
 
 
 def table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """A table whose first column is text and whose others are numbers. What is too wide for the
+    terminal (80 columns in a pipe) is folded, never cut.
+    """
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

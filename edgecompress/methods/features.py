@@ -27,9 +27,10 @@ from edgecompress.core.shrink import Keep, kept_positions
 from edgecompress.data import Preprocess
 from edgecompress.errors import UnknownNameError, UsageError
 from edgecompress.methods.sources import MapSource, Size
-from edgecompress.train.batches import Batch, compact
+from edgecompress.train.batches import Batch
 from edgecompress.train.companion import Kept, Moved
 from edgecompress.train.losses import Loss
+from edgecompress.train.modes import outputs_of
 
 KINDS = ("hint", "attention")
 
@@ -193,7 +194,7 @@ class FixedMaps:
         self.teacher.eval()
         self._taps.attach(self.teacher)
         try:
-            self.teacher(compact(self.preprocess(batch.pixels)))
+            outputs_of(self.teacher, self.preprocess(batch.pixels))
             pairs = zip(self._taps.outputs(), sizes, strict=True)
             return [reduced(self.kind, maps, size) for maps, size in pairs]
         finally:

@@ -25,7 +25,8 @@ from edgecompress.data import DataSet, Preprocess
 from edgecompress.data.images import Augmentation
 from edgecompress.errors import EdgecompressError
 from edgecompress.methods.sources import Target, TopK
-from edgecompress.train.batches import Batch, compact
+from edgecompress.train.batches import Batch
+from edgecompress.train.modes import outputs_of
 
 Table = dict[str, Tensor]
 """The teacher's answers to the N training images of one view: `logits` (N, K), or the fields of a
@@ -137,7 +138,7 @@ class FixedTeacher:
         not only on its tensors.
         """
         pixels = self.data.train.pixels[:8].to(self.device)
-        logits = self.model(compact(self.preprocess(pixels))).float().cpu()
+        logits = outputs_of(self.model, self.preprocess(pixels)).float().cpu()
         rounded = (logits * 1000).round().to(torch.int64)
         return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
 
@@ -176,7 +177,7 @@ class FixedTeacher:
         parts = []
         for number, ids in enumerate(torch.arange(len(split)).split(CHUNK), start=1):
             pixels = shown(split.pixels[ids].to(self.device), ids, self.fill)  # (B, C, H, W) uint8
-            parts.append(self.model(compact(self.preprocess(pixels))).float().cpu())
+            parts.append(outputs_of(self.model, self.preprocess(pixels)).float().cpu())
             if self.on_step is not None:
                 self.on_step(number, -(-len(split) // CHUNK))
         self.computed += 1

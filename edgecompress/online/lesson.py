@@ -20,7 +20,7 @@ from edgecompress.online.codec import Array
 from edgecompress.online.exchanges import exchange_of
 from edgecompress.online.plan import Plan
 from edgecompress.online.registry import StudentRegistry
-from edgecompress.train.batches import compact
+from edgecompress.train.modes import outputs_of
 from edgecompress.train.settings import FitSettings
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Lesson(ABC):
         """Raises `UsageError` for images of `shape` (C, H, W) that the network cannot read."""
         try:
             with self._network() as model:
-                model(compact(self.preprocess(torch.zeros(1, *shape, dtype=torch.uint8))))
+                outputs_of(model, self.preprocess(torch.zeros(1, *shape, dtype=torch.uint8)))
         except Exception as error:  # torch raises what its layers raise
             raise UsageError(
                 f"the student's images of {shape} are none that this teacher reads: "
@@ -127,7 +127,7 @@ class Lesson(ABC):
         """
         with self._network(taps) as model:
             self.steps += 1
-            logits = model(compact(self.preprocess(pixels))).float().numpy()
+            logits = outputs_of(model, self.preprocess(pixels)).float().numpy()
             return logits, taps.outputs() if taps is not None else []
 
     def map_ends(self, example: Tensor) -> dict[str, Size]:

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from edgecompress.data import DataSet
 from edgecompress.online.plan import Plan
-from edgecompress.train.batches import Batch, compact
+from edgecompress.train.batches import Batch
 from edgecompress.train.fit import Kept, Loss, Onlooker
+from edgecompress.train.modes import outputs_of
 
 
 class Clock(Protocol):
@@ -116,7 +117,7 @@ class Publisher(Onlooker):
 
         self._model.eval()
         with torch.no_grad():
-            logits: Tensor = self._model(compact(self.data.preprocess(pixels))).float()
+            logits: Tensor = outputs_of(self._model, self.data.preprocess(pixels)).float()
         for module, mode in modes:
             module.training = mode
         return logits

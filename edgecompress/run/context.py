@@ -31,6 +31,9 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """A line for the reader."""
 
+    def epoch(self, text: str) -> None:
+        """An epoch of a training is done: a line for a log."""
+
 
 class Silent:
     """A reporter that shows nothing."""
@@ -42,6 +45,9 @@ class Silent:
         """Nothing."""
 
     def note(self, text: str) -> None:
+        """Nothing."""
+
+    def epoch(self, text: str) -> None:
         """Nothing."""
 
 

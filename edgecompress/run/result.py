@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from edgecompress import files
 from edgecompress.proportions import interval
+from edgecompress.run.provenance import provenance
 from edgecompress.run.schema import (
     ConstantRow,
     Environment,
@@ -103,6 +104,9 @@ def build(
         "data_label": data.label,
         "data_digest": ledger.data_digest,
         "recipe_digest": recipe.digest(),
+        "images": data.sizes(),
+        "image_shape": list(data.image_shape) if data.task.metric == "accuracy" else [],
+        **provenance(root),
         **_environment(ledger),
         **cast(Sections, {name: dict(section) for name, section in state.sections.items()}),
     }

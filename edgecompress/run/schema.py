@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgecompress.methods.compare import Comparison
     from edgecompress.models.students import Published
     from edgecompress.proportions import PairedRow
+    from edgecompress.run.provenance import GitRow
 
 
 class HistoryRow(TypedDict):
@@ -408,6 +409,11 @@ class _RunResult(Environment):
     data_label: str
     data_digest: str
     recipe_digest: str
+    images: dict[str, int]
+    image_shape: list[int]
+    command_line: str
+    started: str
+    git: GitRow | None
 
 
 class RunResult(_RunResult, Figures, Sections):

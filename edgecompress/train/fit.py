@@ -23,7 +23,7 @@ from edgecompress.train.batches import Batch, batches
 from edgecompress.train.companion import Companion, Kept, Moved, Onlooker
 from edgecompress.train.learner import FitResult, Hooks, Learner
 from edgecompress.train.losses import Loss, label_loss, smoothed
-from edgecompress.train.modes import dropout_of
+from edgecompress.train.modes import any_layout, dropout_of
 from edgecompress.train.optimizers import make_optimizer
 from edgecompress.train.run import Run
 from edgecompress.train.settings import FitSettings
@@ -112,6 +112,7 @@ def _train_epoch(runs: Mapping[str, Run], drawn: Iterator[Batch], epoch: int, do
     """Train on the batches `drawn`, which follow the first `done` of `epoch`."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(safe_convolutions())
+        stack.enter_context(any_layout())
         for run in runs.values():
             stack.enter_context(run.training(resumed=done > 0))
 

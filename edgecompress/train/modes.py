@@ -5,11 +5,12 @@ it is as before.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 Inputs = tuple[Any, ...]
@@ -24,7 +25,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     was_training = model.training
     model.eval()
     try:
-        yield model
+        with any_layout():
+            yield model
     finally:
         model.train(was_training)
 
@@ -68,6 +70,36 @@ def autocast_for(
     if precision == "bf16" or (precision == "auto" and supported):
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext
+
+
+class any_layout(TorchFunctionMode):
+    """A context in which `x.view(...)` of a tensor in channels_last order is `x.reshape(...)`: the
+    same function. A network that was only ever run in contiguous order may say `view`.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Inputs = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """`func` of its arguments; a view that the order in memory forbids is a copy."""
+        if func is not Tensor.view or args[0].is_contiguous():
+            return func(*args, **(kwargs or {}))
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError:
+            return args[0].contiguous().view(*args[1:], **(kwargs or {}))
+
+
+def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
+    """The outputs of `model` for `images` (B, C, H, W), which it reads in the order that is fast
+    here.
+    """
+    with any_layout():
+        outputs: Tensor = model(compact(images))
+    return outputs
 
 
 def compact(images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,8 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from edgecompress import __version__
 from edgecompress.cli.app import run_command
+from edgecompress.cli.console import table
 
 THREADS = (
     {"EDGECOMPRESS_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -258,3 +262,48 @@ def test_the_environment_stands_above_the_recipe_and_below_the_command_line(tmp_
     assert "threads: 1  # environment" in done.stdout
     assert "device: cpu  # command line" in done.stdout
     assert "seed: 0  # recipe" in run(*arguments, cwd=tmp_path).stdout
+
+
+def test_the_version_and_short_help(tmp_path: Path) -> None:
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"edgecompress {__version__}\n")
+    for command in ((), ("train",), ("teacher", "serve"), ("recipe",)):
+        short, long = (run(*command, flag, cwd=tmp_path) for flag in ("-h", "--help"))
+        assert short.returncode == 0
+        assert short.stdout == long.stdout != ""
+
+
+def test_an_epoch_is_a_line_in_a_log(tmp_path: Path) -> None:
+    done = run("train", "lenet5", "--epochs", 2, "-o", "t", cwd=tmp_path)
+    lines = [line.strip() for line in done.stderr.splitlines() if ": epoch " in line]
+    assert len(lines) == 2, done.stderr
+    number = r"[0-9.e+-]+"
+    expected = (
+        rf"train lenet5: epoch 1/2, loss {number}, validation {number}% \(loss {number}\), "
+        rf"rate {number}, .+ left"
+    )
+    assert re.fullmatch(expected, lines[0]), lines[0]
+    quiet = run("train", "lenet5", "--epochs", 1, "-o", "q", "-q", cwd=tmp_path)
+    assert quiet.stderr == ""
+
+
+def test_tables_are_folded_and_never_cut_at_80_columns(tmp_path: Path) -> None:
+    done = process("models", cwd=tmp_path, COLUMNS="80")
+    assert "\u2026" not in done.stdout
+    rows = [("a" * 70, "1 " * 20, "last")]
+    console = Console(width=80, file=io.StringIO())
+    console.print(table("wide", ["name", "numbers", "end"], rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("a") >= 70
+    assert "last" in text and "\u2026" not in text
+
+
+def test_a_result_says_how_to_repeat_it(tmp_path: Path) -> None:
+    done = run("train", "lenet5", "--epochs", 1, "-o", "t", "--json", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert result["images"] == {"training": 1169, "validation": 269, "test": 359}
+    assert result["image_shape"] == [3, 32, 32]
+    assert result["started"].endswith("+00:00")
+    assert result["command_line"]
+    assert result["git"] is None

@@ -16,6 +16,7 @@ from edgecompress.train.modes import (
     dropout_of,
     evaluating,
     hooked,
+    outputs_of,
     set_layout_,
 )
 from edgecompress.train.settings import FitSettings
@@ -109,3 +110,36 @@ def test_hooks_are_removed_with_their_context_even_after_an_error() -> None:
 def test_precision_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
     with autocast_for(precision, CPU)():
         assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == dtype
+
+
+class Viewing(torch.nn.Module):
+    """Flattens by `view`, as many tutorials do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.head = torch.nn.Linear(4 * 16 * 16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.max_pool2d(torch.relu(self.conv(x)), 2)
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_a_network_that_says_view_computes_the_same_in_channels_last() -> None:
+    torch.manual_seed(0)
+    model, images = Viewing().eval(), torch.randn(5, 3, 32, 32)
+    expected = model(images)
+    with pytest.raises(RuntimeError, match="view"):
+        model(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(outputs_of(model, images), expected)
+    with evaluating(model):
+        last = images.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(model(last), expected)
+
+
+def test_it_trains() -> None:
+    data = load_data("digits")
+    torch.manual_seed(0)
+    settings = FitSettings(epochs=2, batch_size=64, learning_rate=3e-3)
+    result = fit(Viewing(), data, label_loss, settings, seed=0, device=torch.device("cpu"))
+    assert result.best.validation_accuracy > 0.8
