@@ -135,6 +135,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cli/test_merge.py",
     ),
     "run/schema.py": ("test_compress.py",),
+    "run/sections.py": ("test_compress.py", "cli/test_merge.py"),
     "run/stage.py": ("stages/test_plugin.py",),
     "run/state.py": ("run/test_store.py",),
     "stages/__init__.py": (

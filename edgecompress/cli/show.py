@@ -11,7 +11,8 @@ from edgecompress.units import format_count
 if TYPE_CHECKING:
     from edgecompress.measure.cost import LayerRow
     from edgecompress.pipeline import Outcome
-    from edgecompress.run.schema import CompareSection, ConstantRow, ProfileSection, RunResult
+    from edgecompress.run.schema import ConstantRow, RunResult
+    from edgecompress.run.sections import CompareSection, ProfileSection
 
 
 def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:

@@ -17,7 +17,7 @@ from edgecompress.measure import machine
 from edgecompress.methods.distill import DEFAULTS
 from edgecompress.methods.features import KINDS
 from edgecompress.run.context import TrainingContext
-from edgecompress.run.schema import GradualSection
+from edgecompress.run.sections import GradualSection
 from edgecompress.stages.common import fp32_bytes
 from edgecompress.stages.gradual import GradualStage
 from edgecompress.stages.gradual.work import AMOUNT_NOT_MET, Shrinking, plan_shrinking

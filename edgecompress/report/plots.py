@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from edgecompress.run.schema import HistoryRow, ProfileSection
+from edgecompress.run.schema import HistoryRow
+from edgecompress.run.sections import ProfileSection
 
 matplotlib.rcParams.update(
     {

@@ -20,10 +20,10 @@ from edgecompress.run.schema import (
     FoldedPoolRow,
     FormatRecord,
     RunResult,
-    Sections,
     StageRecord,
     TargetsRow,
 )
+from edgecompress.run.sections import Sections
 
 if TYPE_CHECKING:
     from edgecompress.data import DataSet

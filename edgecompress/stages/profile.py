@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from edgecompress.run.schema import ProfileSection
+from edgecompress.run.sections import ProfileSection
 from edgecompress.run.stage import Stage, StageResult
 from edgecompress.stages.fields import Share, recipe_only
 

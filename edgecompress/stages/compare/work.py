@@ -15,7 +15,7 @@ from edgecompress.methods.distill import learning_from
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.run.context import Context
 from edgecompress.run.result import SCORES
-from edgecompress.run.schema import CompareSection
+from edgecompress.run.sections import CompareSection
 from edgecompress.run.state import Network, StageRow, State
 from edgecompress.stages.common import (
     count,

@@ -19,7 +19,7 @@ from edgecompress.methods.sources import Peer
 from edgecompress.methods.teacher import FixedTeacher
 from edgecompress.models.students import SOURCE
 from edgecompress.run.context import Context
-from edgecompress.run.schema import DistillFacts, DistillSection
+from edgecompress.run.sections import DistillFacts, DistillSection
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import Control, StageRow, State
 from edgecompress.stages.common import (

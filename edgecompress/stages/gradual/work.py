@@ -24,7 +24,7 @@ from edgecompress.methods.gradual import (
 )
 from edgecompress.methods.repair import repaired
 from edgecompress.run.context import Context, TrainingContext
-from edgecompress.run.schema import GradualSection
+from edgecompress.run.sections import GradualSection
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import SizePlan, StageRow, State
 from edgecompress.stages.budgets import (

@@ -19,7 +19,7 @@ from edgecompress.methods.greedy import GreedySettings, identify, mimic, samples
 from edgecompress.methods.merge import averaged, matched
 from edgecompress.methods.repair import channel_statistics, repair_
 from edgecompress.run.context import Context
-from edgecompress.run.schema import GateRow, MergeSection, MergeStep, MergeSteps
+from edgecompress.run.sections import GateRow, MergeSection, MergeStep, MergeSteps
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import Network, StageRow, State
 from edgecompress.stages.checkpoints import check_parents

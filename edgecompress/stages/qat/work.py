@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgecompress.measure.machine import has_int8_dot
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
-from edgecompress.run.schema import QatSection
+from edgecompress.run.sections import QatSection
 from edgecompress.run.state import LearnedGrid, StageRow, State
 from edgecompress.stages.common import (
     count,

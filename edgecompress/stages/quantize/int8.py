@@ -21,7 +21,7 @@ from edgecompress.measure.machine import has_int8_dot
 from edgecompress.measure.runtime import Array
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
-from edgecompress.run.schema import GridRow, Int8Section, SensitivityRecord
+from edgecompress.run.sections import GridRow, Int8Section, SensitivityRecord
 from edgecompress.run.state import State
 from edgecompress.stages.common import arrays, file_accuracy
 

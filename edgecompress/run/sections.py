@@ -1,0 +1,201 @@
+"""What stages report of themselves in `result.json`, as types.
+
+Accuracies and shares are 0..1; that of a regression is R², which the file calls `metric`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from edgecompress.methods.compare import Comparison
+    from edgecompress.models.students import Published
+
+
+class CutRow(TypedDict):
+    """The channels that each group kept after the cut of an epoch."""
+
+    epoch: int
+    widths: dict[str, int]
+
+
+class GradualSection(TypedDict):
+    """How a network was cut while it trained: the share of channels that each group keeps, the
+    groups that were left alone with the reason, and whether an epoch met the amount.
+    """
+
+    shares: dict[str, float]
+    left_alone: dict[str, str]
+    cuts: list[CutRow]
+    chosen_epoch: int
+    met: bool
+
+
+class ProfileSection(TypedDict):
+    """Accuracy, and the share of each layer's weights at zero, by global sparsity level; it
+    `holds_to` the last level within `tolerance` of the unpruned accuracy.
+    """
+
+    levels: list[float]
+    layers: dict[str, list[float]]
+    accuracy: list[float]
+    unpruned: float
+    tolerance: float
+    holds_to: float
+
+
+class DistillFacts(TypedDict, total=False):
+    """What only some ways to distil report."""
+
+    features: str
+    feature_layers: dict[str, str]
+    feature_weight: float | None
+    teacher_digest: str
+    tables_computed: int
+    tables_read: int
+    teacher_validation_accuracy: float
+    teacher_cuts: GradualSection
+    source: Published
+
+
+class _DistillSection(TypedDict):
+    mode: str
+    loss: str
+    temperature: float | None
+    alpha: float | None
+    teacher: str | None
+    top_k: int | None
+    epochs: int
+    chosen_epoch: int
+    params: int
+    weights_bytes: int
+    validation_accuracy: float
+
+
+class DistillSection(_DistillSection, DistillFacts):
+    """How the student learned, from which teacher (None: not one that the recipe brought), and what
+    it reached, before any lossless step.
+    """
+
+
+class CompareSection(TypedDict):
+    """The results of strategies under one budget of epochs: all, and their statistics."""
+
+    budget: int
+    repeats: int
+    score: str
+    results: dict[str, list[float]]
+    summary: dict[str, dict[str, float]]
+    student_against: dict[str, Comparison]
+
+
+class GateRow(TypedDict):
+    """The gates of a group in a merging `step` (from 1); `entropy` in bits, `agreement` with the
+    cut.
+    """
+
+    group: str
+    size: int
+    kept: int
+    mean_open: float
+    likely_open: float
+    entropy: float
+    agreement: float
+    step: int
+
+
+class MimicRow(TypedDict):
+    """How well a layer mimics: mean square error over the target's variance, before and after."""
+
+    layer: str
+    before: float
+    after: float
+
+
+MergeStep = TypedDict(
+    "MergeStep",
+    {
+        "stacked": float,
+        "gated": float,
+        "cut": float,
+        "l0_distance": float,
+        "mimicked": float,
+        "images": int,
+        "mimic": list[MimicRow],
+        "lambda": float,
+    },
+    total=False,
+)
+"""One merging: validation accuracy of the wide network, with gates, after the cut; of a greedy one
+without gates, after mimicking on so many training images.
+"""
+
+
+class MergeSteps(TypedDict, total=False):
+    """What only merging with gates or greedily reports."""
+
+    gates: list[GateRow]
+    steps: list[MergeStep]
+
+
+class _MergeSection(TypedDict):
+    method: str
+    heads: str
+    parents: list[float]
+    best_parent: float
+    validation_accuracy: float
+
+
+class MergeSection(_MergeSection, MergeSteps):
+    """How networks were merged: validation accuracy of the parents and of the result."""
+
+
+class GridRow(TypedDict):
+    """How the int8 file agrees with the network on its grid; were its scales `used`?"""
+
+    max_abs_logit_diff: float
+    top1_agreement: float
+    samples: int
+    used: bool
+
+
+class SensitivityRecord(TypedDict):
+    """A layer quantized alone: the accuracy that it costs, and the relative error of the
+    outputs.
+    """
+
+    layer: str
+    drop: float
+    output_error: float
+
+
+class Int8Section(TypedDict, total=False):
+    """What was measured of the int8 file; `drop_unmet` is why it loses more than allowed."""
+
+    qat: GridRow
+    sensitivity: list[SensitivityRecord]
+    left_in_float: list[str]
+    drop_unmet: str
+
+
+class QatSection(TypedDict):
+    """Fine-tuning on the int8 grid: scale and zero point of what each layer reads, and validation
+    accuracy of the network in float before it, and on the grid before and after.
+    """
+
+    scales: dict[str, list[float]]
+    original: float
+    before: float
+    after: float
+
+
+class Sections(TypedDict, total=False):
+    """What the stages report of themselves, by the name of the stage; one of your own adds its."""
+
+    compare: CompareSection
+    distill: DistillSection
+    gradual: GradualSection
+    int8: Int8Section
+    merge: MergeSection
+    profile: ProfileSection
+    qat: QatSection
