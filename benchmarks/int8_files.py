@@ -17,7 +17,7 @@ from edgecompress.data import DataSet, load_data
 from edgecompress.export import in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
-from edgecompress.measure import machine, regression, runtime
+from edgecompress.measure import regression, runtime
 from edgecompress.measure.runtime import Array
 from edgecompress.models import ModelSource, build
 
@@ -79,7 +79,7 @@ def plain_tool(
         "per_channel": True,
         "activation_type": QuantType.QUInt8,
         "weight_type": QuantType.QInt8,
-        "reduce_range": not machine.has_int8_dot(),
+        "reduce_range": True,
         **overrides,
     }
     reader = _reader(batches)

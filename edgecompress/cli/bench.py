@@ -303,7 +303,9 @@ def _check(path: Path, provider: str) -> None:
     """
     from edgecompress.measure import runtime
 
-    runtime.load(path, threads=1, provider=provider)
+    warning = runtime.load(path, threads=1, provider=provider).warning()
+    if warning is not None:
+        print_line(f"warning: {warning}", sys.stderr)
 
 
 def _show(result: BenchResult, strict: bool) -> None:

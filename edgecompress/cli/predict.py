@@ -64,6 +64,8 @@ def predict(
             "--image-size is about --data: of images the file itself says how it reads them"
         )
     loaded = runtime.load(onnx_in(model), threads=threads)
+    if (warning := loaded.warning()) is not None:
+        print_line(f"warning: {warning}", sys.stderr)
     if data is not None:
         from edgecompress.measure.score import score_on
 

@@ -1,7 +1,9 @@
 """The int8 format of an fp32 ONNX file: static, QDQ, with a scale for each output channel.
 
-Calibration is streamed, one batch at a time. Weights are 7-bit (`reduce_range`) where the CPU has
-no int8 dot product: there two products are added in 16 bits and saturate.
+Calibration is streamed, one batch at a time. Weights are 7-bit (`reduce_range`) unless the file is
+for processors with an int8 dot product: on others the sum of two products of 8 bits (up to
+255 * 127 * 2) does not fit into 16 bits, and saturates. The file does not depend on the processor
+that builds it.
 """
 
 from __future__ import annotations
@@ -28,8 +30,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import onnx as onnx_export
-from edgecompress.measure.machine import has_int8_dot
-from edgecompress.measure.runtime import Array
+from edgecompress.measure.runtime import WEIGHT_BITS, Array
 
 FORMATS = ("fp32", "fp16", "int8-qdq")
 COMPUTE = ("Conv", "Gemm", "MatMul", "ConvTranspose")
@@ -181,7 +182,7 @@ def _quantizable() -> set[str]:
 def quantized(
     calibrated: Calibrated,
     *,
-    reduce_range: bool | None = None,
+    reduce_range: bool = True,
     exclude: Collection[str] = (),
     only: Collection[str] | None = None,
     scales: Mapping[str, tuple[float, int]] | None = None,
@@ -189,7 +190,8 @@ def quantized(
     """The int8 QDQ format: activations uint8 per tensor, weights int8 per output channel, biases
     int32. Metadata are kept.
 
-    `reduce_range` None depends on the CPU. `exclude` names layers that stay in float, `only` the
+    With `reduce_range` weights have 7 bits, which hold on every processor; the metadata say how
+    many. `exclude` names layers that stay in float, `only` the
     only ones that do not. `scales` overrides the calibrated scale and zero point of the input of a
     layer: {layer: (scale, zero point)}. Raises `UsageError` for a layer that is not in the file.
     """
@@ -201,7 +203,7 @@ def quantized(
     in_int8 = {node for name in (nodes if only is None else only) for node in nodes[name]}
     model = _insert_qdq(
         calibrated,
-        reduce_range=not has_int8_dot() if reduce_range is None else reduce_range,
+        reduce_range=reduce_range,
         only=[] if only is None else [node for name in only for node in nodes[name]],
         exclude=in_float,
         overrides=_overrides(calibrated, scales or {}) | _of_grouped_transposed(calibrated),
@@ -211,6 +213,8 @@ def quantized(
     model.topological_sort()
     proto: onnx.ModelProto = model.model
     onnx_export.finish_like(proto, calibrated.original)
+    bits = proto.metadata_props.add()
+    bits.key, bits.value = WEIGHT_BITS, "7" if reduce_range else "8"
     return proto
 
 
@@ -339,7 +343,7 @@ def to_int8(
     fp32: Path,
     batches: Callable[[], Iterable[Array]],
     *,
-    reduce_range: bool | None = None,
+    reduce_range: bool = True,
     method: str = "minmax",
 ) -> onnx.ModelProto:
     """The int8 QDQ format of the model at `fp32`, calibrated on `batches()` of `(N, C, H, W)`

@@ -76,7 +76,9 @@ def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
             "and stride 1 (oneDNN#6035)"
         )
     if not has_int8_dot(features):
-        effects.append("int8 weights get 7 bits, since products of 8 bits saturate")
+        effects.append(
+            "products of 8-bit weights saturate: int8 files need the 7 bits of --cpu any"
+        )
     return tuple(effects)
 
 

@@ -19,6 +19,8 @@ from edgecompress.measure.metadata import Metadata
 
 Array = NDArray[Any]
 CPU = "CPUExecutionProvider"
+WEIGHT_BITS = "edgecompress.weight_bits"
+"""Metadata of an int8 file: the bits of its weights, 7 or 8."""
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -84,6 +86,15 @@ class Runtime:
     def described(self) -> str:
         """All inputs in one line."""
         return " and ".join(one.text for one in self.inputs)
+
+    def warning(self) -> str | None:
+        """What this processor does to the results of the file, if anything."""
+        if self.metadata.integer("weight_bits") != 8 or machine.has_int8_dot():
+            return None
+        return (
+            f"'{self.path.name}' has 8-bit weights, for processors with an int8 dot product; here "
+            "sums saturate, and its outputs are others: quantize it again with --cpu any"
+        )
 
     def random_feeds(
         self, size: int | None, generator: np.random.Generator, shapes: Shapes | None = None

@@ -40,6 +40,7 @@ from edgecompress.units import format_duration
 
 if TYPE_CHECKING:
     from edgecompress.stages.export import ExportStage
+    from edgecompress.stages.quantize import QuantizeStage
 
 DIGEST_LENGTH = 64
 """Characters of a recipe's digest, SHA-256 in hex."""
@@ -258,6 +259,14 @@ def reads_pixels(context: Context) -> bool:
     return settings is not None and settings.embed_preprocess
 
 
+def reduces_range(context: Context) -> bool:
+    """Do the weights of the recipe's int8 file have 7 bits, so that it holds on every processor?"""
+    for stage in context.recipe.stages:
+        if stage.stage == "quantize":
+            return cast("QuantizeStage", stage).cpu in ("any", "no-vnni")
+    return True
+
+
 def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx.ModelProto:
     """The fp32 file of `model`, for the oldest ONNX Runtime that the recipe names."""
     proto = onnx_export.to_onnx(model, context.example, input_spec(context, accuracy).metadata())
@@ -323,7 +332,10 @@ def make_format(
     if form == "fp16":
         return fp16.to_fp16(fp32)
     return quantizer.to_int8(
-        fp32, lambda: arrays(context, context.data.train, images), method=method
+        fp32,
+        lambda: arrays(context, context.data.train, images),
+        reduce_range=reduces_range(context),
+        method=method,
     )
 
 

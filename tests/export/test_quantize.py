@@ -21,7 +21,8 @@ from edgecompress.export import in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.quantize import Calibrated
-from edgecompress.measure import runtime
+from edgecompress.measure import machine, runtime
+from edgecompress.measure.runtime import Array
 from tests.export.models import EXAMPLE, SHAPE, SPEC, network
 
 VALUES = np.random.default_rng(0).standard_normal((32, *SHAPE)).astype(np.float32)
@@ -284,6 +285,42 @@ def test_trap_saturation_without_an_int8_dot_product(calibrated: Calibrated) -> 
 
     assert largest(True) <= 64
     assert largest(False) == 127
+
+
+def saturating(left: Array, right: Array) -> Array:
+    """The products (M, N) of uint8 (M, K) and int8 (K, N) as x86 computes them without an int8 dot
+    product: vpmaddubsw adds two neighbouring products with saturation in 16 bits, then these sums
+    are added in 32 bits.
+    """
+    products = left.astype(np.int64)[:, :, None] * right.astype(np.int64)[None]  # (M, K, N)
+    pairs = products[:, ::2] + products[:, 1::2]
+    return np.asarray(pairs.clip(-(2**15), 2**15 - 1).sum(1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_7_bits_never_saturate_and_8_do(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    left = generator.integers(0, 256, (6, 64), dtype=np.uint8)
+    left[:, :8] = 255
+    for most, exact in ((64, True), (127, False)):
+        right = generator.integers(-most, most + 1, (64, 9)).astype(np.int8)
+        right[:8] = most
+        expected = left.astype(np.int64) @ right.astype(np.int64)
+        assert np.array_equal(saturating(left, right), expected) == exact
+
+
+def test_the_file_says_how_many_bits_its_weights_have(
+    calibrated: Calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for reduced, bits in ((True, 7), (False, 8)):
+        path = tmp_path / f"{bits}.onnx"
+        onnx_export.save(quantizer.quantized(calibrated, reduce_range=reduced), path)
+        loaded = runtime.load(path)
+        assert loaded.metadata.integer("weight_bits") == bits
+        for dot in (True, False):
+            monkeypatch.setattr(machine, "has_int8_dot", lambda dot=dot: dot)
+            assert (loaded.warning() is not None) == (bits == 8 and not dot)
+        monkeypatch.undo()
 
 
 def test_metadata_are_kept(calibrated: Calibrated) -> None:

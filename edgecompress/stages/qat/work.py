@@ -6,7 +6,6 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgecompress.measure.machine import has_int8_dot
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
 from edgecompress.run.sections import QatSection
@@ -15,6 +14,7 @@ from edgecompress.stages.common import (
     count,
     fit_settings,
     learning_loss,
+    reduces_range,
     train_model,
     validation_accuracy,
     watched,
@@ -31,7 +31,7 @@ def qat(context: Context, settings: QatStage, state: State) -> State:
     """Fine-tune a copy of the network on the int8 grid; its scales are for the stage `quantize`."""
     model = copy.deepcopy(state.need_model()).to(context.device)
     original = validation_accuracy(context, model.eval())
-    aware = QuantAware(model, reduce_range=not has_int8_dot()).to(context.device)
+    aware = QuantAware(model, reduce_range=reduces_range(context)).to(context.device)
     pixels = context.data.train.pixels[:CALIBRATION_IMAGES].to(context.device)
     aware.calibrate(context.data.normalised(pixels))
     before = validation_accuracy(context, aware.eval())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from edgecompress.run.stage import Stage, StageResult
-from edgecompress.stages.fields import Quantize, Share, flag, recipe_only
+from edgecompress.stages.fields import Processor, Quantize, Share, flag, recipe_only
 
 if TYPE_CHECKING:
     from edgecompress.run.context import Context
@@ -24,6 +24,10 @@ class QuantizeStage(Stage):
     """Training images that set the ranges of activations."""
     method: Literal["minmax", "entropy", "percentile"] = flag("--calibration", "minmax")
     """How the ranges are chosen."""
+    cpu: Processor = "any"
+    """Where int8 runs: any and no-vnni give weights 7 bits, which never saturate; vnni and arm-dot
+    8, for processors with an int8 dot product only.
+    """
     max_int8_loss: Share = recipe_only(0.01)
     """Validation accuracy that int8 may lose against fp32, absolute, before fp16 is planned."""
     max_drop: Share | None = None
@@ -38,7 +42,7 @@ class QuantizeStage(Stage):
 
     @model_validator(mode="after")
     def _about_int8(self) -> QuantizeStage:
-        given = self.given("method", "max_drop", "sensitivity", "strict")
+        given = self.given("method", "cpu", "max_drop", "sensitivity", "strict")
         if self.quantize in ("fp16", "none") and given:
             raise ValueError(
                 f"{', '.join(given)} say how int8 is made: with quantize {self.quantize} "

@@ -17,13 +17,12 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.quantize import Calibrated
 from edgecompress.measure import processes, runtime
-from edgecompress.measure.machine import has_int8_dot
 from edgecompress.measure.runtime import Array
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
 from edgecompress.run.sections import GridRow, Int8Section, SensitivityRecord
 from edgecompress.run.state import State
-from edgecompress.stages.common import arrays, file_accuracy
+from edgecompress.stages.common import arrays, file_accuracy, reduces_range
 
 if TYPE_CHECKING:
     from edgecompress.stages.quantize import QuantizeStage
@@ -122,11 +121,12 @@ def _with_learned_scales(
     """The file with the scales of stage `qat`, where it agrees with the network on its grid and is
     no worse than with calibrated ones; the scales that it has (None: calibrated).
     """
-    plain = quantizer.quantized(calibrated)
+    reduced = reduces_range(context)
+    plain = quantizer.quantized(calibrated, reduce_range=reduced)
     if state.grid is None:
         return Int8File(plain), None
     scales = dict(state.grid.scales)
-    learned = quantizer.quantized(calibrated, scales=scales)
+    learned = quantizer.quantized(calibrated, scales=scales, reduce_range=reduced)
     agreed = _agreement(context, state, learned, scales)
     better = agreed.top1_agreement >= AGREEMENT
     if better and _score(context, learned) >= _score(context, plain):
@@ -154,7 +154,9 @@ def _within_drop(
         kept = None
         if scales is not None:
             kept = {name: pair for name, pair in scales.items() if name not in exclude}
-        proto = quantizer.quantized(calibrated, exclude=exclude, scales=kept)
+        proto = quantizer.quantized(
+            calibrated, exclude=exclude, scales=kept, reduce_range=reduces_range(context)
+        )
     short = least - _score(context, proto)
     unmet = None
     if short > 1e-9:
@@ -173,7 +175,11 @@ def sensitivity(context: Context, calibrated: Calibrated, fp32: Path) -> list[Se
     rows, names = [], list(calibrated.layers())
     for number, name in enumerate(names, start=1):
         context.reporter.step(number, len(names), "sensitivity")
-        outputs = _outputs(context, quantizer.quantized(calibrated, only=[name]), inputs)
+        outputs = _outputs(
+            context,
+            quantizer.quantized(calibrated, only=[name], reduce_range=reduces_range(context)),
+            inputs,
+        )
         error = float(np.square(outputs - reference).mean() / max(1e-12, float(reference.var())))
         drop = best - task.score(torch.from_numpy(outputs), labels)
         rows.append(SensitivityRow(name, drop, error))
@@ -200,7 +206,7 @@ def _agreement(
     context: Context, state: State, proto: onnx.ModelProto, scales: dict[str, tuple[float, int]]
 ) -> GridAgreement:
     """How the int8 file agrees with the network on its grid, over validation images."""
-    aware = QuantAware(state.need_model().cpu(), reduce_range=not has_int8_dot()).eval()
+    aware = QuantAware(state.need_model().cpu(), reduce_range=reduces_range(context)).eval()
     aware.fix(scales)
     inputs = list(arrays(context, context.data.validation, TABLE_IMAGES))
     with torch.no_grad():

@@ -16,6 +16,7 @@ from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure import latency, processes, runtime
+from edgecompress.measure.machine import has_int8_dot
 from edgecompress.run.context import Context
 from edgecompress.run.stage import Stage, StageResult
 from edgecompress.run.state import (
@@ -54,6 +55,11 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> StageRe
     """Make every format that may ship, measure bytes, validation accuracy and latency of each, and
     place `model.onnx`.
     """
+    if settings.cpu in ("vnni", "arm-dot") and not has_int8_dot():
+        context.reporter.note(
+            f"--cpu {settings.cpu}: int8 saturates on this processor, so its accuracy and latency "
+            "here are not those of the target"
+        )
     made = measure_formats(context, settings, state, formats(settings, state.plan))
     rows, int8 = list(made.rows), made.int8
     chosen, reason = choose(rows, state.plan, settings, made.refused)
