@@ -166,11 +166,26 @@ class Given:
         known = {} if checkpoint is None else trained_on(checkpoint, self)
         values = self.draft(RunSettings, command=command, model=model, stages=list(stages), **known)
         places = dict(_places(values))
+        self._check_placed({flag for flag, _ in places.values()}, stages)
         flags = {place: option for place, (option, _) in places.items()}
         recipe = validate(values, command, options=flags)
         origins = {".".join(map(str, place)): origin for place, (_, origin) in places.items()}
         kept = dict.fromkeys(known, f"checkpoint {checkpoint}")
         launch(recipe, {"model": "command line", **kept, **origins}, self.run_options())
+
+    def _check_placed(self, placed: set[str], stages: Sequence[Mapping[str, object]]) -> None:
+        """Raises `UsageError` for a typed option that reached no place of the recipe: it would be
+        ignored without a word. The environment is for all verbs.
+        """
+        for name, origin in self.origins.items():
+            option = self.options[name]
+            typed = origin == ORIGINS["COMMANDLINE"]
+            if typed and option.flags[-1] not in placed and RunOptions not in option.kinds:
+                names = ", ".join(str(stage["stage"]) for stage in stages)
+                raise UsageError(
+                    f"{option.flags[-1]} does not apply here: none of the stages of this run "
+                    f"({names}) takes it; leave it out"
+                )
 
     def run_options(self) -> RunOptions:
         """How the run is carried out."""

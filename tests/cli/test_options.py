@@ -87,3 +87,24 @@ def test_a_search_names_the_origin_of_its_target_and_takes_no_steps(
     assert "max_drop: 0.01  # command line" in dry_run("compress lenet5 --max-drop 1%", capsys)
     assert run_command(["compress", "lenet5", "--max-drop", "1%", "--steps", "2"]) == 2
     assert "leave --steps out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("compress lenet5 --max-drop 1% --distill-epochs 2 --steps 2", "--steps"),
+        ("compress lenet5 --max-drop 1% --criterion l1 --floor 0.1", None),
+        ("train lenet5 --epochs 1", None),
+        ("distill nowhere lenet5 --mode online --quantize fp16 --epochs 1", None),
+    ],
+)
+def test_an_option_that_reaches_no_place_is_refused(
+    line: str, option: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run_command([*line.split(), "--dry-run"])
+    said = capsys.readouterr().err
+    if option is None:
+        assert "does not apply here" not in said
+    else:
+        assert code == 2
+        assert option in said
