@@ -141,3 +141,44 @@ def test_what_must_not_meet_in_one_process(room: str, foreign: tuple[str, ...]) 
     code = f"import {room}, sys; print([name for name in {foreign!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+ELSEWHERE = """
+import importlib, os, pkgutil, sys
+import psutil  # has what it needs of each system
+GONE = {"resource", "fcntl", "pwd", "grp", "termios", "torch", "mininet", "scapy"}
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in GONE:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+for name in GONE:
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Gone())
+for name in ("sysconf", "sched_getaffinity", "getuid", "geteuid", "getpgid", "killpg"):
+    if hasattr(os, name):
+        delattr(os, name)
+import edgecompress
+count = 0
+for module in pkgutil.walk_packages(edgecompress.__path__, "edgecompress."):
+    if module.name.split(".")[1] in ("emulate", "__main__"):
+        continue
+    try:
+        importlib.import_module(module.name)
+        count += 1
+    except ModuleNotFoundError as error:
+        assert error.name == "torch", (module.name, error)
+from edgecompress.measure import machine
+hardware = machine.hardware()
+assert hardware["cores"] >= 1 and hardware["memory_bytes"] > 0, hardware
+assert machine.peak_rss_bytes() > 0
+print(count)
+"""
+
+
+def test_the_base_install_imports_where_unix_modules_are_missing() -> None:
+    """As on Windows: no resource, no os.sysconf; and without torch. Emulations need Linux."""
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 60

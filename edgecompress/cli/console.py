@@ -119,12 +119,15 @@ class Bars:
             )
             self.progress.start()
         self._task: TaskID | None = None
+        self._planned = 0
 
     def stage(self, number: int, total: int, name: str) -> None:
-        """A stage begins."""
+        """A stage begins. Stages that others asked for on the way are counted apart: `[5/8+2]`."""
         self._end_task()
+        self._planned = self._planned or total
+        added = f"+{total - self._planned}" if total > self._planned else ""
         if not self.quiet:
-            self.console.print(f"[{number}/{total}] {name}", markup=False)
+            self.console.print(f"[{number}/{self._planned}{added}] {name}", markup=False)
 
     def step(self, done: int, total: int, text: str) -> None:
         """Move the bar of the work called `text`."""

@@ -8,13 +8,13 @@ levels is split here into 70 / 10 / 20 %, always in the same way.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,7 +25,7 @@ from edgecompress.data.lazy import FilePixels
 from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import UsageError
 
-IN_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+IN_MEMORY = psutil.virtual_memory().total // 4
 """Bytes of decoded images above which those of a folder stay on disk and are decoded batch by
 batch: a quarter of the machine's memory.
 """

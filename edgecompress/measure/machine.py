@@ -9,10 +9,11 @@ import importlib.metadata
 import os
 import platform
 import re
-import resource
 import sys
 from functools import lru_cache
 from pathlib import Path
+
+import psutil
 
 _RECORDED = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 """Instruction-set flags that a result records."""
@@ -128,22 +129,29 @@ def own_peak_rss_bytes() -> int:
         match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
         if match:
             return 1024 * int(match.group(1))
-    return _rusage_bytes(resource.RUSAGE_SELF)
+    memory = psutil.Process().memory_info()
+    # Windows keeps the peak itself; elsewhere the kernel's accounts have it
+    return int(getattr(memory, "peak_wset", 0)) or max(memory.rss, _rusage_bytes("RUSAGE_SELF"))
 
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process and of its ended children so far, in bytes."""
-    return max(own_peak_rss_bytes(), _rusage_bytes(resource.RUSAGE_CHILDREN))
+    return max(own_peak_rss_bytes(), _rusage_bytes("RUSAGE_CHILDREN"))
 
 
-def _rusage_bytes(who: int) -> int:
+def _rusage_bytes(who: str) -> int:
+    """The largest resident memory in the accounts of `who`; 0 on Windows, which has none."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(who).ru_maxrss
+    return unit * int(resource.getrusage(getattr(resource, who)).ru_maxrss)
 
 
 def hardware() -> dict[str, object]:
     """The machine, as results record it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     return {
         "cpu": cpu_name(),
         "machine": platform.machine(),

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from edgecompress import __version__
 from edgecompress.cli.app import run_command
-from edgecompress.cli.console import table
+from edgecompress.cli.console import Bars, table
 
 THREADS = (
     {"EDGECOMPRESS_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -307,3 +307,12 @@ def test_a_result_says_how_to_repeat_it(tmp_path: Path) -> None:
     assert result["started"].endswith("+00:00")
     assert result["command_line"]
     assert result["git"] is None
+
+
+def test_the_number_of_stages_that_was_announced_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    bars = Bars(quiet=False)
+    for number, total in ((1, 8), (4, 8), (5, 10), (10, 10)):
+        bars.stage(number, total, "work")
+    bars.close()
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["[1/8] work", "[4/8] work", "[5/8+2] work", "[10/8+2] work"]
