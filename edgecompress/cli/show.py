@@ -46,6 +46,8 @@ def show_sides(result: RunResult) -> None:
     title = f"{result['model']} trained on {result['data_label']}, {result['format']}"
     console = stdout()
     console.print(table(title, ["", *sides(result), "ratio"], comparison(result)))
+    if "ci95" in result["student"]:
+        console.print("(in parentheses: 95 % intervals)", markup=False)
     console.print(result["format_reason"], markup=False)
 
 
