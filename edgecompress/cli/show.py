@@ -11,7 +11,7 @@ from edgecompress.units import format_count
 if TYPE_CHECKING:
     from edgecompress.measure.cost import LayerRow
     from edgecompress.pipeline import Outcome
-    from edgecompress.run.schema import ConstantRow, RunResult
+    from edgecompress.run.schema import ConstantRow, RunResult, StageRecord
     from edgecompress.run.sections import CompareSection, ProfileSection
 
 
@@ -55,13 +55,18 @@ def show_stages(result: RunResult) -> None:
     """A row for each stage."""
     from edgecompress.run.result import score_name
 
-    rows = [
-        (row["name"], f"{row['accuracy']:.2%}", format_count(row["params"]))
-        for row in result["stages"]
-    ]
+    rows = [(row["name"], _sure(row), format_count(row["params"])) for row in result["stages"]]
     title = f"{result['model']} on {result['data_label']}, {result['command']}"
     columns = ["stage", f"validation {score_name(result)}", "parameters"]
     stdout().print(table(title, columns, rows))
+
+
+def _sure(row: StageRecord) -> str:
+    """`95.54% (92.4 to 97.4)`: a validation accuracy with its 95 % interval."""
+    if "ci95" not in row:
+        return f"{row['accuracy']:.2%}"
+    low, high = row["ci95"]
+    return f"{row['accuracy']:.2%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def show_sections(result: RunResult, *, verbose: bool) -> None:
