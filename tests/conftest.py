@@ -34,10 +34,16 @@ SPARE_S = 30
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 
+SHARED = {"compressed", "trained", "formats", "found"}
+"""Fixtures of modules that take long."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share an expensive fixture go to one worker (`--dist loadgroup`)."""
     for item in items:
-        shared = {"compressed", "trained", "formats"} & set(getattr(item, "fixturenames", ()))
+        shared = {"compressed", "trained", "formats", "found"} & set(
+            getattr(item, "fixturenames", ())
+        )
         if shared:
             item.add_marker(pytest.mark.xdist_group(f"{item.path.name}-{sorted(shared)[0]}"))
 

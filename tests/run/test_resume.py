@@ -85,7 +85,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("resume")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_run_resumes_to_the_same_result(
     name: str, found: dict[str, dict[str, list[str]]]
