@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
 
 from edgecompress.data import Preprocess
 from edgecompress.errors import EdgecompressError
@@ -77,3 +79,33 @@ def test_an_old_opset_is_refused(plain: Path) -> None:
     old = portable.for_runtime(onnx.load(str(plain)), "1.12")
     with pytest.raises(EdgecompressError, match="opset 18"):
         pixels_export.embed_preprocess(old, SPEC.preprocess, SHAPE)
+
+
+class Pixels(nn.Module):
+    """The image that it reads, as outputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
+
+
+def test_resized_pixels_are_within_1_of_pillows(tmp_path: Path) -> None:
+    """At the border too: 40 random sizes up and down (200 sizes gave the same bound)."""
+    side = 48
+    identity = Preprocess((0.0,) * 3, (1.0,) * 3, side, side, scale=1)
+    proto = onnx_export.to_onnx(Pixels().eval(), torch.zeros(1, 3, side, side))
+    path = tmp_path / "pixels.onnx"
+    onnx_export.save(pixels_export.embed_preprocess(proto, identity, (3, side, side)), path)
+    loaded, generator = runtime.load(path, threads=1), np.random.default_rng(0)
+    for _ in range(40):
+        height, width = (int(size) for size in generator.integers(8, 300, 2))
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        scale = side / min(height, width)
+        size = [max(side, round(length * scale)) for length in (height, width)]
+        resized = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        top, left = (max(0, (length - side) // 2) for length in size)
+        expected = np.asarray(resized)[top : top + side, left : left + side].astype(int)
+        actual = loaded.run(pixels[None])[0].reshape(3, side, side).transpose(1, 2, 0)
+        assert np.abs(actual - expected).max() <= 1, (height, width)
+        trained_on = identity(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].numpy()
+        off = np.abs(actual.transpose(2, 0, 1) - trained_on)
+        assert off.max() <= 1 and (off > 0).mean() < 0.001, (height, width)
