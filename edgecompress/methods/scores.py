@@ -20,7 +20,7 @@ from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.errors import UsageError
 from edgecompress.train.batches import Batch
 from edgecompress.train.losses import Loss
-from edgecompress.train.modes import evaluating
+from edgecompress.train.modes import evaluating, outputs_of
 
 CRITERIA = ("l1", "l2", "bn", "taylor", "random")
 Scores = dict[ChannelGroup, Tensor]
@@ -115,7 +115,7 @@ def taylor(model: nn.Module, graph: ChannelGraph, loss: Loss, batches: Iterable[
         for batch in batches:
             model.zero_grad(set_to_none=True)
             with safe_convolutions():
-                value = loss(model(batch.images), batch)  # (B, K) -> scalar
+                value = loss(outputs_of(model, batch.images), batch)  # (B, K) -> scalar
             value.backward()
             for group in graph.groups:
                 scores[group] += _gate_gradient(model, group) ** 2

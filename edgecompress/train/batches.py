@@ -13,7 +13,7 @@ from edgecompress.data.images import stream
 from edgecompress.data.lazy import fetched
 from edgecompress.data.task import Task
 from edgecompress.train import distributed
-from edgecompress.train.modes import compact, evaluating
+from edgecompress.train.modes import compact, evaluating, outputs_of
 from edgecompress.train.settings import FitSettings
 
 __all__ = ["Batch", "batches", "compact", "evaluate", "order", "outputs_on"]
@@ -102,7 +102,7 @@ def outputs_on(
     places = distributed.share(torch.arange(len(split)))
     with evaluating(model):
         parts = [
-            model(compact(data.normalised(split.pixels[ids].to(device)))).float()
+            outputs_of(model, data.normalised(split.pixels[ids].to(device))).float()
             for ids in places.split(size)
         ]
     return distributed.gathered(torch.cat(parts), places, len(split))  # (N, K)

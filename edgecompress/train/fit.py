@@ -23,7 +23,7 @@ from edgecompress.train.batches import Batch, batches
 from edgecompress.train.companion import Companion, Kept, Moved, Onlooker
 from edgecompress.train.learner import FitResult, Hooks, Learner
 from edgecompress.train.losses import Loss, label_loss, smoothed
-from edgecompress.train.modes import any_layout, dropout_of
+from edgecompress.train.modes import dropout_of, evaluating, outputs_of
 from edgecompress.train.optimizers import make_optimizer
 from edgecompress.train.run import Run
 from edgecompress.train.settings import FitSettings
@@ -91,6 +91,8 @@ def fit_together(
         resumed = {name: run.resume(example) for name, run in runs.items()}
         first, done = next(iter(resumed.values()))
         for run in runs.values():
+            with torch.no_grad(), evaluating(run.model):
+                outputs_of(run.model, example)  # settles in which order in memory it can run
             run.consider_initial(data)
 
         for epoch in range(first, settings.epochs + 1):
@@ -112,7 +114,6 @@ def _train_epoch(runs: Mapping[str, Run], drawn: Iterator[Batch], epoch: int, do
     """Train on the batches `drawn`, which follow the first `done` of `epoch`."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(safe_convolutions())
-        stack.enter_context(any_layout())
         for run in runs.values():
             stack.enter_context(run.training(resumed=done > 0))
 
@@ -129,7 +130,7 @@ def _train_epoch(runs: Mapping[str, Run], drawn: Iterator[Batch], epoch: int, do
 def _forward(run: Run, batch: Batch) -> Tensor:
     """Logits (B, K), float32."""
     with run.timed(), run.autocast():
-        logits: Tensor = run.model(batch.images)  # (B, C, h, w) -> (B, K)
+        logits = outputs_of(run.model, batch.images)  # (B, C, h, w) -> (B, K)
     return logits.float()
 
 

@@ -5,12 +5,12 @@ it is as before.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 Inputs = tuple[Any, ...]
@@ -25,8 +25,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     was_training = model.training
     model.eval()
     try:
-        with any_layout():
-            yield model
+        yield model
     finally:
         model.train(was_training)
 
@@ -72,34 +71,30 @@ def autocast_for(
     return contextlib.nullcontext
 
 
-class any_layout(TorchFunctionMode):
-    """A context in which `x.view(...)` of a tensor in channels_last order is `x.reshape(...)`: the
-    same function. A network that was only ever run in contiguous order may say `view`.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Inputs = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """`func` of its arguments; a view that the order in memory forbids is a copy."""
-        if func is not Tensor.view or args[0].is_contiguous():
-            return func(*args, **(kwargs or {}))
-        try:
-            return func(*args, **(kwargs or {}))
-        except RuntimeError:
-            return args[0].contiguous().view(*args[1:], **(kwargs or {}))
+_CONTIGUOUS: WeakSet[nn.Module] = WeakSet()
+"""Networks that have failed in channels_last order."""
+VIEW_FAILED = "view size is not compatible"
+"""What PyTorch says of a `view` that the order in memory forbids."""
 
 
 def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
-    """The outputs of `model` for `images` (B, C, H, W), which it reads in the order that is fast
-    here.
+    """The outputs of `model` for `images` (B, C, H, W), in the order in memory that is fast here.
+
+    A network that flattens by `view`, as many tutorials do, cannot run in channels_last order: from
+    its first failure on it runs in contiguous order, weights and images. Its own code decides what
+    `view` means: it may write through it.
     """
-    with any_layout():
-        outputs: Tensor = model(compact(images))
-    return outputs
+    if model not in _CONTIGUOUS:
+        try:
+            outputs: Tensor = model(compact(images))
+            return outputs
+        except RuntimeError as error:
+            if VIEW_FAILED not in str(error):
+                raise
+        _CONTIGUOUS.add(model)
+        set_layout_(model, torch.contiguous_format)
+    settled: Tensor = model(images.contiguous())
+    return settled
 
 
 def compact(images: Tensor) -> Tensor:

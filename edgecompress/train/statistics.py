@@ -16,7 +16,7 @@ from torch import nn
 
 from edgecompress.core import layers
 from edgecompress.data import DataSet
-from edgecompress.train.modes import compact, evaluating
+from edgecompress.train.modes import evaluating, outputs_of
 
 IMAGES = 512
 """Training images, evenly spread, from which statistics are estimated."""
@@ -49,6 +49,7 @@ def reestimate_(
     momenta = [norm.momentum for norm in norms]
     chosen = torch.linspace(0, len(data.train) - 1, min(IMAGES, len(data.train))).long()
     with evaluating(model):
+        outputs_of(model, data.normalised(data.train.pixels[:1].to(device)))  # settles the order
         for norm in norms:
             norm.get_buffer("running_mean").zero_()
             norm.get_buffer("running_var").fill_(1)
@@ -58,7 +59,7 @@ def reestimate_(
         try:
             for ids in _batches(chosen):
                 pixels = data.train.pixels[ids].to(device)  # (B, C, H, W) uint8
-                model(compact(data.normalised(pixels)))
+                outputs_of(model, data.normalised(pixels))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

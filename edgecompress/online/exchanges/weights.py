@@ -25,6 +25,7 @@ from edgecompress.online.stream import Stream
 from edgecompress.online.training import Attempt
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import Companion, Kept, Loss, Onlooker, label_loss
+from edgecompress.train.modes import outputs_of
 
 
 class EpochWeights(Onlooker):
@@ -115,7 +116,7 @@ class WeightsStudent(StudentEndpoint):
             self._load(mentor, self._fetch(epoch))
             self._loaded_epoch = epoch
         with torch.no_grad():
-            logits: Tensor = mentor.eval()(batch.images)
+            logits: Tensor = outputs_of(mentor.eval(), batch.images)
         return logits.float()
 
     def _fetch(self, epoch: int) -> bytes:
