@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "units",
     "files",
+    "git",
     "pictures",
     "proportions",
     "core",

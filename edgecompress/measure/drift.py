@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import TypedDict
 
-from edgecompress import files
+from edgecompress import files, git
 from edgecompress.errors import UsageError
 from edgecompress.measure.requests import Conditions, FileRow
 from edgecompress.measure.runtime import Array
@@ -149,13 +148,7 @@ def commit() -> str | None:
     for name in COMMITS:
         if os.environ.get(name):
             return os.environ[name]
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    return git.head_commit(Path.cwd())
 
 
 def read_history(path: Path) -> list[Entry]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import datetime
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from edgecompress import files
+from edgecompress import files, git
 
 
 class GitRow(TypedDict):
@@ -49,22 +48,5 @@ def started(root: Path) -> str:
 
 def git_row(folder: Path) -> GitRow | None:
     """The commit of `folder`; None where it is no repository, or git is not installed."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return {"commit": commit.strip(), "dirty": bool(_git(folder, "status", "--porcelain", "-uno"))}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    commit = git.head_commit(folder)
+    return None if commit is None else {"commit": commit, "dirty": git.is_dirty(folder)}
