@@ -27,6 +27,10 @@ class Interval:
     low: float
     high: float
 
+    def bounds(self) -> list[float | None]:
+        """[low, high] as JSON has them: None where one is unbounded."""
+        return [bound if math.isfinite(bound) else None for bound in (self.low, self.high)]
+
 
 def resampled_medians(groups: Sequence[Array], seed: int, count: int = RESAMPLES) -> Array:
     """Medians `(count,)` of values resampled over groups `(n,)`, then within them."""

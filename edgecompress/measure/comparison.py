@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,12 +52,11 @@ class Judged(Judgement):
 
     candidate: FileRow
     baseline: FileRow
+    blocks_ms: PairedBlocks
 
 
 class Comparison(Judged):
     """Two files that were measured together."""
-
-    blocks_ms: PairedBlocks
 
 
 Progress = Callable[[int, Interval, float], object]
@@ -134,7 +132,7 @@ def judged(ratio: Interval, tolerance: float, measured: Measured, protocol: Prot
     outcome = verdict(ratio, tolerance) if is_known else "inconclusive"
     is_open = outcome == "inconclusive" and is_known
     return {
-        "ratio": {"median": ratio.median, "ci95": [_finite(ratio.low), _finite(ratio.high)]},
+        "ratio": {"median": ratio.median, "ci95": ratio.bounds()},
         "verdict": outcome,
         "max_regression": tolerance,
         "blocks_needed": blocks_needed(ratio, tolerance, blocks) if is_open else None,
@@ -143,10 +141,6 @@ def judged(ratio: Interval, tolerance: float, measured: Measured, protocol: Prot
         "time_over": measured.time_over,
         **conditions(measured, protocol),
     }
-
-
-def _finite(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None
 
 
 def conditions(measured: Measured, protocol: Protocol) -> Conditions:

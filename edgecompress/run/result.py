@@ -129,9 +129,10 @@ def build(
 
 
 def _sure(row: R, data: DataSet) -> R:
-    """A row with the number of validation images, and the 95 % interval of its accuracy."""
-    count = len(data.validation)
-    row["n"] = count
+    """A row with the number of its samples, by default all validation images, and the 95 % interval
+    of its accuracy.
+    """
+    count = row["n"] = row.get("n", len(data.validation))
     if data.task.metric == "accuracy":
         row["ci95"] = list(interval(round(row["accuracy"] * count), count))
     return row

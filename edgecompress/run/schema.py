@@ -164,11 +164,11 @@ class FoldedPoolRow(TypedDict):
 
 class LatencyRatio(TypedDict):
     """Latency of the file that ships / of the teacher's: the median over interleaved blocks in
-    fresh processes, and its 95 % interval.
+    fresh processes, and its 95 % interval, unbounded (None) where the time ended after the first.
     """
 
     median: float
-    ci95: list[float]
+    ci95: list[float | None]
 
 
 class Figures(TypedDict, total=False):

@@ -141,7 +141,8 @@ class RunSettings(Strict):
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """CPU threads; default: all cores, or OMP_NUM_THREADS."""
     image_size: Annotated[int, Field(ge=8)] | None = None
-    """Side of the square images that the network reads; default: as they are."""
+    """Side of the square images that the network reads; default: as they are, or the network's own
+    where they have several sizes or are larger than 224."""
     resize: Annotated[int, Field(ge=8)] | None = None
     """The shorter side before that square is cut from the middle; default: --image-size."""
     normalize: Literal["data", "imagenet"] = "data"

@@ -53,6 +53,8 @@ class StageRow:
     bytes: int | None = None
     test_accuracy: float | None = None
     note: str | None = None
+    n: int | None = None
+    """Samples of `accuracy`; None: the validation split of the run's data."""
 
     def as_dict(self) -> StageRecord:
         """The row as `result.json` has it: without what it does not know."""

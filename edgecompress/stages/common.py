@@ -212,7 +212,8 @@ def validation_row(context: Context, name: str, model: nn.Module) -> StageRow:
     note = weakness(data, split, outputs)
     if note is not None:
         context.reporter.note(f"{name}: {note}")
-    return StageRow(name, data.task.score(outputs, split.labels), count(model), note=note)
+    accuracy = data.task.score(outputs, split.labels)
+    return StageRow(name, accuracy, count(model), note=note, n=len(split))
 
 
 def validation_accuracy(context: Context, model: nn.Module) -> float:

@@ -36,10 +36,15 @@ class SideBySide:
 
 
 def side_by_side(
-    paths: Sequence[Path], loaded: Sequence[Runtime], samples: int, threads: int
+    paths: Sequence[Path],
+    loaded: Sequence[Runtime],
+    samples: int,
+    threads: int,
+    time_s: float = TIME_S,
 ) -> SideBySide:
-    """Measure two files, of which at least about `samples` runs are timed each, unless the time
-    ends. Files of different inputs are measured one after the other.
+    """Measure two files, of which at least about `samples` runs are timed each, unless `time_s`
+    seconds end first: a single process has no interval. Files of different inputs are measured one
+    after the other.
     """
     protocol = Protocol(
         threads=threads,
@@ -47,7 +52,7 @@ def side_by_side(
         processes=PROCESSES,
         looks=(),
         blocks=max(5, samples // (PROCESSES * RUNS)),
-        time_s=TIME_S,
+        time_s=time_s,
     )
     first, second = paths
     with Load() as load:
@@ -61,7 +66,7 @@ def side_by_side(
             found = _of_apart(apart)
             taken = (apart[0].samples_ms[0], apart[1].samples_ms[0])
     percentiles = (_percentiles(taken[0]), _percentiles(taken[1]))
-    ratio: LatencyRatio = {"median": found.median, "ci95": [found.low, found.high]}
+    ratio: LatencyRatio = {"median": found.median, "ci95": found.bounds()}
     return SideBySide(percentiles, ratio, threads, load.row)
 
 

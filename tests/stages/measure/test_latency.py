@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,12 @@ def test_files_of_other_inputs_are_timed_apart(tmp_path: Path) -> None:
     loaded = [runtime.load(path, threads=1) for path in paths]
     found = side_by_side(paths, loaded, samples=60, threads=1)
     assert 0 < found.ratio["median"] < 1
+
+
+def test_one_process_has_no_interval_and_is_still_a_result(tmp_path: Path) -> None:
+    """The time ends after the first process: an infinite bound is no JSON and loses the run."""
+    paths = [matmuls(tmp_path / "a.onnx", 4), matmuls(tmp_path / "b.onnx", 4)]
+    loaded = [runtime.load(path, threads=1) for path in paths]
+    found = side_by_side(paths, loaded, samples=60, threads=1, time_s=0.01)
+    assert found.ratio["ci95"] == [None, None]
+    json.dumps(found.ratio, allow_nan=False)
