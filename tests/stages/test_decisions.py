@@ -4,9 +4,12 @@ made.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from edgecompress.errors import UsageError
+from edgecompress.proportions import Paired
 from edgecompress.run.state import FormatRow, SizePlan
 from edgecompress.stages.measure.work import missed_targets
 from edgecompress.stages.quantize import QuantizeStage
@@ -38,6 +41,31 @@ def test_of_equally_fast_files_the_smallest_ships() -> None:
 def test_int8_that_loses_more_than_a_point_does_not_ship() -> None:
     rows = [row("fp32", 400, 0.9, 1.0), row("int8-qdq", 100, 0.85, 0.3)]
     assert choose(rows, None, AUTO)[0].format == "fp32"
+
+
+def paired_row(form: str, size: int, lost: int, count: int, p50_ms: float = 1.0) -> FormatRow:
+    """A row that is wrong on `lost` of `count` images on which fp32 is right."""
+    plain = row(form, size, 1 - lost / count, p50_ms)
+    return replace(plain, against_fp32=Paired(count, lost, 0))
+
+
+def test_int8_that_loses_one_image_of_forty_ships_and_the_reason_says_what_was_compared() -> None:
+    rows = [paired_row("fp32", 400, 0, 40), paired_row("int8-qdq", 100, 1, 40)]
+    chosen, why = choose(rows, None, AUTO)
+    assert chosen.format == "int8-qdq"
+    assert "not clearly more than 1.0% below fp32" in why
+    assert "within 1.0% of the best" not in why, "it is 2.5 points below"
+
+
+def test_int8_that_clearly_loses_more_does_not_ship() -> None:
+    rows = [paired_row("fp32", 400, 0, 4000), paired_row("int8-qdq", 100, 100, 4000)]
+    assert choose(rows, None, AUTO)[0].format == "fp32"
+
+
+def test_nothing_is_near_an_fp32_file_that_is_itself_worse() -> None:
+    better = replace(row("int8-qdq", 100, 1.0, 1.0), against_fp32=Paired(40, 0, 4))
+    rows = [replace(row("fp32", 400, 0.9, 0.1), against_fp32=Paired(40, 0, 0)), better]
+    assert choose(rows, None, AUTO)[0].format == "int8-qdq"
 
 
 def test_a_format_above_the_byte_target_does_not_ship() -> None:

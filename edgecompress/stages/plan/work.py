@@ -143,20 +143,30 @@ def _planned_formats(
     context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage, round_to: int
 ) -> list[Planned]:
     """The formats that were looked at, the best first: that in which most parameters fit; where
-    the target is out of reach in all of them, that with the smallest file.
+    the target is out of reach in all of them, that with the smallest file. A format that cannot be
+    made, or crashes ONNX Runtime, is named and left out; raises its `EdgecompressError` where that
+    leaves none.
     """
     target = settings.targets.bytes
     forms = [form for form in BYTES_PER_WEIGHT if form in _allowed(settings.quantize)]
     found: list[Planned] = []
+    refused: EdgecompressError | None = None
     for form in forms:
         best = max((one.params for one in found), default=0.0)
         if found and (target is None or best >= target / BYTES_PER_WEIGHT[form]):
             continue  # more do not fit, even without a graph
         in_form = partial(file_bytes, context, form)
-        small = narrowest(model, graph, form, settings.floor, round_to, in_form)
+        try:
+            small = narrowest(model, graph, form, settings.floor, round_to, in_form)
+        except EdgecompressError as error:
+            context.reporter.note(f"no {form}: {error}")
+            refused = error
+            continue
         room = 0.0 if target is None else (target - small.fixed) / BYTES_PER_WEIGHT[form]
         reached = target is None or small.bytes <= target
         found.append(Planned(form, small, room if reached else 0.0))
+    if not found and refused is not None:
+        raise refused
     return sorted(found, key=lambda one: (-one.params, one.small.bytes))
 
 

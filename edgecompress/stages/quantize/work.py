@@ -208,9 +208,9 @@ def choose(
 
     Among the formats that may ship: those that are not larger than an equally accurate fp32 file;
     of these, those within the byte target; of these, those whose validation accuracy is within
-    `max_drop` (or else `max_int8_loss`) of the best; of these, the fastest file when it is clearly
-    so (10 %), else the smallest. Raises `UsageError` where every format that may ship was
-    `refused`.
+    `max_drop` of the best, or without that limit not clearly more than `max_int8_loss` below fp32
+    on the same images; of these, the fastest file when it is clearly so (10 %), else the smallest.
+    Raises `UsageError` where every format that may ship was `refused`.
     """
     allowed = _allowed(rows, plan, settings)
     if not allowed:
@@ -224,7 +224,11 @@ def choose(
     fitting = [r for r in allowed if limit is None or r.bytes <= limit] or allowed
     best = max(r.accuracy for r in fitting)
     loss = settings.max_int8_loss if settings.max_drop is None else settings.max_drop
-    good = [r for r in fitting if r.accuracy >= best - loss or _is_near(r, settings)] or fitting
+    plain = next((r for r in fitting if r.format == "fp32"), None)
+    sure = plain is None or plain.accuracy >= best - loss  # fp32 stands for the best
+    good = [
+        r for r in fitting if r.accuracy >= best - loss or (sure and _is_near(r, settings))
+    ] or fitting
     fastest = min(good, key=lambda r: r.p50_ms)
     smallest = min(good, key=lambda r: r.bytes)
     chosen = smallest if fastest.p50_ms > CLEARLY_FASTER * smallest.p50_ms else fastest
@@ -234,7 +238,10 @@ def choose(
         why = f"{chosen.format} alone fits and keeps its accuracy"
     else:
         kind = "fastest" if chosen is fastest else "smallest"
-        why = f"{chosen.format} is the {kind} within {loss:.1%} of the best"
+        limit_text = f"within {loss:.1%} of the best"
+        if chosen.accuracy < best - loss:
+            limit_text = f"not clearly more than {loss:.1%} below fp32"
+        why = f"{chosen.format} is the {kind} {limit_text}"
     why += "".join(f", no {form}" for form in refused or {})
     why += "".join(f", {r.format} would be larger ({r.bytes} bytes)" for r in pointless)
     measured = (
