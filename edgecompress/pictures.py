@@ -56,6 +56,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     known = values.dtype.kind in "iu" and values.size
     if not known or values.min() < 0 or values.max() > FULL_SCALE:
         raise ValueError(f"pixels of mode {image.mode}: give 8 or 16 bits a channel")
+    if values.dtype.itemsize > 2 and 0 < values.max() < 256:
+        raise ValueError(f"pixels of mode {image.mode} up to {values.max()}: white is not known")
     scaled = (values.astype(np.float64) * (255 / FULL_SCALE)).round()
     return Image.fromarray(scaled.astype(np.uint8))
 

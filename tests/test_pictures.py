@@ -55,6 +55,9 @@ def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(gradient().astype(np.int32) * 10**6).save(tmp_path / "wide.tif")
     with pytest.raises(ValueError, match="mode I: give 8 or 16 bits"):
         pictures.read(tmp_path / "wide.tif")
+    Image.fromarray(gradient().astype(np.int32)).save(tmp_path / "narrow.tif")
+    with pytest.raises(ValueError, match="up to 250: white is not known"):
+        pictures.read(tmp_path / "narrow.tif")
 
 
 def test_names_decide_what_is_an_image(tmp_path: Path) -> None:
