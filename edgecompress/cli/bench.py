@@ -321,6 +321,9 @@ def _show(result: BenchResult, strict: bool) -> None:
     stdout().print(table(title, ["file", "bytes", "p50", "p90", "p99"], rows))
     if "profile" in result:
         _show_profile(result["profile"])
+        if result["time_over"]:
+            count = len(result["blocks_ms"])
+            print_line(f"the time ended after {count} process(es): give more --time")
     for name, status, text in ci.checks(result, strict):
         print_line(
             f"{name}: {text}"

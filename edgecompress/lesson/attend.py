@@ -153,7 +153,7 @@ def attend_lesson(
     """
     attendance.check(learning)
     known = StateStore(attendance.states).label() if attendance.resume else None
-    data = lesson.load()
+    data = lesson.load(note)
     check_learnable(lesson, data)
     learner = network(model, data, lesson.begins_with(f"student {attendance.name}"))
     data = replace(data, preprocess=learner.preprocess)

@@ -89,7 +89,7 @@ def serve_lesson(
     When it resumes, the result has `resumed`, and its bytes are those since. Data `none` are enough
     for a frozen teacher that is sent all pixels.
     """
-    data = _data(lesson, service)
+    data = _data(lesson, service, note)
     taught = network(model, data, lesson.begins_with("teacher"))
     data = None if data is None else replace(data, preprocess=taught.preprocess)
     settings = lesson.settings(taught.model, data) if service.train and data is not None else None
@@ -121,7 +121,7 @@ def serve_lesson(
     return result
 
 
-def _data(lesson: Lesson, service: Service) -> DataSet | None:
+def _data(lesson: Lesson, service: Service, note: Callable[[str], None]) -> DataSet | None:
     """The data of the lesson. Raises `UsageError` for what cannot be served."""
     if service.cutting is not None and not service.train:
         amount = service.cutting.amount
@@ -130,7 +130,7 @@ def _data(lesson: Lesson, service: Service) -> DataSet | None:
         if service.train:
             raise UsageError("--train needs data: give --data")
         return None
-    data = lesson.load()
+    data = lesson.load(note)
     check_learnable(lesson, data)
     return data
 

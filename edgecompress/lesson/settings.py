@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypedDict
@@ -40,10 +41,15 @@ class Lesson:
     seed: int = 0
     threads: int | None = None
 
-    def load(self) -> DataSet:
-        """The data; sets torch's threads too."""
+    def load(self, note: Callable[[str], None]) -> DataSet:
+        """The data, of which `note` gets a line each; sets torch's threads too. Both ends read
+        images of several sizes alike: at 224, unless `image_size` says otherwise.
+        """
         torch.set_num_threads(self.threads or machine.threads())
-        return load_data(self.data, image_size=self.image_size)
+        data = load_data(self.data, image_size=self.image_size)
+        for line in (data.summary(), *data.notes):
+            note(line)
+        return data
 
     def begins_with(self, who: str) -> int:
         """The seed of the first weights of `who`: two students of one network shall not be the

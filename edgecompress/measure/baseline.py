@@ -17,7 +17,6 @@ from edgecompress.measure import machine
 from edgecompress.measure.bootstrap import Interval, ratio_of_medians
 from edgecompress.measure.comparison import (
     Judged,
-    PairedBlocks,
     Progress,
     compare,
     conditions,
@@ -51,7 +50,11 @@ class Baseline(TypedDict):
 
 
 class Stored(Baseline):
-    """The measurement of one file alone, as a baseline file holds it."""
+    """The measurement of one file alone, as a baseline file holds it; `time_over` says that the
+    time ended before all processes had run.
+    """
+
+    time_over: bool
 
 
 class StoredComparison(Judged):
@@ -61,7 +64,6 @@ class StoredComparison(Judged):
 
     normalised: bool
     remeasured: bool
-    blocks_ms: PairedBlocks
 
 
 _NEEDED = (
@@ -85,6 +87,7 @@ def stored(model: Path, protocol: Protocol) -> Stored:
         "schema": SCHEMA,
         "candidate": measured.file_row(0, model),
         "blocks_ms": [blocks.tolist() for blocks in measured.blocks_of(0)],
+        "time_over": measured.time_over,
         **conditions(measured, protocol),
     }
 

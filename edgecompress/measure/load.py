@@ -11,8 +11,8 @@ from types import TracebackType
 import psutil
 from typing_extensions import TypedDict
 
-BUSY_CORES = 0.25
-"""Cores that others keep busy from which a measurement is called noisy."""
+BUSY = 0.125
+"""Share of all cores, kept busy by others, from which a measurement is called noisy."""
 STEAL = 0.02
 """Share of all processor time, taken by the hypervisor, from which it is."""
 
@@ -53,8 +53,9 @@ class Load:
         # user and nice contain those of guests
         busy = sum(spent.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
         others = max(0.0, busy - (_own_seconds() - self._own)) / wall
-        steal = spent.get("steal", 0.0) / (wall * (os.cpu_count() or 1))
-        noisy = others > BUSY_CORES or steal > STEAL
+        cores = os.cpu_count() or 1
+        steal = spent.get("steal", 0.0) / (wall * cores)
+        noisy = others > BUSY * cores or steal > STEAL
         self.row = {"other_cores": round(others, 3), "steal": round(steal, 4), "noisy": noisy}
 
 

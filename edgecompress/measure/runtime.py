@@ -74,9 +74,9 @@ class Runtime:
 
     @property
     def batch(self) -> int | None:
-        """The only batch size that it accepts, None for any."""
-        sizes = {one.sizes[0] for one in self.inputs if one.sizes and one.sizes[0]}
-        return max(sizes, default=None)
+        """The only batch size that it accepts, None for any: the first size of its first input."""
+        sizes = self.inputs[0].sizes
+        return sizes[0] or None if sizes else None
 
     @property
     def reads_pixels(self) -> bool:

@@ -28,7 +28,11 @@ def _model(path: Path, operation: str = "Relu") -> Path:
 
 
 def test_a_good_file_passes(tmp_path: Path) -> None:
-    processes.try_out(_model(tmp_path / "good.onnx"))
+    path = _model(tmp_path / "good.onnx")
+    before = path.read_bytes()
+    processes.try_out(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["good.onnx"], "nothing is left beside it"
 
 
 def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
