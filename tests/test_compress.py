@@ -291,6 +291,42 @@ def test_macs_and_latency_are_targets_too(tmp_path: Path) -> None:
     assert result["student"]["latency_ms"]["p50"] < 50
 
 
+SHARED = """
+from torch import nn
+
+
+class Shared(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.again = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, padding=1)
+        self.out = nn.Linear(32, classes)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        for _ in range(6):
+            x = self.again(x).relu()
+        return self.out(x.mean((2, 3)))
+
+
+def shared(num_classes):
+    return Shared(num_classes)
+"""
+
+
+def test_more_macs_than_the_target_are_a_missed_target(tmp_path: Path) -> None:
+    """A layer that is called six times counts six times: it once passed with all of them."""
+    (tmp_path / "nets.py").write_text(SHARED)
+    arguments = ("compress", "nets.py:shared", "--target-macs", "500k", "--quantize", "none")
+    done = run(
+        *arguments, "--epochs", 1, "--distill-epochs", 1, "-o", "out", "--json", cwd=tmp_path
+    )
+    result = json.loads(done.stdout)
+    assert result["teacher"]["macs"] == 256 * (32 * 27 + 6 * 32 * 32 * 9) + 320
+    assert result["student"]["macs"] > 500_000
+    assert done.returncode == 3
+    assert "MACs are above the target 500 k" in result["missed"][0]
+
+
 def test_max_drop_alone_finds_the_smallest_file_that_keeps_it(tmp_path: Path) -> None:
     arguments = (
         "compress",

@@ -23,7 +23,7 @@ hard-coded view), or when an operation mixes channels in a way that cannot be cu
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from edgecompress.core import layers
 from edgecompress.core.labels import LabelTracer
 from edgecompress.core.ledger import Axis
+from edgecompress.core.macs import macs_by_module
 from edgecompress.core.symbolic import computed_tensors, meta_copy, symbolic_trace
 from edgecompress.errors import EdgecompressError, UsageError
 
@@ -87,6 +88,8 @@ class ChannelGraph:
     """Output shape of every mixing layer (of its last call) by layer name, with the batch size of
     the example.
     """
+    macs: dict[str, int] = field(default_factory=dict)
+    """Multiply-accumulates of one sample by module (`core/macs`); their sum is the network's."""
 
     def group(self, name: str) -> ChannelGroup:
         """The prunable group called `name`. Raises `UsageError` naming the known ones."""
@@ -116,7 +119,7 @@ def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
             f"{type(model).__name__} cannot run on an input of shape {tuple(example.shape)}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return _graph(tracer, tuple(example.shape))
+    return replace(_graph(tracer, tuple(example.shape)), macs=macs_by_module(model, example))
 
 
 def consumers(model: nn.Module, group: ChannelGroup) -> list[Member]:

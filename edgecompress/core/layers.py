@@ -257,6 +257,11 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight
 
 
+def weight_count(layer: nn.Module) -> int:
+    """Weights of a mixing layer, without its bias."""
+    return _weight(layer).numel()
+
+
 def _by_column(layer: nn.Module, weight: Tensor) -> Tensor:
     """The weight with the axis of dimension 1 in front, group after group."""
     if isinstance(layer, nn.Linear):

@@ -1,7 +1,8 @@
 """Parameters and multiply-accumulates (MACs) of a network, in total and for each layer.
 
-MACs are per sample and count convolutions and Linear layers: every weight once for each position
-where it is applied.
+MACs are per sample. The total counts every convolution and matrix product that runs, those of
+attention, recurrent layers and the user's own classes included; a layer that is called twice counts
+twice. A layer has those of its own calls.
 """
 
 from __future__ import annotations
@@ -43,22 +44,13 @@ class LayerRow(TypedDict):
 
 @dataclass(frozen=True)
 class Cost:
-    """Totals of a network; `params` counts every parameter, `macs` is per sample."""
+    """Totals of a network; `params` counts every parameter, `macs` is per sample and includes what
+    no mixing layer computes.
+    """
 
     params: int
     macs: int
     layers: tuple[LayerCost, ...]
-
-
-def positions(layer: nn.Module, output_shape: tuple[int, ...]) -> int:
-    """How often one sample applies each weight of a mixing layer: output positions of a
-    convolution, tokens of a Linear. `output_shape` is `(N, C, H, W)` or `(N, ..., C)`.
-    """
-    spatial = output_shape[2:] if layers.is_conv(layer) else output_shape[1:-1]
-    count = 1
-    for size in spatial:
-        count *= size
-    return count
 
 
 def cost(model: nn.Module, example: Tensor, graph: ChannelGraph | None = None) -> Cost:
@@ -70,17 +62,16 @@ def cost(model: nn.Module, example: Tensor, graph: ChannelGraph | None = None) -
     for name, layer in model.named_modules():
         if not layers.is_mixing(layer) or name not in graph.output_shapes:
             continue
-        weights = layer.get_parameter("weight").numel()
         row = LayerCost(
             name=name,
             kind=type(layer).__name__,
             inputs=layers.axis_size(layer, "in"),
             outputs=layers.axis_size(layer, "out"),
             params=_param_count(layer, recurse=False),
-            macs=weights * positions(layer, graph.output_shapes[name]),
+            macs=graph.macs.get(name, 0),
         )
         rows.append(row)
-    return Cost(_param_count(model), sum(row.macs for row in rows), tuple(rows))
+    return Cost(_param_count(model), sum(graph.macs.values()), tuple(rows))
 
 
 def _param_count(module: nn.Module, recurse: bool = True) -> int:
@@ -88,12 +79,17 @@ def _param_count(module: nn.Module, recurse: bool = True) -> int:
 
 
 def mac_price(model: nn.Module, graph: ChannelGraph) -> Price:
-    """The MACs of `model` for one sample, as a price over widths."""
+    """The MACs of `model` for one sample, as a price over widths.
+
+    A mixing layer applies each of its weights at so many positions, in all of its calls; what else
+    is computed has a fixed price.
+    """
     per_weight = {
-        name: float(positions(model.get_submodule(name), shape))
-        for name, shape in graph.output_shapes.items()
+        name: graph.macs.get(name, 0) / layers.weight_count(model.get_submodule(name))
+        for name in graph.output_shapes
     }
-    return Price(per_weight, {})
+    counted = pricer(model, graph, Price(per_weight, {})).cost(full_widths(graph))
+    return Price(per_weight, {}, round(sum(graph.macs.values()) - counted))
 
 
 def param_price(model: nn.Module, graph: ChannelGraph) -> Price:

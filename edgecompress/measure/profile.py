@@ -18,88 +18,14 @@ import onnx
 
 from edgecompress.errors import EdgecompressError
 from edgecompress.measure import latency, machine, products, runtime
+from edgecompress.measure.onnx_macs import macs
 from edgecompress.measure.requests import BatchRow, Failure, Profile, ProfileRequest
 from edgecompress.measure.runtime import Feeds, Runtime
 
 SIDE = 768
 """Rows and columns of the matrix products that measure the ceiling."""
 REPEATS = 15
-WEIGHTS = {
-    "Conv": 1,
-    "ConvTranspose": 1,
-    "Gemm": 1,
-    "MatMul": 1,
-    "QLinearConv": 3,
-    "ConvInteger": 1,
-    "QLinearMatMul": 3,
-    "QGemm": 3,
-    "MatMulInteger": 1,
-}
-"""Operations that multiply and accumulate, and which of their inputs is the weight."""
-CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
-PASSED = ("DequantizeLinear", "QuantizeLinear", "Cast", "Transpose")
-"""Operations between a stored weight and the operation that reads it."""
 INT8 = ("DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger")
-
-
-def macs(path: Path) -> int | None:
-    """Multiply-accumulates of one sample: convolutions and matrix products with a constant weight.
-    None where a shape is unknown.
-    """
-    proto = onnx.load(str(path))
-    for size in proto.graph.input[0].type.tensor_type.shape.dim[:1]:
-        size.dim_value = 1
-    try:
-        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError):
-        return None
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.output, *graph.input)
-    }
-    weights = _Weights(graph)
-    total = 0
-    for node in graph.node:
-        weight = weights.read_by(node)
-        if weight is None:
-            continue
-        count = _node_macs(node, weight, shapes.get(node.input[0]), shapes.get(node.output[0]))
-        if count is None:
-            return None
-        total += count
-    return total
-
-
-class _Weights:
-    """The shapes of the constant weights of a graph."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-        self._producers = {output: node for node in graph.node for output in node.output}
-
-    def read_by(self, node: onnx.NodeProto) -> list[int] | None:
-        """The shape of the constant weight that `node` multiplies with, if it does."""
-        if node.op_type not in WEIGHTS:
-            return None
-        name = node.input[WEIGHTS[node.op_type]]
-        while name in self._producers and self._producers[name].op_type in PASSED:
-            name = self._producers[name].input[0]
-        return self._shapes.get(name)
-
-
-def _node_macs(
-    node: onnx.NodeProto, weight: list[int], source: list[int] | None, output: list[int] | None
-) -> int | None:
-    """Multiply-accumulates of one operation; None where the shape of its input or output is
-    unknown.
-    """
-    if not output or not source or 0 in output:
-        return None
-    if node.op_type == "ConvTranspose":
-        return None if 0 in source else int(np.prod(source)) * int(np.prod(weight[1:]))
-    if node.op_type in CONVOLUTIONS:
-        return int(np.prod(output)) * int(np.prod(weight[1:]))
-    return int(np.prod(weight)) * int(np.prod(output[:-1]))
 
 
 def ceiling(threads: int) -> dict[str, float]:

@@ -260,12 +260,15 @@ def reads_pixels(context: Context) -> bool:
     return settings is not None and settings.embed_preprocess
 
 
+def int8_processor(context: Context) -> str:
+    """Where the recipe's int8 file will run."""
+    found = (stage for stage in context.recipe.stages if stage.stage == "quantize")
+    return next((cast("QuantizeStage", stage).cpu for stage in found), "any")
+
+
 def reduces_range(context: Context) -> bool:
     """Do the weights of the recipe's int8 file have 7 bits, so that it holds on every processor?"""
-    for stage in context.recipe.stages:
-        if stage.stage == "quantize":
-            return cast("QuantizeStage", stage).cpu in ("any", "no-vnni")
-    return True
+    return int8_processor(context) in ("any", "no-vnni")
 
 
 def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx.ModelProto:
@@ -291,9 +294,10 @@ def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:
     """
     proto = onnx.load(str(path))
     known = {prop.key: prop.value for prop in proto.metadata_props}
-    onnx_export.set_metadata(
-        proto, {**known, "edgecompress.validation_accuracy": json.dumps(f"{accuracy:.4f}")}
-    )
+    known["edgecompress.validation_accuracy"] = json.dumps(f"{accuracy:.4f}")
+    if runtime.WEIGHT_BITS in known:
+        known["edgecompress.cpu"] = json.dumps(int8_processor(context))
+    onnx_export.set_metadata(proto, known)
     if reads_pixels(context):
         proto = portable.embed_preprocess(proto, context.data.preprocess, context.data.image_shape)
     return proto

@@ -1,0 +1,72 @@
+"""Multiply-accumulates (MACs) of a network, counted where they happen: by every matrix product and
+convolution that one forward pass executes, however often a layer is called.
+
+The pass runs on the meta device, where recurrent layers and attention (which have fused kernels on
+others) decompose into their matrix products; nothing is computed and no weight is read. What an
+operation costs is in torch's own table (`torch.utils.flop_counter`), in which one MAC is two
+floating-point operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from edgecompress.core.symbolic import meta_copy
+
+
+def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """MACs of one sample like `example` (N, ...) by the module whose own code executes them ("" is
+    the network itself), in eval mode; of every call of a module.
+    """
+    copied = meta_copy(model)
+    counter = _Counter()
+    with _attributed(copied, counter), torch.no_grad(), counter:
+        copied(torch.empty_like(example[:1], device="meta"))
+    return dict(counter.macs)
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the MACs of the operations that run inside it, under the innermost of `running`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs: Counter[str] = Counter()
+        self.running: list[str] = [""]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        """Runs the operation `func`, and counts it."""
+        out: object = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.macs[self.running[-1]] += count(*args, **(kwargs or {}), out_val=out) // 2
+        return out
+
+
+@contextlib.contextmanager
+def _attributed(model: nn.Module, counter: _Counter) -> Iterator[None]:
+    """Inside the context, `counter` knows which module of `model` is running."""
+    handles = []
+    for name, module in model.named_modules():
+        handles += [
+            module.register_forward_pre_hook(lambda *_, name=name: counter.running.append(name)),
+            module.register_forward_hook(lambda *_: _left(counter)),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _left(counter: _Counter) -> None:
+    counter.running.pop()
