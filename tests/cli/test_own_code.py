@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.test_cli import one_line, run
 
-NETWORKS = '''
+NETWORKS = """
 import torch
 from torch import nn
 
@@ -46,7 +46,7 @@ class Bessel(Network):
     def forward(self, x):
         y = super().forward(x)
         return torch.special.bessel_j0(y)
-'''
+"""
 
 
 def line_of(source: str) -> str:
