@@ -2,7 +2,8 @@
 
     EdgecompressError            1   the operation failed
     ├── UsageError               2   bad input or bad use: nothing was written
-    │   └── UnknownNameError     2   a name that is not known; the nearest known names are offered
+    │   ├── UnknownNameError     2   a name that is not known; the nearest known names are offered
+    │   └── UnknownChoiceError   2   one of a few words was expected; all are listed
     ├── TargetMissedError        3   target missed or regression found; the best artifact is kept
     ├── EnvironmentMissingError  4   something is missing here; the message ends with the fix
     └── InterruptedRunError    130   stopped by the user; files that were complete remain so
@@ -40,6 +41,23 @@ class UnknownNameError(UsageError):
         question = f": did you mean {', '.join(near)}?" if names else ""
         tail = f" {hint}" if hint else ""
         super().__init__(f"unknown {kind} '{name}'{question}{tail}")
+
+
+class UnknownChoiceError(UsageError):
+    """One of a few words was expected; the message lists them and offers the nearest."""
+
+    def __init__(self, what: str, given: str, allowed: Iterable[str]) -> None:
+        words = list(allowed)
+        listed = ", ".join(words)
+        super().__init__(
+            f"{what} '{given}' is not known: allowed are {listed}{nearest(given, words)}"
+        )
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """`; did you mean int8?` where one of the `known` words is like `given`, else nothing."""
+    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class TargetMissedError(EdgecompressError):

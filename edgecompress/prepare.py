@@ -9,7 +9,7 @@ from torch import nn
 
 from edgecompress.core.symbolic import meta_copy
 from edgecompress.data import load_data
-from edgecompress.errors import EnvironmentMissingError, UsageError, blamed
+from edgecompress.errors import EnvironmentMissingError, UnknownChoiceError, UsageError, blamed
 from edgecompress.models.registry import (
     ModelSource,
     build,
@@ -34,7 +34,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
-        raise UsageError(f"device '{name}' is not known: allowed are auto, cpu, cuda, cuda:N")
+        raise UnknownChoiceError("--device", name, ("auto", "cpu", "cuda", "cuda:N"))
     if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
         raise EnvironmentMissingError(
             f"device '{name}' is not here: use --device cpu, or pip install torch with CUDA"

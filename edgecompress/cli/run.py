@@ -41,7 +41,8 @@ def run(recipe: RecipeFile, given: Given, set_: Set = None, variant: Variant = N
         for name in ("data", "seed", "device", "threads")
         if os.environ.get(env(name))
     }
-    loaded = read(path, environment | overrides, variant)
+    variables = {name: env(name) for name in environment if name not in overrides}
+    loaded = read(path, environment | overrides, variant, variables)
     origins = (
         dict.fromkeys(leaves(path), "recipe")
         | dict.fromkeys(environment, "environment")
