@@ -67,7 +67,7 @@ def prepare(recipe: Recipe) -> Setup:
     if (blank := blank_network(setup)) is not None:
         for stage in recipe.stages:
             stage.check_network(setup, blank)
-    return replace(setup, data=data)
+    return replace(setup, data=data, network=blank)
 
 
 def blank_network(setup: Setup) -> nn.Module | None:

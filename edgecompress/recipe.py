@@ -241,9 +241,9 @@ def parse_overrides(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
+def to_yaml(recipe: RunSettings, origins: Mapping[str, str] | None = None) -> str:
     """The recipe as YAML that `read` takes back, each value with its origin as a comment (default
-    where `origins` is silent).
+    where `origins` is silent). What is still open, None by default, is left out.
     """
     origins = origins or {}
     lines = ["# edgecompress run resolved.yaml"]
@@ -253,7 +253,7 @@ def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
             for number, (key, inner) in enumerate(value.items()):
                 start = lead if number == 0 else indent
                 where = f"{path}.{key}" if path else str(key)
-                if isinstance(inner, (dict, list)) and inner:
+                if _nested(inner):
                     lines.append(f"{start}{key}:")
                     emit(inner, where, indent + "  ", indent + "  ")
                 else:
@@ -264,8 +264,29 @@ def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
             for number, inner in enumerate(value):
                 emit(inner, f"{path}.{number}", indent + "  ", indent + "- ")
 
-    emit(recipe.model_dump(mode="json"), "", "", "")
+    emit(_given_values(recipe, recipe.model_dump(mode="json")), "", "", "")
     return "\n".join(lines) + "\n"
+
+
+def _nested(value: object) -> bool:
+    """Does it take lines of its own: a mapping, or a list of mappings? Other lists are values."""
+    if isinstance(value, list):
+        return any(isinstance(item, (dict, list)) for item in value)
+    return isinstance(value, dict) and bool(value)
+
+
+def _given_values(value: object, dumped: Any) -> Any:
+    """`dumped` without the fields of the model `value` that are None as by default."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            name: _given_values(getattr(value, name), dumped[name])
+            for name, field in fields.items()
+            if getattr(value, name) is not None or field.default is not None
+        }
+    if isinstance(value, tuple) and isinstance(dumped, list):
+        return [_given_values(*pair) for pair in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def _scalar(value: object) -> str:
@@ -273,22 +294,17 @@ def _scalar(value: object) -> str:
     return text.removesuffix("...").strip()
 
 
-def leaves(path: Path) -> list[str]:
-    """Places (`stages.0.epochs`) of all values that the YAML file at `path` states."""
+def leaves(text: str) -> list[str]:
+    """Places (`stages.0.epochs`) of all values that the recipe `text` states, in their order."""
 
     def walk(value: object, place: str) -> list[str]:
-        if isinstance(value, dict):
-            return [
-                leaf
-                for key, inner in value.items()
-                for leaf in walk(inner, f"{place}.{key}" if place else str(key))
-            ]
-        if isinstance(value, list):
-            return [
-                leaf
-                for number, inner in enumerate(value)
-                for leaf in walk(inner, f"{place}.{number}")
-            ]
-        return [place]
+        if not _nested(value):
+            return [place]
+        items = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
+        return [
+            leaf
+            for key, inner in items
+            for leaf in walk(inner, f"{place}.{key}" if place else str(key))
+        ]
 
-    return walk(yaml.safe_load(path.read_text(encoding="utf-8")), "")
+    return walk(yaml.safe_load(text), "")

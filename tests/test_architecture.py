@@ -32,6 +32,7 @@ ORDER = [
     "stages",
     "recipe",
     "prepare",
+    "resolve",
     "pipeline",
     "compress",
     "lesson",

@@ -37,6 +37,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "cli/console.py": ("cli/test_cli.py",),
     "cli/doctor.py": ("cli/test_cli.py",),
+    "cli/dry_run.py": ("test_resolve.py",),
     "cli/emulate.py": (
         "emulate/test_emulate.py",
         "emulate/test_topology.py",

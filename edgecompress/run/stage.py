@@ -48,7 +48,8 @@ class TeacherSource:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run starts with, checked: data, device, what its network is built from, its teacher.
+    """What a run starts with, checked: data, device, what its network is built from, its teacher,
+    and the network itself on the meta device (None where that would run code nobody named).
 
     Stages check it one after the other, and each may change it for those that follow.
     """
@@ -58,6 +59,7 @@ class Setup:
     device: torch.device
     source: ModelSource
     teacher: TeacherSource | None = None
+    network: nn.Module | None = None
 
 
 @dataclass(frozen=True)
