@@ -18,8 +18,9 @@ from edgecompress import checkpoint, files
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure import machine
 from edgecompress.prepare import prepare
-from edgecompress.recipe import Recipe, to_yaml
+from edgecompress.recipe import Recipe, leaves, to_yaml
 from edgecompress.report.html import write_report
+from edgecompress.resolve import DERIVED, resolved
 from edgecompress.run import result as results
 from edgecompress.run import store
 from edgecompress.run.context import Context, Reporter, Silent, seed_everything
@@ -60,9 +61,9 @@ def execute(
     left in `root` goes when the new one is complete, and is put back when that fails before its
     first stage is.
     """
-    setup = prepare(recipe)
+    setup, derived = resolved(prepare(recipe))
     run = RunDirectory(root, stage_names())
-    text = to_yaml(recipe, origins)
+    text = to_yaml(setup.recipe, {**derived, **(origins or {})})
     if resume:
         _check_same_recipe(root / "resolved.yaml", text)
     else:
@@ -261,14 +262,24 @@ def _check_outside(root: Path, recipe: Recipe) -> None:
 def _check_same_recipe(path: Path, text: str) -> None:
     """Raises `UsageError` when the run whose recipe is at `path` had other settings."""
 
-    def values(content: str) -> list[str]:
-        return [line.split("  # ")[0] for line in content.splitlines() if not line.startswith("#")]
-
-    before, now = values(path.read_text(encoding="utf-8")), values(text)
-    if before != now:
-        pairs = zip([*before, ""], [*now, ""], strict=False)
-        different = next((b or n for b, n in pairs if b != n), "")
+    before, now = (_stated(content) for content in (path.read_text(encoding="utf-8"), text))
+    for place in [*before, *(place for place in now if place not in before)]:
+        old, new = before.get(place), now.get(place)
+        if old == new or all(side is None or side[1] in DERIVED for side in (old, new)):
+            continue
+        if old is not None and new is not None and old[0] == new[0]:
+            continue  # the same value, given this time
+        shown = f"{place}: {(old or new or ('',))[0]}"
         raise UsageError(
             f"--resume with other settings than the run in '{path.parent}' "
-            f"('{different.strip()}'): repeat its options"
+            f"('{shown}'): repeat its options"
         )
+
+
+def _stated(text: str) -> dict[str, tuple[str, str]]:
+    """(value, origin) of each place of a resolved recipe."""
+    values = [
+        line.partition(": ")[2].rpartition("  # ") for line in text.splitlines() if "  # " in line
+    ]
+    pairs = [(value, origin) for value, _, origin in values]
+    return dict(zip(leaves(text), pairs, strict=False))

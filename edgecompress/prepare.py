@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from edgecompress.core.symbolic import meta_copy
 from edgecompress.data import load_data
-from edgecompress.errors import EnvironmentMissingError, UsageError
+from edgecompress.errors import EnvironmentMissingError, UnknownChoiceError, UsageError, blamed
 from edgecompress.models.registry import (
     ModelSource,
     build,
@@ -32,7 +34,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
-        raise UsageError(f"device '{name}' is not known: allowed are auto, cpu, cuda, cuda:N")
+        raise UnknownChoiceError("--device", name, ("auto", "cpu", "cuda", "cuda:N"))
     if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
         raise EnvironmentMissingError(
             f"device '{name}' is not here: use --device cpu, or pip install torch with CUDA"
@@ -62,9 +64,30 @@ def prepare(recipe: Recipe) -> Setup:
     setup = Setup(recipe, data, device, source)
     for stage in recipe.stages:
         setup = stage.check(setup)
-    if not runs_user_code(setup.source.name):
-        with torch.device("meta"):
-            blank = build(setup.source)
+    if (blank := blank_network(setup)) is not None:
         for stage in recipe.stages:
             stage.check_network(setup, blank)
-    return replace(setup, data=data)
+    return replace(setup, data=data, network=blank)
+
+
+def blank_network(setup: Setup) -> nn.Module | None:
+    """The network of a run on the meta device; None where its code is not what the user named.
+
+    The user's own code is built once for real, and reads an image: a network that cannot run is
+    an error of its own line, before anything is written.
+    """
+    if not runs_user_code(setup.source.name):
+        with torch.device("meta"):
+            return build(setup.source)
+    if setup.source.name != setup.recipe.model:
+        return None
+    model = build(setup.source).eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *setup.source.image_shape))
+    except Exception as error:  # whatever the user's code raises
+        shape = "x".join(map(str, setup.source.image_shape))
+        raise UsageError(
+            f"model '{setup.source.name}' cannot read an image of {shape}: {blamed(error)}"
+        ) from error
+    return meta_copy(model)

@@ -16,18 +16,22 @@ a recipe too, with the origin of each value as a comment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from edgecompress.errors import UnknownNameError, UsageError
+from edgecompress.errors import UnknownNameError, UsageError, nearest
 from edgecompress.run.stage import RunSettings, Stage
 from edgecompress.stages import STAGES, stage_names
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     AnyStage = Stage
 else:
     AnyStage = Annotated[Union[tuple(STAGES)], Field(discriminator="stage")]  # noqa: UP007
@@ -97,9 +101,9 @@ def problems(
             continue  # the list is only short because its items are wrong
         path = tuple(p for i, p in enumerate(problem["loc"]) if not (p in kinds and i == 2))
         known = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
-        place = f"line {known}, " if known is not None else ""
         prefixes = (path[:n] for n in range(len(path), 0, -1))
         option = next((options[prefix] for prefix in prefixes if prefix in options), None)
+        place = f"line {known}, " if known is not None and option is None else ""
         key = option or ".".join(str(p) for p in path) or "recipe"
         text = (
             problem["msg"]
@@ -110,8 +114,36 @@ def problems(
         shown = (
             f" (got {given!r})" if isinstance(given, (str, int, float)) and "'" not in text else ""
         )
-        parts.append(f"{place}{key}: {text}{shown}")
+        parts.append(f"{place}{key}: {text}{shown}{_nearest(problem)}")
     return f"{where}: {len(parts)} error(s): " + "; ".join(parts)
+
+
+def _nearest(problem: ErrorDetails) -> str:
+    """The key, or the word, that was probably meant."""
+    *path, last = problem["loc"] or ("",)
+    if problem["type"] == "extra_forbidden":
+        return nearest(str(last), _keys(path))
+    words = re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
+    words += re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected_tags", "")))
+    given = problem.get("ctx", {}).get("tag", problem["input"])
+    return nearest(given, words) if isinstance(given, str) else ""
+
+
+def _keys(path: Sequence[str | int]) -> list[str]:
+    """The keys that may stand at `path` of a recipe, as pydantic names it."""
+    kind: type[BaseModel] = Recipe
+    kinds = {name: stage for stage, name in zip(STAGES, stage_names(), strict=True)}
+    for part in path:
+        if str(part) in kinds and kind is Recipe:
+            kind = kinds[str(part)]
+        elif isinstance(part, str) and part in kind.model_fields:
+            found = [
+                kind.model_fields[part].annotation,
+                *get_args(kind.model_fields[part].annotation),
+            ]
+            inner = [one for one in found if inspect.isclass(one) and issubclass(one, BaseModel)]
+            kind = inner[0] if inner else kind
+    return list(kind.model_fields)
 
 
 def validate(
@@ -132,10 +164,14 @@ def validate(
 
 
 def read(
-    path: Path, overrides: Mapping[str, str] | None = None, variant: str | None = None
+    path: Path,
+    overrides: Mapping[str, str] | None = None,
+    variant: str | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Recipe:
     """The recipe in the YAML file at `path`, its `variant` and then `overrides`
-    (`{"stages.0.epochs": "3"}`), set over it.
+    (`{"stages.0.epochs": "3"}`), set over it. Errors call an override as `options` do, or
+    `--set stages.0.epochs`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -150,9 +186,12 @@ def read(
         raise UsageError(f"recipe '{path}' holds no mapping: start with model: NAME")
     for key, value in _variant(values.pop("variants", None), variant, path).items():
         _set(values, key, value)
+    named: dict[Place, str] = {}
     for key, text_value in (overrides or {}).items():
         _set(values, key, yaml.safe_load(text_value))
-    return validate(values, str(path), _lines(node))
+        place = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        named[place] = (options or {}).get(key, f"--set {key}")
+    return validate(values, str(path), _lines(node), named)
 
 
 def _variant(known: object, wanted: str | None, path: Path) -> dict[str, object]:
@@ -202,9 +241,9 @@ def parse_overrides(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
+def to_yaml(recipe: RunSettings, origins: Mapping[str, str] | None = None) -> str:
     """The recipe as YAML that `read` takes back, each value with its origin as a comment (default
-    where `origins` is silent).
+    where `origins` is silent). What is still open, None by default, is left out.
     """
     origins = origins or {}
     lines = ["# edgecompress run resolved.yaml"]
@@ -214,7 +253,7 @@ def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
             for number, (key, inner) in enumerate(value.items()):
                 start = lead if number == 0 else indent
                 where = f"{path}.{key}" if path else str(key)
-                if isinstance(inner, (dict, list)) and inner:
+                if _nested(inner):
                     lines.append(f"{start}{key}:")
                     emit(inner, where, indent + "  ", indent + "  ")
                 else:
@@ -225,8 +264,29 @@ def to_yaml(recipe: Recipe, origins: Mapping[str, str] | None = None) -> str:
             for number, inner in enumerate(value):
                 emit(inner, f"{path}.{number}", indent + "  ", indent + "- ")
 
-    emit(recipe.model_dump(mode="json"), "", "", "")
+    emit(_given_values(recipe, recipe.model_dump(mode="json")), "", "", "")
     return "\n".join(lines) + "\n"
+
+
+def _nested(value: object) -> bool:
+    """Does it take lines of its own: a mapping, or a list of mappings? Other lists are values."""
+    if isinstance(value, list):
+        return any(isinstance(item, (dict, list)) for item in value)
+    return isinstance(value, dict) and bool(value)
+
+
+def _given_values(value: object, dumped: Any) -> Any:
+    """`dumped` without the fields of the model `value` that are None as by default."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            name: _given_values(getattr(value, name), dumped[name])
+            for name, field in fields.items()
+            if getattr(value, name) is not None or field.default is not None
+        }
+    if isinstance(value, tuple) and isinstance(dumped, list):
+        return [_given_values(*pair) for pair in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def _scalar(value: object) -> str:
@@ -234,22 +294,17 @@ def _scalar(value: object) -> str:
     return text.removesuffix("...").strip()
 
 
-def leaves(path: Path) -> list[str]:
-    """Places (`stages.0.epochs`) of all values that the YAML file at `path` states."""
+def leaves(text: str) -> list[str]:
+    """Places (`stages.0.epochs`) of all values that the recipe `text` states, in their order."""
 
     def walk(value: object, place: str) -> list[str]:
-        if isinstance(value, dict):
-            return [
-                leaf
-                for key, inner in value.items()
-                for leaf in walk(inner, f"{place}.{key}" if place else str(key))
-            ]
-        if isinstance(value, list):
-            return [
-                leaf
-                for number, inner in enumerate(value)
-                for leaf in walk(inner, f"{place}.{number}")
-            ]
-        return [place]
+        if not _nested(value):
+            return [place]
+        items = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
+        return [
+            leaf
+            for key, inner in items
+            for leaf in walk(inner, f"{place}.{key}" if place else str(key))
+        ]
 
-    return walk(yaml.safe_load(path.read_text(encoding="utf-8")), "")
+    return walk(yaml.safe_load(text), "")

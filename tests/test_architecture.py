@@ -33,6 +33,7 @@ ORDER = [
     "stages",
     "recipe",
     "prepare",
+    "resolve",
     "pipeline",
     "compress",
     "lesson",

@@ -29,3 +29,15 @@ def test_the_nearest_names_are_offered() -> None:
     error = errors.UnknownNameError("model", "xyz", ["b", "a"], "(or a file)")
     assert str(error) == "unknown model 'xyz': did you mean a, b? (or a file)"
     assert str(errors.UnknownNameError("model", "xyz", [])) == "unknown model 'xyz'"
+
+
+def test_the_innermost_line_of_the_user_is_blamed() -> None:
+    def inner() -> None:
+        raise ValueError("first line\nsecond line")
+
+    with pytest.raises(ValueError, match="first") as caught:
+        inner()
+    text = errors.blamed(caught.value)
+    assert text.startswith("ValueError: first line (test_errors.py:")
+    assert text.endswith(': raise ValueError("first line\\nsecond line"))')
+    assert errors.blamed(KeyError()) == "KeyError"

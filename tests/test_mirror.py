@@ -37,6 +37,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "cli/console.py": ("cli/test_cli.py",),
     "cli/doctor.py": ("cli/test_cli.py",),
+    "cli/dry_run.py": ("test_resolve.py",),
     "cli/emulate.py": (
         "emulate/test_emulate.py",
         "emulate/test_topology.py",
@@ -44,6 +45,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "cli/emulate_options.py": ("emulate/test_emulate.py",),
     "cli/emulation.py": ("emulate/test_emulate.py",),
     "cli/gates.py": ("measure/test_regression.py",),
+    "cli/grouped.py": ("cli/test_options.py",),
     "cli/launch.py": (
         "cli/test_cli.py",
         "test_compress.py",

@@ -88,7 +88,7 @@ def test_set_reaches_into_stages(tmp_path: Path) -> None:
     path.write_text("model: vgg16\nstages:\n  - stage: train\n")
     recipe = read(path, parse_overrides(["stages.0.epochs=3", "seed=7"]))
     assert (recipe.seed, recipe.stages[0].epochs) == (7, 3)
-    assert leaves(path) == ["model", "stages.0.stage"]
+    assert leaves(path.read_text()) == ["model", "stages.0.stage"]
     with pytest.raises(UsageError, match="no such place"):
         read(path, {"stages.4.epochs": "1"})
     with pytest.raises(UsageError, match="has no value"):

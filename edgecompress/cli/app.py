@@ -28,7 +28,8 @@ from edgecompress.cli import (
     verbs,
 )
 from edgecompress.cli.console import print_error, print_line
-from edgecompress.cli.options import GroupedCommand
+from edgecompress.cli.grouped import GroupedCommand
+from edgecompress.cli.mistakes import mistake
 from edgecompress.errors import EdgecompressError
 
 app = typer.Typer(
@@ -125,9 +126,7 @@ def run_command(arguments: list[str]) -> int:
             print_line(str(error.format_message()))  # type: ignore[attr-defined]
             return 2
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            # the prefix comes from pydantic, by which newer versions of typer parse values
-            message = error.format_message().replace("Value error, ", "")
-            print_error(" ".join(message.split()))
+            print_error(mistake(error))
             return int(error.exit_code)
         if debug:
             traceback.print_exc()

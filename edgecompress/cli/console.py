@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import typer
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.progress import (
     BarColumn,
     Progress,
@@ -160,13 +161,78 @@ class Bars:
         self._task = None
 
 
-def table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Table:
-    """A table whose first column is text and whose others are numbers. What is too wide for the
-    terminal (80 columns in a pipe) is folded, never cut.
+PROSE = 24
+"""Characters from which a cell is text, which is aligned on the left and may be folded."""
+
+
+GAP = 2
+"""Blank columns between two of a table."""
+
+
+class Folded:
+    """A table that fits: words and numbers stay whole, text is folded, and columns that do not
+    stand beside the others come below them, each time behind the first column.
     """
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+
+    def __init__(self, title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> None:
+        self.title, self.columns, self.rows = title, columns, rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        for number, chosen in enumerate(self._blocks(options.max_width)):
+            yield self._table(chosen, self.title if number == 0 else "", options.max_width)
+
+    def _cells(self, column: int) -> list[str]:
+        return [self.columns[column], *(row[column] for row in self.rows)]
+
+    def _full(self, column: int) -> int:
+        """Width at which nothing of the column is folded."""
+        return max(map(cell_len, self._cells(column)))
+
+    def _least(self, column: int, width: int) -> int:
+        """Width of the longest word, which is only folded where it does not fit a line."""
+        words = [word for cell in self._cells(column) for word in cell.split()]
+        if column == 0:
+            return min(self._full(0), width // 2)
+        return min(max(map(cell_len, words), default=0), width - self._least(0, width) - GAP)
+
+    def _blocks(self, width: int) -> list[list[int]]:
+        """The columns of each part."""
+        first = self._least(0, width)
+        blocks, used = [[0]], first
+        for column in range(1, len(self.columns)):
+            needed = self._least(column, width) + GAP
+            if used + needed > width:
+                blocks.append([0])
+                used = first
+            blocks[-1].append(column)
+            used += needed
+        return blocks
+
+    def _widths(self, chosen: list[int], width: int) -> dict[int, int]:
+        """The least widths, and the space that is left to the columns that need it, in turn."""
+        widths = {column: self._least(column, width) for column in chosen}
+        left = width - sum(widths.values()) - GAP * (len(chosen) - 1)
+        for column in sorted(chosen, key=self._full):
+            more = min(left, self._full(column) - widths[column])
+            widths[column] += more
+            left -= more
+        return widths
+
+    def _table(self, chosen: list[int], title: str, width: int) -> Table:
+        made = Table(
+            title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
+        )
+        for column, own in self._widths(chosen, width).items():
+            text = column == 0 or self._full(column) > PROSE
+            side: Literal["left", "right"] = "left" if text else "right"
+            made.add_column(self.columns[column], justify=side, overflow="fold", width=own)
+        for row in self.rows:
+            made.add_row(*(row[column] for column in chosen))
+        return made
+
+
+def table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Folded:
+    """A table whose first column is text. What is too wide for the terminal (80 columns in a pipe)
+    is folded or comes below, never cut.
+    """
+    return Folded(title, columns, rows)

@@ -17,7 +17,7 @@ from edgecompress.cli.console import print_json, stderr
 from edgecompress.cli.emulate_options import EmulateOptions
 from edgecompress.cli.emulation import show, show_sweep
 from edgecompress.cli.options import Given, options_of, verb
-from edgecompress.errors import UsageError
+from edgecompress.errors import UnknownChoiceError, UsageError
 
 if TYPE_CHECKING:
     from edgecompress.emulate.schema import EmulationResult, GraphRow
@@ -163,9 +163,7 @@ def _check_runs(runs: Sequence[Variant], options: EmulateOptions) -> None:
         chosen = (("exchange", run.exchange, EXCHANGES), ("codec", run.codec, CODECS))
         for name, value, allowed in chosen:
             if value not in allowed:
-                raise UsageError(
-                    f"--{name} '{value}' is not known: allowed are {', '.join(allowed)}"
-                )
+                raise UnknownChoiceError(f"--{name}", value, allowed)
         _check_ways(run.exchange, options)
     if options.features and all(run.exchange != "features" for run in runs):
         raise UsageError("--features belongs to --exchange features: give that too")

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 def launch(recipe: Recipe, origins: Mapping[str, str], options: RunOptions) -> None:
     """Execute `recipe`; ends the command with exit code 3 when a target was missed."""
     from edgecompress import pipeline
-    from edgecompress.prepare import prepare
-    from edgecompress.recipe import to_yaml
+    from edgecompress.cli.dry_run import dry_run
     from edgecompress.run.directory import check_root, default_root
 
     if options.resume and options.output is None:
@@ -34,8 +33,7 @@ def launch(recipe: Recipe, origins: Mapping[str, str], options: RunOptions) -> N
     if first:
         check_root(root, resume=options.resume, exist_ok=options.exist_ok)
     if options.dry_run:
-        prepare(recipe)
-        print_line(to_yaml(recipe, origins).rstrip())
+        print_line(dry_run(recipe, origins, root))
         return
     if not first:
         beside(recipe, root, resume=options.resume)

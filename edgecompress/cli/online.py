@@ -12,7 +12,8 @@ import typer
 from pydantic import Field
 
 from edgecompress.cli.console import print_json, print_line, stderr
-from edgecompress.cli.options import Given, GroupedCommand, options_of, verb
+from edgecompress.cli.grouped import GroupedCommand
+from edgecompress.cli.options import Given, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.run.stage import Strict
 from edgecompress.stages.fields import Amount, Schedule, Seconds, Share, flag

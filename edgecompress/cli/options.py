@@ -84,6 +84,8 @@ class Option:
     kinds: tuple[type[Strict], ...]
     least: float | None = None
     most: float | None = None
+    words: tuple[str, ...] = ()
+    """Words that the shell completes, where other text is allowed too."""
 
     def parameter(self) -> inspect.Parameter:
         """The parameter that Typer reads."""
@@ -96,10 +98,14 @@ class Option:
             show_default=self.default not in (None, False),
             min=self.least,
             max=self.most,
+            autocompletion=self._completed if self.words else None,
         )
         kind = inspect.Parameter.KEYWORD_ONLY
         annotation = Annotated[self.parsed_as, info]  # type: ignore[name-defined]
         return inspect.Parameter(self.name, kind, default=self.default, annotation=annotation)
+
+    def _completed(self, incomplete: str) -> list[str]:
+        return [word for word in self.words if word.startswith(incomplete)]
 
 
 class Draft(dict[str, Any]):
@@ -267,6 +273,7 @@ def _option(
         kinds=kinds,
         least=_bound(field, "ge") if kind in (int, float) else None,
         most=_bound(field, "le") if kind in (int, float) else None,
+        words=tuple(extra.get("words", _literals(field.annotation))) if kind is str else (),  # type: ignore[arg-type]
     )
 
 
@@ -380,21 +387,3 @@ _CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotati
 def for_kinds(options: Sequence[Option], *kinds: type[Strict]) -> list[Option]:
     """The same options for other settings."""
     return [replace(option, kinds=kinds) for option in options]
-
-
-class GroupedCommand(typer.core.TyperCommand):
-    """A command whose help shows its options in groups."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Arguments first, then each group in the order of its first option."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is None:
-                continue
-            argument = parameter.param_type_name == "argument"
-            panel = getattr(parameter, "rich_help_panel", None) or "Options"
-            groups.setdefault("Arguments" if argument else panel, []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)

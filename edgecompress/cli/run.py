@@ -41,9 +41,10 @@ def run(recipe: RecipeFile, given: Given, set_: Set = None, variant: Variant = N
         for name in ("data", "seed", "device", "threads")
         if os.environ.get(env(name))
     }
-    loaded = read(path, environment | overrides, variant)
+    variables = {name: env(name) for name in environment if name not in overrides}
+    loaded = read(path, environment | overrides, variant, variables)
     origins = (
-        dict.fromkeys(leaves(path), "recipe")
+        dict.fromkeys(leaves(path.read_text(encoding="utf-8")), "recipe")
         | dict.fromkeys(environment, "environment")
         | dict.fromkeys(overrides, "command line")
     )

@@ -22,7 +22,7 @@ from edgecompress.core.heads import Averaged, with_equal_heads, with_one_head, w
 from edgecompress.core.labels import INPUT, OUTPUT
 from edgecompress.core.placement import final, provisional
 from edgecompress.core.widen import wide_network
-from edgecompress.errors import UsageError
+from edgecompress.errors import UnknownChoiceError, UsageError
 
 __all__ = ["Averaged", "check_alike", "check_stackable", "stack", "with_one_head"]
 
@@ -44,7 +44,7 @@ def stack(models: Sequence[nn.Module], example: Tensor, *, heads: str = "average
     that must stay as they are.
     """
     if heads not in ("average", "separate"):
-        raise UsageError(f"heads '{heads}' is not known: allowed are average, separate")
+        raise UnknownChoiceError("heads", heads, ("average", "separate"))
     if heads == "average":
         return _averaged(_parts(models), example)
     padded, outputs = with_equal_heads(models, example)

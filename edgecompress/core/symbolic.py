@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgecompress.errors import UsageError
+from edgecompress.errors import UsageError, blamed
 
 
 def computed_tensors(model: nn.Module) -> list[Tensor]:
@@ -88,9 +88,7 @@ def symbolic_trace(model: nn.Module) -> fx.GraphModule:
             graph = tracer.trace(model)
             return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:  # fx raises whatever the model's own code raises on a Proxy
-        message = str(error).strip()
-        reason = message.splitlines()[0] if message else type(error).__name__
         raise UsageError(
-            f"{type(model).__name__} cannot be traced by torch.fx: {reason}; make its "
+            f"{type(model).__name__} cannot be traced by torch.fx: {blamed(error)}; make its "
             "forward free of branches on tensor values"
         ) from error

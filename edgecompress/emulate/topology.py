@@ -8,12 +8,12 @@ Hosts: `role` (teacher or student; none for others), `model`, `cpu` (share of on
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, TypeGuard
 
 from edgecompress.emulate.schema import Configured, GraphLink, GraphRow, HostRow
-from edgecompress.errors import UnknownNameError, UsageError
+from edgecompress.errors import UnknownChoiceError, UnknownNameError, UsageError, nearest
 from edgecompress.units import parse_duration
 
 ROLES = ("teacher", "student")
@@ -167,18 +167,18 @@ def _switch(name: str, params: Params) -> str:
     return str(name)
 
 
+def _unknown_key(where: str, key: str, known: Iterable[str]) -> str:
+    allowed = sorted(known)
+    return f"{where}: unknown key '{key}': allowed are {', '.join(allowed)}{nearest(key, allowed)}"
+
+
 def _host(name: str, params: Params) -> Host:
     unknown = set(params) - HOST_KEYS
     if unknown:
-        raise UsageError(
-            f"host '{name}': unknown key '{min(unknown)}': allowed are "
-            f"{', '.join(sorted(HOST_KEYS))}"
-        )
+        raise UsageError(_unknown_key(f"host '{name}'", min(unknown), HOST_KEYS))
     role = str(params.get("role") or "")
     if role and role not in ROLES:
-        raise UsageError(
-            f"host '{name}': role '{role}' is not known: allowed are {', '.join(ROLES)}"
-        )
+        raise UnknownChoiceError(f"host '{name}': role", role, ROLES)
     cpu = params.get("cpu")
     if cpu is not None and not _within(cpu, *CPU):
         raise UsageError(
@@ -210,9 +210,7 @@ def _link(a: str, b: str, params: Params, names: Sequence[str]) -> Link:
             raise UsageError(f"{where}: no node '{end}'")
     unknown = set(params) - LINK_KEYS
     if unknown:
-        raise UsageError(
-            f"{where}: unknown key '{min(unknown)}': allowed are {', '.join(sorted(LINK_KEYS))}"
-        )
+        raise UsageError(_unknown_key(where, min(unknown), LINK_KEYS))
     bandwidth = _bandwidth(where, params.get("bw"))
     loss = _loss(where, params.get("loss"))
     delay = _milliseconds(where, "delay", params.get("delay"))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from edgecompress import files
 from edgecompress.core.simplify import fold_batchnorm
 from edgecompress.data import Preprocess
-from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.errors import EdgecompressError, UsageError, blamed
 
 OPSET = 18
 INPUT, OUTPUT = "input", "logits"
@@ -120,10 +120,7 @@ def _exported(model: nn.Module, batch: Tensor, name: str) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many kinds; each names the operation
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise EdgecompressError(
-            f"torch.onnx cannot export {name}: {lines[0] if lines else error!r}"
-        ) from error
+        raise EdgecompressError(f"torch.onnx cannot export {name}: {blamed(error)}") from error
     if program is None:
         raise EdgecompressError(f"torch.onnx gave no program for {name}")
     return program.model_proto

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edgecompress.data import DataSet, load_data
-from edgecompress.errors import UsageError
+from edgecompress.errors import UnknownChoiceError, UsageError
 from edgecompress.measure import machine
 from edgecompress.methods.distill import DEFAULTS
 from edgecompress.methods.features import KINDS
@@ -109,9 +109,7 @@ class Learning:
     def check(self, exchange: str) -> None:
         """Raises `UsageError` for an unknown way, or one that has no meaning beside another."""
         if self.loss not in DEFAULTS:
-            raise UsageError(
-                f"--loss '{self.loss}' is not known: allowed are {', '.join(DEFAULTS)}"
-            )
+            raise UnknownChoiceError("--loss", self.loss, DEFAULTS)
         if self.mutual and (
             self.loss != "kl" or self.temperature is not None or self.alpha is not None
         ):
@@ -127,9 +125,7 @@ class Learning:
                 "too, or drop them"
             )
         if self.features is not None and self.features not in KINDS:
-            raise UsageError(
-                f"--features '{self.features}' is not known: allowed are {', '.join(KINDS)}"
-            )
+            raise UnknownChoiceError("--features", self.features, KINDS)
 
 
 def check_learnable(lesson: Lesson, data: DataSet) -> None:

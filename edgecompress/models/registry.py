@@ -24,7 +24,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from edgecompress.errors import EnvironmentMissingError, UnknownNameError, UsageError
+from edgecompress.errors import EnvironmentMissingError, UnknownNameError, UsageError, blamed
 from edgecompress.models.resnet import CifarResNet
 from edgecompress.models.small import LeNet, Mlp
 from edgecompress.models.students import Student
@@ -180,7 +180,10 @@ def _from_factory(where: str, attribute: str, source: ModelSource) -> nn.Module:
     offered = {"num_classes": source.num_classes, "in_channels": source.image_shape[0]}
     parameters = inspect.signature(factory).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    model = factory(**{k: v for k, v in offered.items() if takes_all or k in parameters})
+    try:
+        model = factory(**{k: v for k, v in offered.items() if takes_all or k in parameters})
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(f"'{where}:{attribute}' cannot be built: {blamed(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"'{where}:{attribute}' returned a {type(model).__name__}: a torch.nn.Module is needed"
@@ -211,6 +214,13 @@ def _module(where: str) -> ModuleType:
     key = (path.resolve(), path.read_bytes())
     if key not in _files:
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except ModuleNotFoundError as error:
+            raise EnvironmentMissingError(
+                f"model file '{where}' needs the package '{error.name}': install it here"
+            ) from error
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"model file '{where}' cannot be run: {blamed(error)}") from error
         _files[key] = module
     return _files[key]

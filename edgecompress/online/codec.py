@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.errors import EdgecompressError, UnknownChoiceError
 from edgecompress.online.exchanges import EXCHANGES as EXCHANGES
 from edgecompress.online.exchanges import TRAINING as TRAINING
 
@@ -49,7 +49,7 @@ class Codec:
 
     def __init__(self, name: str, samples: int, classes: int, k: int = 4) -> None:
         if name not in CODECS:
-            raise UsageError(f"codec '{name}' is not known: allowed are {', '.join(CODECS)}")
+            raise UnknownChoiceError("--codec", name, CODECS)
         self.name = name
         self.samples = samples
         self.classes = classes

@@ -48,7 +48,8 @@ class TeacherSource:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run starts with, checked: data, device, what its network is built from, its teacher.
+    """What a run starts with, checked: data, device, what its network is built from, its teacher,
+    and the network itself on the meta device (None where that would run code nobody named).
 
     Stages check it one after the other, and each may change it for those that follow.
     """
@@ -58,6 +59,7 @@ class Setup:
     device: torch.device
     source: ModelSource
     teacher: TeacherSource | None = None
+    network: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,16 @@ class RunSettings(Strict):
     """The verb that wrote the recipe."""
     model: str
     """A name (edgecompress models), pkg.mod:factory or file.py:factory."""
-    data: str = "digits"
+    data: str = Field(
+        "digits",
+        json_schema_extra={
+            "words": ["digits", "cifar10", "cifar100", "imagenette", "imagewoof", "sine", "folder:"]
+        },
+    )
     """digits, cifar10, cifar100, imagenette, imagewoof, sine or folder:DIR."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Random seed."""
-    device: str = "auto"
+    device: str = Field("auto", json_schema_extra={"words": ["auto", "cpu", "cuda"]})
     """auto, cpu, cuda or cuda:N."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """CPU threads; default: all cores, or OMP_NUM_THREADS."""

@@ -299,6 +299,21 @@ def test_tables_are_folded_and_never_cut_at_80_columns(tmp_path: Path) -> None:
     assert "last" in text and "\u2026" not in text
 
 
+def test_columns_that_do_not_fit_come_below_with_whole_numbers() -> None:
+    columns = ["global level", *(f"{level}%" for level in range(5, 100, 5)), "why not all"]
+    numbers = [f"{1000 + level}.3%" for level in range(5, 100, 5)]
+    rows = [("features.denseblock4.denselayer16.conv2", *numbers, "a reason " * 12)]
+    console = Console(width=80, file=io.StringIO(), soft_wrap=True)
+    console.print(table("share", columns, rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    words = text.split()
+    assert all(word in words for word in (*columns[1:-1], *numbers))
+    assert words.count("reason") == 12
+    assert text.count("global level") > 1
+    assert "\u2026" not in text
+
+
 def test_a_result_says_how_to_repeat_it(tmp_path: Path) -> None:
     done = run("train", "lenet5", "--epochs", 1, "-o", "t", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)

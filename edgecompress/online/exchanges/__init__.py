@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from edgecompress.errors import UsageError
+from edgecompress.errors import UnknownChoiceError
 
 if TYPE_CHECKING:
     from edgecompress.online.exchanges.base import Exchange
@@ -45,9 +45,7 @@ TRAINING = tuple(name for name, entry in REGISTRY.items() if entry.trainable)
 def exchange_of(plan: Plan) -> Exchange:
     """The exchange that `plan` names. Raises `UsageError` for an unknown name."""
     if plan.exchange not in REGISTRY:
-        raise UsageError(
-            f"--exchange {plan.exchange} is not known: allowed are {', '.join(REGISTRY)}"
-        )
+        raise UnknownChoiceError("--exchange", plan.exchange, REGISTRY)
     entry = MUTUAL if plan.mutual else REGISTRY[plan.exchange]
     exchange: Exchange = import_module(entry.module).EXCHANGE
     return exchange

@@ -32,7 +32,7 @@ def test_trainable_exchanges_are_those_that_define_a_training(data: DataSet) -> 
 
 
 def test_unknown_exchange_names_the_allowed_ones(data: DataSet) -> None:
-    with pytest.raises(UsageError, match="--exchange gradients is not known: allowed are logits"):
+    with pytest.raises(UsageError, match="--exchange 'gradients' is not known: allowed are logits"):
         exchange_of(plan_for(data, exchange="gradients"))
 
 

@@ -1,0 +1,95 @@
+"""What the command line says of a user's own network that cannot be built, run, traced or
+exported: the reason, and the line of their source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import one_line, run
+
+NETWORKS = """
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.after(self.conv(x).relu().mean((2, 3))))
+
+    def after(self, y):
+        return y
+
+class Unbuilt(Network):
+    def __init__(self, num_classes=10):
+        self.fc = nothing_of_that_name
+
+class Missing(Network):
+    def after(self, y):
+        return y.missing
+
+class Wide(Network):
+    def after(self, y):
+        return torch.cat([y, y], 1)
+
+class Branch(Network):
+    def after(self, y):
+        return y if y.sum() > 0 else -y
+
+class Bessel(Network):
+    def forward(self, x):
+        y = super().forward(x)
+        return torch.special.bessel_j0(y)
+"""
+
+
+def line_of(source: str) -> str:
+    number = next(n for n, line in enumerate(NETWORKS.splitlines(), 1) if source in line)
+    return f"net.py:{number}: {NETWORKS.splitlines()[number - 1].strip()}"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "source"),
+    [
+        ("Unbuilt", "NameError: name 'nothing_of_that_name' is not defined", "nothing_of"),
+        ("Missing", "AttributeError: 'Tensor' object has no attribute 'missing'", "y.missing"),
+        ("Wide", "RuntimeError: mat1 and mat2 shapes cannot be multiplied", "self.fc(self.after"),
+        ("Branch", "cannot be traced by torch.fx: TraceError", "y.sum() > 0"),
+    ],
+)
+def test_before_anything_is_written(name: str, reason: str, source: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NETWORKS)
+    text = one_line(run("compress", f"net.py:{name}", "--target", "20KB", cwd=tmp_path), 2)
+    assert reason in text
+    assert f"({line_of(source)})" in text
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["net.py"]
+
+
+def test_the_reason_of_the_exporter_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NETWORKS)
+    run("train", "net.py:Bessel", "--epochs", 0, "-q", "-o", "t", cwd=tmp_path)
+    done = run("export", "t", "--model", "net.py:Bessel", "-q", "-o", "e", cwd=tmp_path)
+    text = one_line(done, 1)
+    assert "No ONNX function found" in text
+    assert "bessel_j0" in text
+    assert f"({line_of('bessel_j0')})" in text
+    assert "This is step" not in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "part"),
+    [
+        ("import einops_that_is_not_here", 4, "needs the package 'einops_that_is_not_here'"),
+        ("x = 1 / 0", 2, "ZeroDivisionError: division by zero (net.py:1: x = 1 / 0)"),
+    ],
+)
+def test_a_file_that_cannot_be_run(code: str, exit_code: int, part: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(code)
+    assert part in one_line(run("train", "net.py:make", cwd=tmp_path), exit_code)
