@@ -26,6 +26,7 @@ from edgecompress import files
 from edgecompress.core.simplify import fold_batchnorm
 from edgecompress.data import Preprocess
 from edgecompress.errors import EdgecompressError, UsageError, blamed
+from edgecompress.export.operations import operations_kept
 
 OPSET = 18
 INPUT, OUTPUT = "input", "logits"
@@ -107,7 +108,7 @@ def _exported(model: nn.Module, batch: Tensor, name: str) -> onnx.ModelProto:
     `(N, C, H, W)`.
     """
     try:
-        with _quiet():
+        with _quiet(), operations_kept():
             program = torch.onnx.export(
                 model,
                 (batch,),
