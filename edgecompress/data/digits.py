@@ -6,6 +6,11 @@ A demonstration, not a benchmark: every output says "digits (demo)".
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -22,17 +27,11 @@ def load_digits() -> DataSet:
 
     Raises `EnvironmentMissingError` when scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as read
-    except ImportError as error:
-        raise EnvironmentMissingError(
-            "data 'digits' needs scikit-learn: run pip install 'edgecompress[train]'"
-        ) from error
-    bunch = read()
-    grey = torch.from_numpy(bunch.images).float().unsqueeze(1) * (255 / 16)
+    table = torch.from_numpy(_table())
+    grey = table[:, :-1].view(-1, 1, 8, 8) * (255 / 16)
     large = F.interpolate(grey, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     pixels = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    labels = torch.from_numpy(bunch.target).long()
+    labels = table[:, -1].long()
     train, validation, test = (
         Images(pixels[index], labels[index]) for index in stratified(labels, (0.15, 0.20))
     )
@@ -46,3 +45,16 @@ def load_digits() -> DataSet:
         test,
         Preprocess(*pixel_statistics(train.pixels)),
     )
+
+
+def _table() -> npt.NDArray[np.float32]:
+    """The file of scikit-learn, (1797, 65): grey levels (0..16) row by row, then the class. Read
+    from its place: importing the library takes longer than a small training.
+    """
+    library = find_spec("sklearn")
+    if library is None or library.origin is None:
+        raise EnvironmentMissingError(
+            "data 'digits' needs scikit-learn: run pip install 'edgecompress[train]'"
+        )
+    path = Path(library.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    return np.loadtxt(path, delimiter=",", dtype=np.float32)
