@@ -32,8 +32,8 @@ demo: $(STAMP)
 	@echo "open $(CURDIR)/runs/demo/report.html"
 
 # what the tests of reports and emulations need of Debian
-SYSTEM := chromium mininet bridge-utils vde2 tcpdump iproute2 iputils-ping ethtool sudo openssl
-PROGRAMS := chromium mnexec brctl vde_switch tcpdump ip ping ethtool sudo openssl
+SYSTEM := chromium mininet bridge-utils vde2 tcpdump iproute2 iputils-ping ethtool sudo
+PROGRAMS := chromium mnexec brctl vde_switch tcpdump ip ping ethtool sudo
 
 system:
 	@missing=""; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \

@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import platformdirs
+
 from edgecompress.errors import EdgecompressError
 
 
@@ -123,8 +125,10 @@ def read_lines(path: Path) -> list[dict[str, object]]:
 
 
 def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/edgecompress`, by default `~/.cache/edgecompress`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecompress"
+    """Where this platform keeps caches; on Linux `$XDG_CACHE_HOME/edgecompress`, by default
+    `~/.cache/edgecompress`.
+    """
+    return platformdirs.user_cache_path("edgecompress", appauthor=False)
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -97,6 +97,7 @@ def checks() -> list[Check]:
         ("onnxscript", "train"),
         ("onnx", ""),
         ("onnxruntime", ""),
+        ("trustme", "emulate"),
     ]
     from edgecompress.emulate.shell import PACKAGES
 
@@ -107,10 +108,7 @@ def checks() -> list[Check]:
         _gpu(),
         Check("root", root, "yes" if root else "no", "run with sudo (only emulate needs it)"),
         _netem(),
-        *[
-            _program(name, package)
-            for name, package in {**PACKAGES, "wirefilter": "vde2", "openssl": "openssl"}.items()
-        ],
+        *[_program(name, package) for name, package in {**PACKAGES, "wirefilter": "vde2"}.items()],
         _cgroup(),
     ]
 

@@ -38,8 +38,10 @@ def cpu_name() -> str:
 @lru_cache
 def cpu_features() -> frozenset[str]:
     """Instruction-set flags as the kernel names them (`avx2`, `avx512_vnni`, ...); empty where the
-    kernel does not report them.
+    kernel does not report them. All of Apple's Arm processors have dot products.
     """
+    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+        return frozenset(("asimd", "asimddp"))
     fields = _cpuinfo()
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 

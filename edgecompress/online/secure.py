@@ -4,10 +4,9 @@ without TLS needs an explicit `insecure`.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import grpc
@@ -66,49 +65,29 @@ def chosen(ca: Path | None, cert: Path | None, key: Path | None, insecure: bool)
 def make_certificates(
     folder: Path, names: Mapping[str, Sequence[str]], days: int = 2
 ) -> dict[str, Tls]:
-    """An authority for one run, and a certificate for each of `names`, valid for its addresses; the
-    keys are readable by their owner only.
+    """An authority for one run, and a certificate for each of `names`, valid for its addresses
+    (IPv4, IPv6 or DNS) and for `days`. Keys are readable by their owner only; that of the authority
+    is never written.
 
-    Raises `EnvironmentMissingError` without the program openssl.
+    Raises `EnvironmentMissingError` without the package trustme.
     """
-    if shutil.which("openssl") is None:
+    try:
+        import trustme
+    except ImportError as error:
         raise EnvironmentMissingError(
-            "openssl is not installed, which makes the run's certificates: run apt-get install "
-            "openssl, or --insecure"
-        )
+            "package 'trustme' is not installed, which makes the run's certificates: run pip "
+            "install 'edgecompress[emulate]', or give --insecure"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _make_authority(folder, days)
-    certificates = {
-        name: _make_certificate(folder, name, addresses, days) for name, addresses in names.items()
-    }
-    for path in folder.glob("*.key"):
-        path.chmod(0o600)
+    authority = trustme.CA(organization_name="edgecompress run")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    end = datetime.now(timezone.utc) + timedelta(days=days)
+    certificates = {}
+    for name, addresses in names.items():
+        issued = authority.issue_cert(*addresses, common_name=name, not_after=end)
+        tls = Tls(folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
+        tls.cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        tls.key.touch(mode=0o600)
+        issued.private_key_pem.write_to_path(tls.key)
+        certificates[name] = tls
     return certificates
-
-
-_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def _make_authority(folder: Path, days: int) -> None:
-    """Write `ca.key` and `ca.pem`."""
-    files = ("-keyout", "ca.key", "-out", "ca.pem")
-    subject = ("-days", str(days), "-subj", "/CN=edgecompress run")
-    _openssl(folder, "req", "-x509", *_NEW_KEY, *files, *subject)
-
-
-def _make_certificate(folder: Path, name: str, addresses: Sequence[str], days: int) -> Tls:
-    """Write the key and the signed certificate of `name`."""
-    request = ("-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-    _openssl(folder, "req", *_NEW_KEY, *request)
-
-    kinds = [f"{'IP' if part.replace('.', '').isdigit() else 'DNS'}:{part}" for part in addresses]
-    (folder / f"{name}.ext").write_text(f"subjectAltName={','.join(kinds)}\n")
-    authority = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
-    options = ("-days", str(days), "-extfile", f"{name}.ext")
-    certificate = ("-in", f"{name}.csr", "-out", f"{name}.pem")
-    _openssl(folder, "x509", "-req", *certificate, *authority, *options)
-    return Tls(folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
-
-
-def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)

@@ -44,3 +44,12 @@ def test_threads_are_the_cores_or_what_the_environment_allows(
     assert machine.threads() == machine.cores()
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert machine.threads() == machine.cores()
+
+
+def test_apples_processors_have_a_dot_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no /proc there: simulated."""
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    features = machine.cpu_features.__wrapped__()
+    assert machine.has_int8_dot(features)
+    assert machine.instruction_set(features) == "NEON with int8 dot products"
