@@ -11,6 +11,8 @@ paired        difference of two classifiers on the same samples. Its interval: A
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -61,6 +63,12 @@ class Paired:
     n: int
     only_first: int
     only_second: int
+
+    @classmethod
+    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> Paired:
+        """From which samples each of the two has right."""
+        pairs = Counter(zip(first, second, strict=True))
+        return cls(pairs.total(), pairs[True, False], pairs[False, True])
 
     @property
     def difference(self) -> float:

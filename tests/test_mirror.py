@@ -44,7 +44,6 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "cli/emulate_options.py": ("emulate/test_emulate.py",),
     "cli/emulation.py": ("emulate/test_emulate.py",),
-    "cli/gates.py": ("measure/test_regression.py",),
     "cli/grouped.py": ("cli/test_options.py",),
     "cli/launch.py": (
         "cli/test_cli.py",

@@ -37,7 +37,7 @@ class BenchOptions(Strict):
     max_regression: Share | None = None
     """How much slower is allowed; default: 5%."""
     max_drop: Share | None = None
-    """Accuracy that it may lose, absolute; needs --data."""
+    """Accuracy that it may lose, absolute, beyond chance; needs --data."""
     max_bytes: Size | None = None
     """Largest size of the file: 4MB."""
     data: str | None = None
@@ -45,7 +45,7 @@ class BenchOptions(Strict):
     image_size: Annotated[int, Field(ge=8)] | None = None
     """Side of the square images that --max-drop is measured on."""
     strict: bool = False
-    """An inconclusive result fails too."""
+    """An inconclusive result, of latency or accuracy, fails too."""
     cross_machine: bool = False
     """Allow a baseline of other hardware, normalised."""
     batch_size: str | None = None
@@ -328,7 +328,7 @@ def _show(result: BenchResult, strict: bool) -> None:
         print_line(
             f"{name}: {text}"
             if name == "latency"
-            else f"{name}: {'pass' if status == 'pass' else 'fail'}: {text}"
+            else f"{name}: {'inconclusive' if status == 'skip' else status}: {text}"
         )
 
 

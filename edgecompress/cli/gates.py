@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from typing_extensions import NotRequired
+
 from edgecompress.measure.requests import Gate
+from edgecompress.proportions import Paired, PairedRow
 
 if TYPE_CHECKING:
     from edgecompress.measure.regression import Judged, Stored
@@ -61,6 +64,8 @@ class AccuracyGate(Gate):
     candidate: float
     baseline: float
     max_drop: float
+    difference: NotRequired[PairedRow]
+    """With its interval: above the allowed drop, below it, or around it."""
 
 
 class DriftGate(Gate):
@@ -127,23 +132,42 @@ def _bytes_gate(model: Path, limit: int) -> BytesGate:
 
 
 def _accuracy_gate(model: Path, against: Path, data: str, options: Gated) -> AccuracyGate:
+    """Both files on the same images, compared in pairs: lost is what is lost beyond chance."""
     from edgecompress.measure import runtime
-    from edgecompress.measure.score import score_on
+    from edgecompress.measure.score import judged_on
 
-    def score(path: Path) -> float:
-        loaded = runtime.load(path, threads=options.threads)
-        row = score_on(loaded, data, options.image_size)
-        return row["accuracy"] if "accuracy" in row else row["metric"]
-
-    new, old, allowed = score(model), score(against), options.max_drop or 0.0
-    return {
+    new, old = (
+        judged_on(runtime.load(path, threads=options.threads), data, options.image_size)
+        for path in (model, against)
+    )
+    allowed = options.max_drop or 0.0
+    values = [one.score.get("accuracy", one.score.get("metric", 0.0)) for one in (new, old)]
+    gate: AccuracyGate = {
         "name": "accuracy",
-        "passed": old - new <= allowed + 1e-12,
-        "candidate": new,
-        "baseline": old,
+        "passed": values[1] - values[0] <= allowed + 1e-12,
+        "candidate": values[0],
+        "baseline": values[1],
         "max_drop": allowed,
         "text": (
-            f"accuracy {new:.4f} against {old:.4f} on the test split of {data}, allowed drop "
-            f"{allowed:.4f}"
+            f"accuracy {values[0]:.4f} against {values[1]:.4f} on the test split of {data}, "
+            f"allowed drop {allowed:.4f}"
         ),
+    }
+    if new.right is None or old.right is None:
+        return gate
+    pair = Paired.of(old.right.tolist(), new.right.tolist())
+    low, high = pair.interval
+    verdict = "pass" if low >= -allowed else "fail" if high < -allowed else "inconclusive"
+    text = (
+        f"{gate['text']}; difference {pair.difference:+.4f} (95 % {low:+.4f} to {high:+.4f}, "
+        f"{pair.n} images)"
+    )
+    if verdict == "inconclusive":
+        text += ": inconclusive, more images would settle it"
+    return {
+        **gate,
+        "passed": verdict == "pass",
+        "verdict": verdict,
+        "difference": pair.as_dict(),
+        "text": text,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Gate(TypedDict):
     name: str
     passed: bool
     text: str
+    verdict: NotRequired[str]
+    """`pass`, `fail` or `inconclusive`, where there is an interval."""
 
 
 class Failure(TypedDict):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from edgecompress.data import DataSet, Preprocess, load_data
@@ -43,6 +44,21 @@ def score_on(
     Images are read as the file's metadata say. Raises `UsageError` for a file of other classes, or
     that does not say how it reads images.
     """
+    return judged_on(loaded, name, image_size, skip_bad).score
+
+
+@dataclass(frozen=True)
+class JudgedFile:
+    """The score of a file, and which samples it has right `(N,)`; None for a regression."""
+
+    score: Score
+    right: Tensor | None
+
+
+def judged_on(
+    loaded: Runtime, name: str, image_size: int | None = None, skip_bad: bool = False
+) -> JudgedFile:
+    """`score_on`, with the single samples: two files on the same data are compared in pairs."""
     data = _data(loaded, name, image_size, skip_bad)
     batches = _batches(loaded, data, _preprocess(loaded, data, image_size))
     outputs = torch.from_numpy(loaded.run_all(batches, finite=True))
@@ -59,13 +75,13 @@ def score_on(
     if right is not None:
         low, high = interval(int(right.sum()), len(labels))
         score |= {"accuracy": value, "n": len(labels), "ci95": [low, high]}
-        return score
+        return JudgedFile(score, right)
     score |= {
         "metric": value,
         "metric_name": data.task.metric,
         "loss": float(data.task.loss(outputs, labels)),
     }
-    return score
+    return JudgedFile(score, None)
 
 
 def _data(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) -> DataSet:

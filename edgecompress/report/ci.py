@@ -48,16 +48,18 @@ def checks(result: BenchResult, strict: bool) -> list[tuple[str, str, str]]:
     """(name, `pass`, `fail` or `skip`, one line) for every gate of a result: latency, and where
     requested, bytes and accuracy.
     """
+    statuses = {
+        "pass": "pass",
+        "fail": "fail",
+        "regression": "fail",
+        "inconclusive": "fail" if strict else "skip",
+    }
     rows = []
     if "ratio" in result:
-        statuses = {
-            "pass": "pass",
-            "regression": "fail",
-            "inconclusive": "fail" if strict else "skip",
-        }
         rows.append(("latency", statuses[result["verdict"]], sentence(result)))
     for gate in result.get("gates", []):
-        rows.append((gate["name"], "pass" if gate["passed"] else "fail", gate["text"]))
+        verdict = gate.get("verdict", "pass" if gate["passed"] else "fail")
+        rows.append((gate["name"], statuses[verdict], gate["text"]))
     return rows
 
 

@@ -38,7 +38,7 @@ def paired(task: Task, first: Tensor, second: Tensor, labels: Tensor) -> Paired 
     before, after = task.correct(first, labels), task.correct(second, labels)
     if before is None or after is None:
         return None
-    return Paired(len(labels), int((before & ~after).sum()), int((after & ~before).sum()))
+    return Paired.of(before.tolist(), after.tolist())
 
 
 def weakness(data: DataSet, split: Images, outputs: Tensor) -> str | None:
