@@ -299,11 +299,11 @@ def _shape(text: str) -> tuple[str, list[int]]:
 
 def _check(path: Path, provider: str) -> None:
     """Raises before anything is measured: no such file, no ONNX, data missing, an operation or a
-    provider that the runtime lacks.
+    provider that the runtime lacks, a file that crashes it.
     """
-    from edgecompress.measure import runtime
+    from edgecompress.measure import processes
 
-    warning = runtime.load(path, threads=1, provider=provider).warning()
+    warning = processes.first_load(path, provider)
     if warning is not None:
         print_line(f"warning: {warning}", sys.stderr)
 

@@ -26,6 +26,7 @@ from edgecompress.measure.requests import (
     ProfileRequest,
     TimingRequest,
     Timings,
+    TrialAnswer,
     TrialRequest,
 )
 from edgecompress.measure.runtime import Array
@@ -208,6 +209,18 @@ def try_out(model: Path) -> None:
     Raises `EdgecompressError` with the reason where it cannot be loaded or run.
     """
     _answer("edgecompress.measure.trial", TrialRequest(str(model)), model)
+
+
+def first_load(model: Path, provider: str = runtime.CPU) -> str | None:
+    """Load a file of unknown origin for the first time; returns its `Runtime.warning`.
+
+    Raises `EdgecompressError` with the reason where it cannot be loaded, or crashes ONNX Runtime.
+    """
+    if not model.is_file():
+        raise UsageError(f"model '{model}' does not exist: give an .onnx file")
+    request = TrialRequest(str(model), provider, runs=False)
+    answer = cast(TrialAnswer, _answer("edgecompress.measure.trial", request, model))
+    return answer["warning"]
 
 
 def _answer(

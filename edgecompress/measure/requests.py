@@ -56,9 +56,17 @@ class ProfileRequest:
 
 @dataclass(frozen=True)
 class TrialRequest:
-    """Load the file `model`, and run it once."""
+    """Load the file `model`; `runs`: and run it once on random inputs."""
 
     model: str
+    provider: str = "CPUExecutionProvider"
+    runs: bool = True
+
+
+class TrialAnswer(TypedDict):
+    """What the processor does to the results of a file that loads, if anything."""
+
+    warning: str | None
 
 
 class FileRow(TypedDict):

@@ -2,7 +2,7 @@
 crashes on a network ends that process, and not the one that made the file.
 
 `python -m edgecompress.measure.trial` reads a `TrialRequest` as JSON from stdin, loads the file,
-runs it once on random inputs, and prints `{}`.
+runs it once on random inputs where that is asked, and prints a `TrialAnswer`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ import numpy as np
 
 from edgecompress.errors import EdgecompressError
 from edgecompress.measure import runtime
-from edgecompress.measure.requests import Failure, TrialRequest
+from edgecompress.measure.requests import Failure, TrialAnswer, TrialRequest
 
 
-def work(request: TrialRequest) -> None:
+def work(request: TrialRequest) -> TrialAnswer:
     """Load the model, and run it once."""
-    loaded = runtime.load(Path(request.model), threads=1)
-    loaded.execute(loaded.random_feeds(None, np.random.default_rng(0)))
+    loaded = runtime.load(Path(request.model), threads=1, provider=request.provider)
+    if request.runs:
+        loaded.execute(loaded.random_feeds(None, np.random.default_rng(0)))
+    return {"warning": loaded.warning()}
 
 
 def main() -> None:
     """One object in, one out; an error of ours becomes `{"error", "exit_code"}`."""
-    answer: Failure | dict[str, str] = {}
+    answer: Failure | TrialAnswer
     try:
-        work(TrialRequest(**json.loads(sys.stdin.read())))
+        answer = work(TrialRequest(**json.loads(sys.stdin.read())))
     except EdgecompressError as error:
         answer = {"error": str(error), "exit_code": error.exit_code}
     sys.stdout.write(json.dumps(answer))

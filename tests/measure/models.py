@@ -52,3 +52,22 @@ def fixed_batch(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
     )
     return path
+
+
+def one_operation(path: Path, kind: str, opset: int = 18) -> Path:
+    """A model of one operation of an opset, which reads (batch, 4), and a vector where it needs
+    more inputs.
+    """
+    value = helper.make_tensor_value_info
+    more = [f"v{n}" for n in range(4)] if kind == "BatchNormalization" else []
+    vectors = [numpy_helper.from_array(np.ones(4, np.float32), name) for name in more]
+    graph = helper.make_graph(
+        [helper.make_node(kind, ["x", *more], ["y"])],
+        "one",
+        [value("x", TensorProto.FLOAT, ["batch", 4])],
+        [value("y", TensorProto.FLOAT, ["batch", 4])],
+        vectors,
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+    return path
