@@ -19,6 +19,8 @@ from edgecompress.measure.metadata import Metadata
 
 Array = NDArray[Any]
 CPU = "CPUExecutionProvider"
+OLDEST_OPSET = 7
+"""The first version of ONNX's operations that ONNX Runtime has."""
 WEIGHT_BITS = "edgecompress.weight_bits"
 """Metadata of an int8 file: the bits of its weights, 7 or 8."""
 DTYPES = {
@@ -317,7 +319,22 @@ def _quiet_options() -> ort.SessionOptions:
 
 
 def _not_loaded(path: Path, error: Exception) -> UsageError:
-    return UsageError(f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}")
+    reason = f"'{path}' cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}"
+    if "NOT_IMPLEMENTED" in reason and (opset := _opset(path)) < OLDEST_OPSET:
+        reason += (
+            f" (its operations are of opset {opset}, the runtime's begin at {OLDEST_OPSET}: "
+            "convert it with onnx.version_converter)"
+        )
+    return UsageError(reason)
+
+
+def _opset(path: Path) -> int:
+    """The version of ONNX's own operations that a file uses."""
+    import onnx
+
+    proto = onnx.load(str(path), load_external_data=False)
+    versions = (one.version for one in proto.opset_import if one.domain in ("", "ai.onnx"))
+    return int(next(versions, OLDEST_OPSET))
 
 
 def fused_graph(path: Path) -> Any:

@@ -24,7 +24,7 @@ import numpy as np
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure import latency, products, runtime
 from edgecompress.measure.requests import Failure, TimingRequest, Timings
-from edgecompress.measure.runtime import Feeds, Runtime
+from edgecompress.measure.runtime import Feeds, Runtime, is_finite
 
 LEAST_BLOCKS = 5
 """Blocks that a process times, however long they take."""
@@ -71,10 +71,18 @@ def work(request: TimingRequest) -> Timings:
 
 
 def _feeds(model: Runtime, batch: int | None, request: TimingRequest) -> Feeds:
-    """The same values for each model. Raises `UsageError` for outputs that are not finite."""
+    """The same values for each model: their magnitudes where a network, as one that takes a root,
+    is not defined for negative ones. Raises `UsageError` for outputs that are not finite.
+    """
     generator = np.random.default_rng(request.seed)
     feeds = model.random_feeds(batch, generator, request.shapes)
-    model.check_finite(feeds)
+    if not all(is_finite(output) for output in model.execute(feeds)):
+        floats = (value.dtype.kind == "f" for value in feeds.values())
+        feeds = {
+            name: np.abs(value) if real else value
+            for (name, value), real in zip(feeds.items(), floats, strict=True)
+        }
+        model.check_finite(feeds)
     return feeds
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import runtime
-from tests.measure.models import fixed_batch
+from tests.measure.models import fixed_batch, one_operation
 
 
 def test_a_provider_that_falls_back_to_the_cpu_is_refused(files: dict[str, Path]) -> None:
@@ -115,3 +115,9 @@ def test_external_data_count_wherever_they_stand(place: str, tmp_path: Path) -> 
     total = path.stat().st_size + (tmp_path / "weights.bin").stat().st_size
     assert runtime.file_bytes(path) == total
     assert total > 4000
+
+
+def test_operations_from_before_the_runtimes_first_are_named_with_the_fix(tmp_path: Path) -> None:
+    path = one_operation(tmp_path / "old.onnx", "BatchNormalization", opset=6)
+    with pytest.raises(UsageError, match=r"of opset 6, the runtime's begin at 7: convert it"):
+        runtime.load(path)
