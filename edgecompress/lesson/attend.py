@@ -22,7 +22,6 @@ from edgecompress.lesson.settings import (
     CutFacts,
     Learning,
     Lesson,
-    check_learnable,
     cut_facts,
     end_on_sigterm,
 )
@@ -154,7 +153,6 @@ def attend_lesson(
     attendance.check(learning)
     known = StateStore(attendance.states).label() if attendance.resume else None
     data = lesson.load(note)
-    check_learnable(lesson, data)
     learner = network(model, data, lesson.begins_with(f"student {attendance.name}"))
     data = replace(data, preprocess=learner.preprocess)
     settings = lesson.settings(learner.model, data)

@@ -17,7 +17,6 @@ from edgecompress.lesson.settings import (
     CutFacts,
     Cutting,
     Lesson,
-    check_learnable,
     cut_facts,
     end_on_sigterm,
 )
@@ -130,9 +129,7 @@ def _data(lesson: Lesson, service: Service, note: Callable[[str], None]) -> Data
         if service.train:
             raise UsageError("--train needs data: give --data")
         return None
-    data = lesson.load(note)
-    check_learnable(lesson, data)
-    return data
+    return lesson.load(note)
 
 
 def _cuts(

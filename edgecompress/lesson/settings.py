@@ -43,10 +43,12 @@ class Lesson:
 
     def load(self, note: Callable[[str], None]) -> DataSet:
         """The data, of which `note` gets a line each; sets torch's threads too. Both ends read
-        images of several sizes alike: at 224, unless `image_size` says otherwise.
+        images of several sizes alike: at 224, unless `image_size` says otherwise. Raises
+        `UsageError` for data or settings that no lesson can use.
         """
         torch.set_num_threads(self.threads or machine.threads())
         data = load_data(self.data, image_size=self.image_size)
+        check_learnable(self, data)
         for line in (data.summary(), *data.notes):
             note(line)
         return data
