@@ -39,13 +39,14 @@ SHARED = {"compressed", "trained", "formats", "found"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share an expensive fixture go to one worker (`--dist loadgroup`)."""
+    """Tests that share an expensive fixture go to one worker (`--dist loadgroup`), and these groups
+    first: one that begins last runs alone.
+    """
     for item in items:
-        shared = {"compressed", "trained", "formats", "found"} & set(
-            getattr(item, "fixturenames", ())
-        )
+        shared = SHARED & set(getattr(item, "fixturenames", ()))
         if shared:
             item.add_marker(pytest.mark.xdist_group(f"{item.path.name}-{sorted(shared)[0]}"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -32,7 +32,8 @@ def test_the_stage_of_the_page_runs_and_resumes(tmp_path: Path) -> None:
     recipe = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     (tmp_path / "average.py").write_text(code)
     (tmp_path / "recipe.yaml").write_text(recipe)
-    quick = ["--set", "stages.0.epochs=1", "--set", "stages.1.epochs=2", "--set", "threads=1"]
+    values = ("model=lenet5", "stages.0.epochs=1", "stages.1.epochs=2", "threads=1")
+    quick = [word for value in values for word in ("--set", value)]
     done = run(tmp_path, "run", "recipe.yaml", *quick, "-o", "run", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
