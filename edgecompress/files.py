@@ -14,8 +14,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import platformdirs
-
 from edgecompress.errors import EdgecompressError
 
 
@@ -128,6 +126,8 @@ def cache_dir() -> Path:
     """Where this platform keeps caches; on Linux `$XDG_CACHE_HOME/edgecompress`, by default
     `~/.cache/edgecompress`.
     """
+    import platformdirs  # it reads at import what only this platform has
+
     return platformdirs.user_cache_path("edgecompress", appauthor=False)
 
 
