@@ -10,6 +10,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from edgecompress.measure.feeds import random_feeds
 from edgecompress.measure.runtime import Feeds, Runtime, Shapes
 
 TURN = 10
@@ -113,11 +114,11 @@ def measure(
 
     The first runs of a turn are left out (`settle`): another model has emptied the caches, and its
     threads still spin. At least 20 samples each; then up to `samples`, or until `limit_s` seconds
-    per model are over. Inputs are random (`Runtime.random_feeds`); `batch_size` None takes the
+    per model are over. Inputs are random (`feeds.random_feeds`); `batch_size` None takes the
     file's own, else 1.
     """
     generator = np.random.default_rng(seed)
-    inputs = [runtime.random_feeds(batch_size, generator, shapes) for runtime in runtimes]
+    inputs = [random_feeds(runtime, batch_size, generator, shapes) for runtime in runtimes]
     pairs = list(zip(runtimes, inputs, strict=True))
     warmup_runs = [warm_up(runtime, feeds) for runtime, feeds in pairs]
     taken: list[list[float]] = [[] for _ in runtimes]

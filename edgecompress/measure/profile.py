@@ -18,6 +18,7 @@ import onnx
 
 from edgecompress.errors import EdgecompressError
 from edgecompress.measure import latency, machine, products, runtime
+from edgecompress.measure.feeds import random_feeds
 from edgecompress.measure.onnx_macs import macs
 from edgecompress.measure.requests import BatchRow, Failure, Profile, ProfileRequest
 from edgecompress.measure.runtime import Feeds, Runtime
@@ -51,7 +52,7 @@ def work(request: ProfileRequest) -> Profile:
     loaded = runtime.load(path, threads=request.threads, provider=request.provider)
     load_s = time.perf_counter() - start
     generator = np.random.default_rng(request.seed)
-    first_s = _first_run_s(loaded, loaded.random_feeds(None, generator, request.shapes))
+    first_s = _first_run_s(loaded, random_feeds(loaded, None, generator, request.shapes))
     rows = [_batch_row(loaded, size, request) for size in request.batches]
     peak = machine.own_peak_rss_bytes()
 

@@ -98,65 +98,6 @@ class Runtime:
             "sums saturate, and its outputs are others: quantize it again with --cpu any"
         )
 
-    def random_feeds(
-        self, size: int | None, generator: np.random.Generator, shapes: Shapes | None = None
-    ) -> Feeds:
-        """Inputs for timing in batches of `size` (None: 1, or the file's own): standard normal,
-        random pixels, or for other integers 0 and 1.
-
-        `shapes` are those that a user gave. Raises `UsageError`, which names the option, where a
-        size is free and nothing says what it is, and for a batch that the file does not accept.
-        """
-        unknown = set(shapes or {}) - {one.name for one in self.inputs}
-        if unknown:
-            raise UsageError(
-                f"--shape {min(unknown)}: '{self.path.name}' has no such input: it has "
-                f"{', '.join(one.name for one in self.inputs)}"
-            )
-        own = self.batch
-        if size is not None and own is not None and size != own:
-            raise UsageError(
-                f"--batch-size {size}: '{self.path.name}' takes batches of {own} only: give "
-                f"--batch-size {own}, or export it with a free batch"
-            )
-        count = size or own or 1
-        return {
-            one.name: _random(one, self._sizes(one, count, shapes or {}), generator)
-            for one in self.inputs
-        }
-
-    def _sizes(self, one: Input, count: int, shapes: Shapes) -> tuple[int, ...]:
-        """The complete shape of an input."""
-        if one.name in shapes:
-            return self._asked(one, tuple(shapes[one.name]))
-        if not one.sizes:
-            return ()
-        sizes = (one.sizes[0] or count, *one.sizes[1:])
-        if 0 not in sizes:
-            return sizes
-        known = tuple(self.metadata.integers("image_shape") or ())
-        if len(known) == 3 and one.type == "tensor(uint8)":
-            known = (*known[1:], known[0])
-        if len(known) != len(one.sizes) - 1:
-            shown = ", ".join(str(size) if size else "free" for size in one.sizes)
-            example = "x".join(str(size or 224) for size in sizes)
-            raise UsageError(
-                f"'{self.path.name}' reads '{one.name}' of shape ({shown}): say its sizes, e.g. "
-                f"--shape {one.name}={example}"
-            )
-        return (sizes[0], *known)
-
-    def _asked(self, one: Input, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        fits = len(sizes) == len(one.sizes) and all(
-            own in (0, size) for own, size in zip(one.sizes, sizes, strict=True)
-        )
-        if not fits:
-            raise UsageError(
-                f"--shape {one.name}={'x'.join(map(str, sizes))}: '{self.path.name}' reads "
-                f"{one.sizes} there (0 is free)"
-            )
-        return sizes
-
     def execute(self, feeds: Feeds) -> list[object]:
         """All outputs, as ONNX Runtime returns them, unchecked: what is timed."""
         try:
@@ -238,21 +179,6 @@ class Runtime:
         """Outputs `(N, K)` of all batches `(n, C, H, W)`, concatenated; `finite` checks them."""
         run = self.run_finite if finite else self.run
         return np.concatenate([run(batch) for batch in batches])
-
-
-def _random(one: Input, sizes: tuple[int, ...], generator: np.random.Generator) -> Array:
-    """Random values of the type of an input."""
-    dtype = DTYPES.get(one.type)
-    if dtype is None:
-        raise UsageError(
-            f"input '{one.name}' is of type {one.type}: numbers are needed to measure a model"
-        )
-    kind = np.dtype(dtype).kind
-    if kind == "f":
-        return generator.standard_normal(sizes, dtype=np.float32).astype(dtype, copy=False)
-    if dtype is np.uint8:
-        return generator.integers(0, 256, sizes, dtype=np.uint8)
-    return np.asarray(generator.integers(0, 2, sizes)).astype(dtype)
 
 
 def is_finite(output: object) -> bool:

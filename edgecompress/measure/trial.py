@@ -15,6 +15,7 @@ import numpy as np
 
 from edgecompress.errors import EdgecompressError
 from edgecompress.measure import runtime
+from edgecompress.measure.feeds import random_feeds
 from edgecompress.measure.requests import Failure, TrialAnswer, TrialRequest
 
 
@@ -22,7 +23,7 @@ def work(request: TrialRequest) -> TrialAnswer:
     """Load the model, and run it once."""
     loaded = runtime.load(Path(request.model), threads=1, provider=request.provider)
     if request.runs:
-        loaded.execute(loaded.random_feeds(None, np.random.default_rng(0)))
+        loaded.execute(random_feeds(loaded, None, np.random.default_rng(0)))
     return {"warning": loaded.warning()}
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure import latency, products, runtime
+from edgecompress.measure.feeds import random_feeds
 from edgecompress.measure.requests import Failure, TimingRequest, Timings
 from edgecompress.measure.runtime import Feeds, Runtime, is_finite
 
@@ -75,11 +76,11 @@ def _feeds(model: Runtime, batch: int | None, request: TimingRequest) -> Feeds:
     is not defined for negative ones. Raises `UsageError` for outputs that are not finite.
     """
     generator = np.random.default_rng(request.seed)
-    feeds = model.random_feeds(batch, generator, request.shapes)
+    feeds = random_feeds(model, batch, generator, request.shapes)
     if not all(is_finite(output) for output in model.execute(feeds)):
         floats = (value.dtype.kind == "f" for value in feeds.values())
         feeds = {
-            name: np.abs(value) if real else value
+            name: np.asarray(np.abs(value)) if real else value
             for (name, value), real in zip(feeds.items(), floats, strict=True)
         }
         model.check_finite(feeds)

@@ -23,7 +23,7 @@ LIMIT_S = 300
 PROGRAMS = ("mnexec", "vde_switch", "wirefilter", "tcpdump", "ip", "tc", "ping", "ethtool")
 KEYED_BY_DATA = {"compress.json/summary", "prune.json/cases"}
 """Objects whose keys name a target or a network: they differ at smoke size."""
-WRITTEN_BY_HAND = {"compress-others.json/note", "latency.json/same_again"}
+WRITTEN_BY_HAND = {"compress-others.json/note"}
 NO_SCRIPT = {"demo-vnni.json"}
 """The result of `make demo`."""
 
@@ -48,13 +48,13 @@ DISTILLED = (
     *("student", "distill", "control", "student3_stages", "parity", "seed", "wall_s"),
     "peak_rss_bytes",
 )
-CHECKS = ("--int8", "--traps", "--injected", "1", "--same", "2")
 RUNS = [
     Smoke("compress.py", (), "compress.json"),
     Smoke("convolutions.py", (), "convolutions.json"),
     Smoke("distill.py", ("--rate",), "distill.json", ("input_pipeline",)),
     Smoke("distill.py", ("--data",), "distill.json", DISTILLED),
-    Smoke("latency.py", CHECKS, "latency.json", ("int8", "traps", "injected", "same")),
+    Smoke("gate.py", ("--injected", "1", "--same", "2"), "gate.json"),
+    Smoke("latency.py", ("--int8", "--traps"), "latency.json", ("int8", "traps")),
     Smoke("merge.py", (), "merge.json", ("sine",)),
     Smoke("merge.py", ("--cost",), "merge.json", ("cost",)),
     Smoke("prune.py", (), "prune.json"),

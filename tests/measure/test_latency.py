@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 
 from edgecompress.measure import latency
+from edgecompress.measure.runtime import Input
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Timed:
             pass
         self.runs += 1
 
-    def random_feeds(self, size: int, generator: object, shapes: object) -> object:
-        return {"x": np.zeros(size)}
+    inputs: tuple[Input, ...] = (Input("x", "tensor(float)", (0,)),)
+    batch: None = None
 
 
 def test_a_model_is_warm_when_two_blocks_agree() -> None:

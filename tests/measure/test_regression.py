@@ -190,7 +190,7 @@ def test_bad_input_is_one_line(files: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        (("b", (3, "H", "W")), (), "say its sizes, e.g. --shape x=1x3x224x224"),
+        (("b", (3, "H", "W")), (), "say the sizes, e.g. --shape x=1x3x224x224"),
         ((4, (3, 8, 8)), ("--batch-size", "1"), "takes batches of 4 only: give --batch-size 4"),
         (("b", (3, 8, 8)), ("--shape", "x=1x2"), "--shape x=1x2: 'm.onnx' reads"),
         (("b", (3, 8, 8)), ("--shape", "1x2"), "--shape '1x2' is no input with sizes"),

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import runtime
-from tests.measure.models import fixed_batch, one_operation
+from tests.measure.models import one_operation
 
 
 def test_a_provider_that_falls_back_to_the_cpu_is_refused(files: dict[str, Path]) -> None:
@@ -21,65 +21,6 @@ def test_a_provider_that_falls_back_to_the_cpu_is_refused(files: dict[str, Path]
         pytest.skip("this ONNX Runtime has no AzureExecutionProvider")
     with pytest.raises(EnvironmentMissingError, match="would fall back to the CPU"):
         runtime.load(files["one"], provider="AzureExecutionProvider")
-
-
-def feeds_of(path: Path, size: int | None = None, **shapes: tuple[int, ...]) -> runtime.Feeds:
-    return runtime.load(path).random_feeds(size, np.random.default_rng(0), shapes)
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [
-        (TensorProto.FLOAT, np.float32),
-        (TensorProto.FLOAT16, np.float16),
-        (TensorProto.DOUBLE, np.float64),
-        (TensorProto.INT64, np.int64),
-        (TensorProto.INT32, np.int32),
-    ],
-)
-def test_inputs_of_every_type_of_number_are_filled(kind: int, dtype: type, tmp_path: Path) -> None:
-    (value,) = feeds_of(fixed_batch(tmp_path / "a.onnx", "n", kind=kind), 2).values()
-    assert value.shape == (2, 3, 8, 8)
-    assert value.dtype == dtype
-    assert len(np.unique(value)) > 1
-
-
-def test_a_fixed_batch_is_taken_as_it_is(tmp_path: Path) -> None:
-    path = fixed_batch(tmp_path / "a.onnx", 4)
-    assert feeds_of(path)["x"].shape == (4, 3, 8, 8)
-    with pytest.raises(UsageError, match=r"--batch-size 2: .* takes batches of 4 only"):
-        feeds_of(path, 2)
-
-
-def test_free_sizes_are_given_by_name(tmp_path: Path) -> None:
-    path = fixed_batch(tmp_path / "a.onnx", "n", (3, "h", "w"))
-    with pytest.raises(UsageError, match="--shape x=1x3x224x224"):
-        feeds_of(path)
-    assert feeds_of(path, x=(1, 3, 20, 30))["x"].shape == (1, 3, 20, 30)
-    with pytest.raises(UsageError, match=r"--shape x=1x4x20x30"):
-        feeds_of(path, x=(1, 4, 20, 30))
-    with pytest.raises(UsageError, match=r"--shape y: .* it has x"):
-        feeds_of(path, y=(1, 3))
-
-
-def test_several_inputs_are_all_filled(tmp_path: Path) -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Gather", ["table", "ids"], ["y"])],
-        "g",
-        [
-            helper.make_tensor_value_info("table", TensorProto.FLOAT, [2, 5]),
-            helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(proto, tmp_path / "a.onnx")
-    loaded = runtime.load(tmp_path / "a.onnx")
-    feeds = loaded.random_feeds(None, np.random.default_rng(0))
-    loaded.check_finite(feeds)
-    assert loaded.described() == "(5,) and int64 ()"
-    with pytest.raises(UsageError, match="has 2 inputs"):
-        loaded.run(feeds["table"])
 
 
 @pytest.mark.parametrize("place", ["initializer", "attribute", "branch"])
