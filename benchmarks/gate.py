@@ -1,0 +1,151 @@
+"""The latency gate, measured: false alarms, and slow-downs that it sees.
+
+    # 200 times a file against itself at 5 %, half of them beside two busy processes; 25 minutes
+    python benchmarks/gate.py --same 200
+    # 1.03x at 1 % on a quiet machine 40 times, 1.1x at 5 % beside busy processes 10; 8 minutes
+    python benchmarks/gate.py --injected 40
+
+Each comparison is `bench NEW --against OLD` with its defaults (2 minutes at most) on one thread, of
+chains of equal convolutions (16 channels, 3×3, 32×32). The busy processes, one per core, compute
+and sleep in turns of random length, 0.5 s on average. Results go to benchmarks/results/gate.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common import Bench, Row, bench_of, parser
+from edgecompress.export import onnx as onnx_export
+from edgecompress.measure import machine, regression
+
+VERDICTS = ("pass", "inconclusive", "regression")
+LAYERS = 33
+SLOWER = (("1.03x, quiet", 1, 0.01, False, 1), ("1.1x, busy", 3, 0.05, True, 4))
+"""Name, layers more, tolerance, busy neighbours, and the part of the comparisons asked for."""
+NEIGHBOUR = """
+import random, sys, time
+random.seed(int(sys.argv[1]))
+while True:
+    end = time.time() + random.random()
+    while time.time() < end:
+        pass
+    time.sleep(random.random())
+"""
+
+
+def chain(layers: int, path: Path) -> Path:
+    """A file of `layers` equal convolutions: one layer more is one share more of time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(layers))).eval()
+    onnx_export.save(onnx_export.to_onnx(model, torch.zeros(1, 16, 32, 32)), path)
+    return path
+
+
+@contextlib.contextmanager
+def neighbours(wanted: bool) -> Iterator[None]:
+    """As many busy processes as cores, inside the block, where they are wanted."""
+    count = machine.cores() if wanted else 0
+    running = [
+        subprocess.Popen([sys.executable, "-c", NEIGHBOUR, str(seed)]) for seed in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+
+
+def compared(bench: Bench, new: Path, old: Path, tolerance: float, seed: int) -> Row:
+    """One comparison on one thread: its verdict and how long it took."""
+    full = regression.Protocol(threads=1, seed=seed)
+    quick = regression.Protocol(threads=1, seed=seed, processes=2, looks=(), blocks=5, block_ms=1.0)
+    start = time.perf_counter()
+    answer = regression.compare(new, old, tolerance, bench.size(full, quick))
+    row = {key: answer[key] for key in ("ratio", "verdict", "processes", "time_over")}
+    return {**row, "seconds": time.perf_counter() - start}
+
+
+def counted(rows: list[Row]) -> Row:
+    """Verdicts, and what stands behind them."""
+    seconds = [row["seconds"] for row in rows]
+    ratios = [row["ratio"]["median"] for row in rows]
+    return {
+        "comparisons": len(rows),
+        **{verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS},
+        "ended_by_time": sum(row["time_over"] for row in rows),
+        "smallest_ratio": min(ratios),
+        "largest_ratio": max(ratios),
+        "seconds_median": statistics.median(seconds),
+        "seconds_longest": max(seconds),
+    }
+
+
+def same(bench: Bench, count: int) -> None:
+    """A file against a copy of itself: every `regression` is a false alarm."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        first, copy = (chain(LAYERS, Path(name) / f"{part}.onnx") for part in ("one", "two"))
+        for number in range(count):
+            busy = number % 2 == 1
+            with neighbours(busy):
+                rows.append({"busy": busy, **compared(bench, first, copy, 0.05, number)})
+            if number % 10 != 9 and number != count - 1:
+                continue
+            parts = {
+                name: counted(part)
+                for name, wanted in (("quiet", False), ("busy", True))
+                if (part := [row for row in rows if row["busy"] is wanted])
+            }
+            described = {**bench.described("--same", count), "max_regression": 0.05}
+            bench.store(same={**described, "summary": parts, "rows": rows})
+            print(len(rows), json.dumps(parts), flush=True)
+
+
+def injected(bench: Bench, count: int) -> None:
+    """Slow-downs that are real: layers more."""
+    parts: Row = {}
+    with tempfile.TemporaryDirectory() as name:
+        base = chain(LAYERS, Path(name) / "base.onnx")
+        for case, more, tolerance, busy, part in SLOWER:
+            slower = chain(LAYERS + more, Path(name) / f"{more}.onnx")
+            rows: list[Row] = []
+            for number in range(max(1, count // part)):
+                with neighbours(busy):
+                    rows.append(compared(bench, slower, base, tolerance, number))
+                parts[case] = {
+                    "layers": [LAYERS + more, LAYERS],
+                    "max_regression": tolerance,
+                    **counted(rows),
+                    "rows": rows,
+                }
+                bench.store(injected={**bench.described("--injected", count), "cases": parts})
+                print(case, rows[-1], flush=True)
+
+
+def main() -> None:
+    """Run the parts that the options select."""
+    options = parser(__doc__)
+    options.add_argument("--injected", type=int, default=0)
+    options.add_argument("--same", type=int, default=0)
+    arguments = options.parse_args()
+    bench = bench_of(__file__, arguments)
+    if arguments.injected:
+        injected(bench, arguments.injected)
+    if arguments.same:
+        same(bench, arguments.same)
+
+
+if __name__ == "__main__":
+    main()
