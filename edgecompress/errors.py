@@ -90,9 +90,9 @@ def blamed(error: BaseException) -> str:
     """
     chain = [error, *_causes(error)]
     own = (part for part in chain if not type(part).__module__.startswith("torch.onnx"))
-    told = next(own, chain[-1])
-    lines = [line.strip() for line in str(told).splitlines() if line.strip()]
-    reason = ": ".join([type(told).__name__, *lines[:1]])
+    cause = next(own, chain[-1])
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    reason = ": ".join([type(cause).__name__, *lines[:1]])
     places = [place for part in chain for place in _places(part)]
     return f"{reason} ({places[-1]})" if places else reason
 

@@ -360,8 +360,8 @@ def _show_profile(found: Profile) -> None:
     if found["share_of_ceiling"] is not None and macs is not None and ceilings is not None:
         kind = found["ceiling_kind"]
         peak = ceilings[kind]
-        told = f"{format_count(macs)} MACs, {found['gmacs_per_s']:.3g} GMAC/s"
+        speed = f"{format_count(macs)} MACs, {found['gmacs_per_s']:.3g} GMAC/s"
         print_line(
-            f"of the ceiling: {found['share_of_ceiling']:.0%} ({told}; {kind} matrix "
+            f"of the ceiling: {found['share_of_ceiling']:.0%} ({speed}; {kind} matrix "
             f"products here reach {peak:.3g})"
         )

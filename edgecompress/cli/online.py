@@ -15,6 +15,7 @@ from edgecompress.cli.console import print_json, print_line, stderr
 from edgecompress.cli.grouped import GroupedCommand
 from edgecompress.cli.options import Given, options_of, verb
 from edgecompress.errors import UsageError
+from edgecompress.proportions import shown
 from edgecompress.run.stage import Strict
 from edgecompress.stages.fields import Amount, Schedule, Seconds, Share, flag
 
@@ -241,10 +242,7 @@ def serve(model: Served, given: Given) -> None:
     if options.as_json:
         print_json(result)
     else:
-        accuracy = "not measured"
-        if result["accuracy"] is not None:
-            accuracy = f"accuracy {result['accuracy']:.2%} on the test split"
-        print_line(f"teacher: {accuracy}, {result['data_label']}")
+        print_line(f"teacher: {_accuracy(result)}")
     _end(result, root, options.as_json)
 
 
@@ -292,9 +290,15 @@ def _check_address(connect: str) -> None:
         raise UsageError(f"--connect '{connect}' is no HOST:PORT: write it like 10.0.0.1:50051")
 
 
+def _accuracy(result: AttendedLesson | ServedLesson) -> str:
+    if result["accuracy"] is None:
+        return "accuracy not measured, no data"
+    text = shown(result["accuracy"], result["n"])
+    return f"accuracy {text} on the test split of {result['data_label']}"
+
+
 def _show_student(result: AttendedLesson) -> None:
-    accuracy = f"accuracy {result['accuracy']:.2%} on the test split of {result['data_label']}"
-    print_line(f"student: {accuracy}")
+    print_line(f"student: {_accuracy(result)}")
     print_line(
         f"{result['samples']} samples, {result['payload_bytes']} bytes of payload, "
         f"{result['bytes_per_sample']:.2f} per sample"

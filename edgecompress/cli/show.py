@@ -99,15 +99,16 @@ def _counts(row: ConstantRow) -> tuple[int, int, int, int]:
     return row["size"], row["constant"], row["unread"], row["removed"]
 
 
-def show_comparison(told: CompareSection) -> None:
+def show_comparison(section: CompareSection) -> None:
     """Print the results of strategies, and the student against each other one."""
     keys = ("min", "median", "mean", "max", "std")
     rows = [
-        (name, *(f"{values[key]:.4f}" for key in keys)) for name, values in told["summary"].items()
+        (name, *(f"{values[key]:.4f}" for key in keys))
+        for name, values in section["summary"].items()
     ]
-    title = f"{told['score']}, {told['repeats']} results of {told['budget']} epochs each"
+    title = f"{section['score']}, {section['repeats']} results of {section['budget']} epochs each"
     stdout().print(table(title, ["strategy", *keys], rows))
-    for name, found in told["student_against"].items():
+    for name, found in section["student_against"].items():
         print_line(
             f"student against {name}: p = {found['p']:.3g} ({found['test']}), effect "
             f"{found['effect']:+.2f}"

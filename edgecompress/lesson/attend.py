@@ -17,8 +17,8 @@ from edgecompress import checkpoint, files
 from edgecompress.data import DataSet
 from edgecompress.errors import UsageError
 from edgecompress.lesson.networks import LessonNetwork, network
+from edgecompress.lesson.score import FinalScore, final_score
 from edgecompress.lesson.settings import (
-    CPU,
     CutFacts,
     Learning,
     Lesson,
@@ -37,7 +37,6 @@ from edgecompress.online.store import Label, StateStore
 from edgecompress.online.student import Student
 from edgecompress.stages.common import count
 from edgecompress.stages.gradual.work import Shrinking
-from edgecompress.train.batches import evaluate
 from edgecompress.train.fit import FitResult
 from edgecompress.train.history import EpochRow
 from edgecompress.train.settings import FitSettings
@@ -76,7 +75,7 @@ class Attendance:
             )
 
 
-class Learned(TypedDict):
+class Learned(FinalScore):
     """How the student learned, and how good it is on the test split. `codec` is None where weights
     travel, `staleness` (steps) without mutual learning.
     """
@@ -91,8 +90,6 @@ class Learned(TypedDict):
     name: str
     exchange: str
     codec: str | None
-    accuracy: float
-    loss: float
     features: str | None
     mutual: bool
     staleness: int | None
@@ -314,7 +311,6 @@ class _Ending:
 
     def _facts(self, found: FitResult) -> Learned:
         plan = self.plan
-        loss, accuracy = evaluate(found.model, self.data, self.data.test, CPU)
         return {
             "schema": 1,
             "command": "student",
@@ -326,8 +322,7 @@ class _Ending:
             "name": self.attendance.name,
             "exchange": plan.exchange,
             "codec": None if plan.exchange == "weights" else plan.codec,
-            "accuracy": accuracy,
-            "loss": loss,
+            **final_score(found.model, self.data),
             "features": plan.features or None,
             "mutual": plan.mutual,
             "staleness": plan.staleness if plan.mutual else None,

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypedDict
 
 from edgecompress import checkpoint, files
 from edgecompress.data import DataSet
 from edgecompress.errors import UsageError
 from edgecompress.lesson.networks import LessonNetwork, network
+from edgecompress.lesson.score import FinalScore, final_score
 from edgecompress.lesson.settings import (
-    CPU,
     CutFacts,
     Cutting,
     Lesson,
@@ -26,7 +25,6 @@ from edgecompress.online.secure import Tls
 from edgecompress.online.teacher import Teacher, serve
 from edgecompress.stages.common import count
 from edgecompress.stages.gradual.work import Shrinking
-from edgecompress.train.batches import evaluate
 from edgecompress.train.settings import FitSettings
 
 
@@ -44,7 +42,7 @@ class Service:
     resume: bool = False
 
 
-class Taught(TypedDict):
+class Taught(FinalScore):
     """What was taught, and how good the teacher is on the test split (None without data)."""
 
     schema: int
@@ -55,8 +53,6 @@ class Taught(TypedDict):
     seed: int
     trained: bool
     students: list[str]
-    accuracy: float | None
-    loss: float | None
     steps: int
     params: int
 
@@ -179,9 +175,6 @@ def _scores(
     taught: LessonNetwork,
     data: DataSet | None,
 ) -> Taught:
-    loss, accuracy = None, None
-    if data is not None:
-        loss, accuracy = evaluate(teacher.model, data, data.test, CPU)
     return {
         "schema": 1,
         "command": "teacher",
@@ -191,8 +184,7 @@ def _scores(
         "seed": lesson.seed,
         "trained": service.train,
         "students": sorted(teacher.sessions),
-        "accuracy": accuracy,
-        "loss": loss,
+        **final_score(teacher.model, data),
         "steps": teacher.steps,
         "params": count(teacher.model),
     }

@@ -118,9 +118,9 @@ def check_parents(
             check_alike([first, checkpoint.load(path, allow_code=recipe.model)[0]])
         own = part_of(data, number) if data.parts else data
         check_checkpoint(path, recipe, own)
-        told = manifest.notes.get("data_digest")
+        recorded = manifest.notes.get("data_digest")
         for other, part in enumerate(data.parts):
-            if told == part.digest() != own.digest():
+            if recorded == part.digest() != own.digest():
                 raise UsageError(
                     f"network {number + 1} ('{path}') was trained on part {other + 1} of "
                     f"'{recipe.data}': give them in one order"

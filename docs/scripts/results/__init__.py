@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docs.scripts.results import compression, latency, merging, online, overview
+from docs.scripts.results import compression, latency, merging, online, overview, public
 
 BUILDERS: dict[str, Callable[[], str]] = {
     "demo": overview.demo,
@@ -27,6 +27,8 @@ BUILDERS: dict[str, Callable[[], str]] = {
     "int8-speed": latency.int8_speed,
     "int8-accuracy": latency.int8_accuracy,
     "int8-traps": latency.traps,
+    "public-counts": public.counts,
+    "public-files": public.files,
     "emulate-links": online.links,
     "emulate-lessons": online.lessons,
     "emulate-mutual": online.mutual,
