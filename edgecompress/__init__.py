@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgecompress.checkpoint import load, save
     from edgecompress.compress import recipe_for
-    from edgecompress.core.graph import ChannelGraph, ChannelGroup, Member, trace
+    from edgecompress.core.graph import ChannelGraph, ChannelGroup, Member
+    from edgecompress.core.proof import trace
     from edgecompress.core.select import Budget, Selection, cheapest, uniform
     from edgecompress.core.shrink import masked, shrink
     from edgecompress.core.stack import stack
@@ -62,7 +63,7 @@ _WHERE = {
     "shrink": "core.shrink",
     "stack": "core.stack",
     "taylor": "methods.scores",
-    "trace": "core.graph",
+    "trace": "core.proof",
     "uniform": "core.select",
 }
 _RENAMED = {"read_recipe": "read"}

@@ -23,7 +23,8 @@ Four laws hold, as property tests over all supported topologies:
 To read on, top to bottom:
 
     layers       which axis of which tensor; cutting one layer
-    graph        trace: label, couple, group   (labels, rules, ledger, operations, symbolic)
+    graph        trace: label, couple, group   (concrete, labels, rules, ledger, operations)
+    proof        trace, and law 3 computed on the network itself; frozen counts what stays
     shrink       keep masks to smaller networks
     select       scores to keep masks          (price, ranking)
     stack        several networks as one       (placement, widen, heads)

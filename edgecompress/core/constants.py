@@ -32,6 +32,7 @@ from edgecompress.core.graph import (
     trace,
 )
 from edgecompress.core.shrink import shrink
+from edgecompress.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _state(model: nn.Module, group: ChannelGroup, read: dict[str, Tensor]) -> _S
     unread = torch.ones(group.size, dtype=torch.bool)
     for member in consumers(model, group):
         layer = model.get_submodule(member.layer)
-        value = read[member.layer][member.index]
+        value = _read(read, model, member.layer)[member.index]
         all_zero = (_rows(layer, "in") == 0).flatten(1).all(1).cpu()
         ignored = all_zero[member.index].all(1)
         unread &= ignored
@@ -187,7 +188,7 @@ def _dropped_inputs(
             if member.layer not in inputs:
                 inputs[member.layer] = torch.full((size,), torch.nan, dtype=torch.float64)
             positions = member.index[~mask].reshape(-1)
-            constants = read[member.layer][positions]
+            constants = _read(read, model, member.layer)[positions]
             inputs[member.layer][positions] = constants.to(torch.float64)
     return inputs
 
@@ -210,15 +211,25 @@ def _absorb(model: nn.Module, inputs: dict[str, Tensor]) -> None:
         layer.register_parameter("bias", nn.Parameter(bias.to(layer.get_parameter("weight").dtype)))
 
 
+def _read(read: dict[str, Tensor], model: nn.Module, layer: str) -> Tensor:
+    """What `layer` reads (in,); unknown where its function is called with its tensors."""
+    size = layers.axis_size(model.get_submodule(layer), "in")
+    return read.get(layer, torch.full((size,), torch.nan))
+
+
 # -- Constants through the network
 
 
 def constant_inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
     """For every mixing layer the constant (in,) at each input position, NaN where it depends on the
-    input. `example` (N, C, H, W) is an input.
+    input. `example` (N, C, H, W) is an input. Empty for a network that torch.fx cannot trace.
     """
     was_training = model.training
-    run = _ConstantRun(symbolic_trace(model.eval()))
+    try:
+        run = _ConstantRun(symbolic_trace(model.eval()))
+    except UsageError:
+        model.train(was_training)
+        return {}
     try:
         with torch.no_grad():
             run.run(torch.full_like(example[:1], torch.nan))

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.core import layers
+from edgecompress.core.concrete import concrete_trace
 from edgecompress.core.labels import LabelTracer
 from edgecompress.core.ledger import Axis
 from edgecompress.core.macs import macs_by_module
@@ -108,10 +109,9 @@ def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
     A copy of the model is traced in eval mode on the meta device; `model` is neither changed nor
     read. Raises `UsageError` when torch.fx cannot trace it or the example does not fit.
     """
-    traced = symbolic_trace(meta_copy(model))
-    tracer = LabelTracer(traced)
+    tracer = LabelTracer(concrete_trace(model, example))
     try:
-        tracer.run(torch.empty_like(example, device="meta"))
+        tracer.run()
     except EdgecompressError:
         raise
     except Exception as error:

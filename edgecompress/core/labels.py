@@ -1,8 +1,8 @@
-"""The label trace: a traced network run once on meta tensors and, next to each, a tensor of labels.
+"""The label trace: next to each value of a traced network a tensor of labels.
 
-`LabelTracer` visits the nodes of an `fx.GraphModule` in order. For each it computes the value on
-the meta device and the labels of that value. Layers with channels of their own are handled here,
-all other operations by `core/rules`.
+`LabelTracer` visits the nodes of a `core/concrete` trace in order, and finds the labels of each
+value. Layers with channels of their own are handled here, whether they are called as modules or
+their tensors are given to a function; all other operations by `core/rules`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from edgecompress.core import layers, operations, rules
-from edgecompress.core.ledger import Ledger, anonymous, spread
+from edgecompress.core import layers, rules
+from edgecompress.core.concrete import Traced, called
+from edgecompress.core.ledger import Axis, Ledger, anonymous, spread
 from edgecompress.core.rules import Argument, Call
 
 INPUT = "the network's input"
@@ -23,53 +25,61 @@ OUTPUT = "the network's output"
 
 
 class LabelTracer:
-    """Runs `traced` on meta tensors and on labels; what it finds out is in `ledger`."""
+    """Finds the labels of all values of `traced`; what it finds out is in `ledger`."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
-        self.traced = traced
-        self.modules = dict(traced.named_modules())
+    def __init__(self, traced: Traced) -> None:
+        self.modules = dict(traced.root.named_modules())
         self.ledger = Ledger()
         self.output_shapes: dict[str, tuple[int, ...]] = {}
-        self._values: dict[fx.Node, Argument] = {}
+        self._graph = traced.graph
+        self._shared = shared_tensors(traced.root)
+        self._values = traced.values
         self._labels: dict[fx.Node, Argument] = {}
 
-    def run(self, example: Tensor) -> None:
-        """Execute every node for `example` (N, C, ...), a meta tensor."""
-        for node in self.traced.graph.nodes:
-            value, labels = self._execute(node, example)
-            self._values[node] = value
-            self._labels[node] = labels
+    def run(self) -> None:
+        """Visit every node."""
+        for node in self._graph.nodes:
+            self._labels[node] = self._labelled(node)
+        for names in self._shared:
+            self._couple_shared(names)
 
-    def _execute(self, node: fx.Node, example: Tensor) -> tuple[Argument, Argument]:
-        """Value and labels of one node; labels are None where the value is no tensor."""
+    def _labelled(self, node: fx.Node) -> Argument:
+        """The labels of one node; None where its value is no tensor."""
         if node.op == "placeholder":
-            return self._placeholder(node, example)
+            return self._placeholder(self._values[node])
         if node.op == "get_attr":
             return self._attribute(node)
         if node.op == "output":
             labels = self._with_labels(node.args)
             self.ledger.freeze(labels, OUTPUT)
-            return self._with_values(node.args), labels
+            return labels
         if node.op == "call_module":
             return self._call_module(node)
         return self._call_function(node)
 
     # -- Inputs and bare tensors
 
-    def _placeholder(self, node: fx.Node, example: Tensor) -> tuple[Argument, Argument]:
-        if node.args:  # an optional argument keeps its default
-            return node.args[0], None
-        size = example.shape[1] if example.dim() > 1 else 1
+    def _placeholder(self, value: Argument) -> Argument:
+        if isinstance(value, tuple):
+            return tuple(self._placeholder(part) for part in value)
+        if not isinstance(value, Tensor):
+            return None
+        size = value.shape[1] if value.dim() > 1 else 1
         labels = self.ledger.fresh(size)
         self.ledger.freeze(labels, INPUT)
-        shape = [1, size, *[1] * (example.dim() - 2)][: example.dim()]
-        return example, labels.reshape(shape).expand(example.shape)
+        shape = [1, size, *[1] * (value.dim() - 2)][: value.dim()]
+        return labels.reshape(shape).expand(value.shape)
 
-    def _attribute(self, node: fx.Node) -> tuple[Argument, Argument]:
-        value = operator.attrgetter(str(node.target))(self.traced)
-        if not isinstance(value, Tensor):
-            return value, None
-        return value, self._bare_labels(str(node.target), value)
+    def _attribute(self, node: fx.Node) -> Argument:
+        """Labels of a bare tensor, read outside the function of its layer."""
+        value, name = self._values[node], str(node.target)
+        if not isinstance(value, Tensor) or self._is_of_a_call(node):
+            return None
+        owner, _, own = name.rpartition(".")
+        module = self.modules.get(owner)
+        if module is not None and layers.axes(module):
+            return self._layer_tensor(owner, module, own, value)
+        return self._bare_labels(name, value)
 
     def _bare_labels(self, name: str, value: Tensor) -> Argument:
         """Labels of a bare Parameter or buffer.
@@ -83,36 +93,115 @@ class LabelTracer:
         labels = self.ledger.record(name, f"dim{dim}", self.ledger.fresh(value.shape[dim]))
         return spread(labels, dim, value)
 
+    def _layer_tensor(self, owner: str, module: nn.Module, own: str, value: Tensor) -> Argument:
+        """Labels of a layer's own tensor: a vector has the layer's channels, a weight that is read
+        as it is holds its layer as it is.
+        """
+        axis = "out" if layers.is_mixing(module) else "through"
+        if value.dim() == 1 and len(value) == layers.axis_size(module, axis):
+            return self.ledger.record(owner, axis, self.ledger.fresh(len(value)))
+        for axis in layers.axes(module):
+            labels = self.ledger.fresh(layers.axis_size(module, axis))
+            self.ledger.freeze(labels, f"the weight of {owner} is read in forward")
+            self.ledger.record(owner, axis, labels)
+        return anonymous(value)
+
+    def _couple_shared(self, names: list[str]) -> None:
+        """One tensor under several names: the axes of its layers are the same, dimension by
+        dimension. Where they cannot be, they stay.
+        """
+        axes = [axes for name in names if (axes := self._axes_of(name)) is not None]
+        first = axes[0] if axes else ()
+        for other in axes[1:]:
+            for one, two in zip(first, other, strict=False):
+                left, right = (self.ledger.recorded.get(axis) for axis in (one, two))
+                if left is None or right is None:
+                    continue
+                if len(left) == len(right):
+                    self.ledger.couple(left, right)
+                else:
+                    self.ledger.freeze([left, right], f"{' and '.join(names)} share a tensor")
+
+    def _axes_of(self, name: str) -> list[Axis] | None:
+        """The axes in the dimensions of a tensor called `name`; None where it is no layer's."""
+        owner, _, own = name.rpartition(".")
+        module = self.modules.get(owner)
+        if module is None or not layers.axes(module):
+            return None
+        if not layers.is_mixing(module):
+            return [(owner, "through")]
+        return (
+            [(owner, axis) for axis in layers.weight_axes(module)]
+            if own == "weight"
+            else [(owner, "out")]
+        )
+
     # -- Calls
 
-    def _call_module(self, node: fx.Node) -> tuple[Argument, Argument]:
+    def _call_module(self, node: fx.Node) -> Argument:
         name = str(node.target)
-        module = self.modules[name]
-        if _keeps_shape(module) and len(node.args) == 1 and not node.kwargs:
-            (out,) = self._with_values(node.args)  # much faster than the layer on the meta device
-        else:
-            out = module(*self._with_values(node.args), **self._with_values(node.kwargs))
-
+        module, out = self.modules[name], self._values[node]
         if layers.is_mixing(module):
-            return out, self._mix(name, module, self._with_labels(node.args)[0], out)
+            return self._mix(name, module, self._with_labels(node.args)[0], out)
         if layers.is_channelwise(module) or isinstance(module, nn.GroupNorm):
-            return out, self._through(name, module, self._with_labels(node.args)[0])
-        return out, self._apply_rule(type(module).__name__, node, module, out)
+            return self._through(name, module, self._with_labels(node.args)[0])
+        return self._apply_rule(type(module).__name__, node, module)
 
-    def _call_function(self, node: fx.Node) -> tuple[Argument, Argument]:
+    def _call_function(self, node: fx.Node) -> Argument:
         """A function or a method."""
-        function = _callable(node)
         name = str(getattr(node.target, "__name__", node.target))
-        if name in ("_assert", "_log_api_usage_once"):
-            return None, None
-        out = function(*self._with_values(node.args), **self._with_values(node.kwargs))
+        out = self._values[node]
         if node.target is operator.getitem:
-            return out, self._index(node, out)
-        return out, self._apply_rule(name, node, function, out)
+            return self._index(node, out)
+        if node.target is operator.setitem:
+            return self._assign(node)
+        layer = self._layer_of(node)
+        if layer is not None:
+            module, labels = self.modules[layer], self._labels[node.args[0]]  # type: ignore[index]
+            if layers.is_mixing(module):
+                return self._mix(layer, module, labels, out)
+            return self._through(layer, module, labels)
+        return self._apply_rule(name, node, called(node))
 
-    def _apply_rule(
-        self, name: str, node: fx.Node, function: Callable[..., Argument], out: Argument
-    ) -> Argument:
+    def _layer_of(self, node: fx.Node) -> str | None:
+        """The layer that a function computes: its tensors are those of one layer of its kind."""
+        name = str(getattr(node.target, "__name__", node.target))
+        kinds = FUNCTIONS.get(name)
+        if kinds is None or not node.args or not isinstance(node.args[0], fx.Node):
+            return None
+        given = [*node.args[1:], *node.kwargs.values()]
+        read = [part for part in given if isinstance(part, fx.Node) and part.op == "get_attr"]
+        owners = {str(part.target).rpartition(".")[0] for part in read}
+        if len(owners) != 1 or not isinstance(self._values[node.args[0]], Tensor):
+            return None
+        (owner,) = owners
+        module = self.modules.get(owner)
+        return owner if isinstance(module, kinds) and self._computes(node, name, module) else None
+
+    def _computes(self, node: fx.Node, name: str, module: nn.Module) -> bool:
+        """Is the weight in its place, and are the groups those of the layer?"""
+        weight = node.kwargs.get("weight")
+        if weight is None and len(node.args) > 1:
+            place = 3 if name in ("batch_norm", "instance_norm") else 1
+            weight = node.args[place] if len(node.args) > place else None
+        if not layers.is_mixing(module):
+            return True
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            return False
+        if not str(weight.target).endswith("weight"):
+            return False
+        groups = self._with_values(node.kwargs.get("groups", node.args[-1]))
+        own = int(getattr(module, "groups", 1))
+        return own == 1 or groups == own
+
+    def _is_of_a_call(self, node: fx.Node) -> bool:
+        """Is it read by functions of its layer only?"""
+        owner = str(node.target).rpartition(".")[0]
+        return bool(node.users) and all(
+            user.op == "call_function" and self._layer_of(user) == owner for user in node.users
+        )
+
+    def _apply_rule(self, name: str, node: fx.Node, function: Callable[..., Argument]) -> Argument:
         call = Call(
             name,
             node,
@@ -121,7 +210,7 @@ class LabelTracer:
             self._with_values(node.kwargs),
             self._with_labels(node.args),
             self._with_labels(node.kwargs),
-            out,
+            self._values[node],
         )
         return rules.apply(self.ledger, call)
 
@@ -136,6 +225,17 @@ class LabelTracer:
         if isinstance(labels, (tuple, list)):
             return labels[position]
         return rules.index(self.ledger, labels, position)
+
+    def _assign(self, node: fx.Node) -> None:
+        """`value[position] = other` keeps the channels of `value`, and couples those of `other`."""
+        target, position, other = node.args
+        labels = self._labels[target]  # type: ignore[index]
+        if not isinstance(labels, Tensor):
+            return
+        into = rules.index(self.ledger, labels, self._with_values(position))
+        written = self._labels.get(other) if isinstance(other, fx.Node) else None
+        if isinstance(written, Tensor):
+            rules.meet(self.ledger, into, written.expand(into.shape), into)
 
     def _with_values(self, args: Argument) -> Argument:
         """`args` with the values of its nodes."""
@@ -191,16 +291,24 @@ class LabelTracer:
         return labels
 
 
-def _keeps_shape(module: nn.Module) -> bool:
-    """True when the output has the shape of the input, so that the layer need not be run."""
-    return layers.is_channelwise(module) or type(module).__name__ in operations.IDENTITY
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+FUNCTIONS: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _CONVOLUTIONS),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _TRANSPOSED),
+    "batch_norm": (layers.BatchNorm,),
+    "instance_norm": (_InstanceNorm,),
+    "group_norm": (nn.GroupNorm,),
+    "prelu": (nn.PReLU,),
+}
+"""Kinds of layers that each function computes, given their tensors."""
 
 
-def _callable(node: fx.Node) -> Callable[..., Argument]:
-    """The function of a `call_function` or `call_method` node; a method takes `self` first."""
-    if node.op == "call_method":
-        name = str(node.target)
-        return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
-    if not callable(node.target):
-        raise TypeError(f"node {node.name} calls {node.target!r}, which is no function")
-    return node.target
+def shared_tensors(root: nn.Module) -> list[list[str]]:
+    """The names of each tensor that has several."""
+    names: dict[int, list[str]] = {}
+    for named in (root.named_parameters, root.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            names.setdefault(id(tensor), []).append(name)
+    return [found for found in names.values() if len(found) > 1]

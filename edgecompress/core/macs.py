@@ -28,7 +28,8 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     """
     copied = meta_copy(model)
     counter = _Counter()
-    with _attributed(copied, counter), torch.no_grad(), counter:
+    # on the meta device also what the network makes on its way
+    with torch.device("meta"), _attributed(copied, counter), torch.no_grad(), counter:
         copied(torch.empty_like(example[:1], device="meta"))
     return dict(counter.macs)
 

@@ -42,7 +42,7 @@ SPATIAL = frozenset(
 
 MOVES = frozenset(
     """
-    permute transpose swapaxes movedim t flip roll unbind squeeze unsqueeze expand expand_as
+    permute transpose swapaxes movedim t flip unbind squeeze unsqueeze expand expand_as
     flatten Flatten stack
     """.split()
 )

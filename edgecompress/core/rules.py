@@ -103,11 +103,11 @@ def _elementwise(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
     first, *rest = call.label_tensors
     result = first.expand(out.shape)
     for labels in rest:
-        result = _meet(ledger, result, labels, out)
+        result = meet(ledger, result, labels, out)
     return result
 
 
-def _meet(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+def meet(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """Labels of an elementwise operation on two tensors.
 
     A value that is broadcast over channels belongs to all of them, so it must stay.
@@ -137,10 +137,18 @@ def _with_leading_dims(labels: Tensor, out: Tensor) -> Tensor:
 def _spatial(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     labels = call.label_tensors[0]
     channels = ledger.along(labels, 1, call.name)
-    if out.shape[1] != labels.shape[1]:
+    if out.shape[1] != labels.shape[1] or _pads_channels(call, out):
         ledger.freeze(labels, f"operation {call.name} changes the number of channels")
         return anonymous(out)
     return spread(channels, 1, out)
+
+
+def _pads_channels(call: Call, out: Tensor) -> bool:
+    """Does a pad reach the dimension of channels? Its numbers begin with the last dimension."""
+    if call.name != "pad":
+        return False
+    amounts = list(call.args[1] if len(call.args) > 1 else call.kwargs.get("pad", ()))
+    return any(int(amount) != 0 for amount in amounts[2 * (out.dim() - 2) :])
 
 
 def _reduce(ledger: Ledger, call: Call, out: Tensor) -> Argument:
@@ -155,8 +163,15 @@ def _reduce(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     return reduced.expand(out.shape)
 
 
+_PLACES = {"norm": (2, 3), "var": (1, 3), "std": (1, 3)}
+"""Positions of the dimensions and of keepdim, where they are not the second and the third."""
+
+
 def _reduced_dims(call: Call, rank: int) -> list[int]:
-    positional = call.args[1] if len(call.args) > 1 else None
+    place, _ = _PLACES.get(call.name, (1, 2))
+    positional = call.args[place] if len(call.args) > place else None
+    if isinstance(positional, bool):
+        positional = None
     dims = call.kwargs.get("dim", call.kwargs.get("axis", positional))
     if dims is None:
         return list(range(rank))
@@ -164,7 +179,8 @@ def _reduced_dims(call: Call, rank: int) -> list[int]:
 
 
 def _keeps_dims(call: Call) -> bool:
-    positional = call.args[2] if len(call.args) > 2 else False
+    _, place = _PLACES.get(call.name, (1, 2))
+    positional = call.args[place] if len(call.args) > place else False
     default = positional if isinstance(positional, bool) else False
     return bool(call.kwargs.get("keepdim", default))
 
@@ -176,8 +192,19 @@ def _move(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     return call.replay()
 
 
+def _roll(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    """A roll of channels by a number in the code is another one when there are fewer."""
+    labels = call.label_tensors[0]
+    dims = call.kwargs.get("dims", call.args[2] if len(call.args) > 2 else None)
+    rolled = range(out.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    if any(varies(labels, dim) for dim in rolled):
+        ledger.freeze(labels, "a hard-coded roll of channels")
+    return call.replay()
+
+
 def _cat(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
-    parts: list[Tensor] = list(call.labels[0])
+    by_keyword = call.label_kwargs.get("tensors", ())
+    parts: list[Tensor] = list(call.labels[0] if call.labels else by_keyword)
     positional = call.args[1] if len(call.args) > 1 else 0
     dim = call.kwargs.get("dim", call.kwargs.get("axis", positional)) % out.dim()
     across = [place for place in range(out.dim()) if place != dim]
@@ -255,11 +282,25 @@ def _split(ledger: Ledger, call: Call) -> Argument:
 
 
 def index(ledger: Ledger, labels: Tensor, position: Argument) -> Tensor:
-    """`labels[position]`; channels that an index leaves out cannot follow a cut."""
+    """`labels[position]`; channels that an index leaves out, or reads by their numbers, cannot
+    follow a cut.
+    """
     picked = labels[position]
-    if narrowed(picked).unique().numel() != narrowed(labels).unique().numel():
+    by_number = any(varies(labels, dim) for dim in _listed_dims(position, labels.dim()))
+    left_out = narrowed(picked).unique().numel() != narrowed(labels).unique().numel()
+    if by_number or left_out:
         ledger.freeze(labels, "a hard-coded index into channels")
     return picked
+
+
+def _listed_dims(position: Argument, rank: int) -> list[int]:
+    """The dimensions of which `position` gives a list of places: a list, or a tensor."""
+    parts = list(position) if isinstance(position, tuple) else [position]
+    parts = [part for part in parts if part is not None]
+    if Ellipsis in [part for part in parts if not isinstance(part, (list, Tensor))]:
+        place = next(n for n, part in enumerate(parts) if part is Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (rank - len(parts) + 1)
+    return [dim for dim, part in enumerate(parts) if isinstance(part, (list, Tensor))]
 
 
 def _shuffle(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
@@ -278,4 +319,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(operations.REDUCTIONS, _reduce),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "ChannelShuffle": _shuffle,
+    "roll": _roll,
 }

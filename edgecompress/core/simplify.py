@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from edgecompress.core.graph import meta_copy, symbolic_trace
+from edgecompress.core.concrete import Traced, concrete_trace
 from edgecompress.core.layers import BatchNorm
+from edgecompress.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,19 @@ def _single_calls(graph: fx.Graph) -> dict[str, fx.Node]:
     return {name: nodes[0] for name, nodes in calls.items() if len(nodes) == 1}
 
 
-def fold_batchnorm(model: nn.Module) -> nn.Module:
+def fold_batchnorm(model: nn.Module, example: Tensor) -> nn.Module:
     """`model` in eval mode with every BatchNorm that directly follows a Conv or Linear folded into
-    it.
+    it; `example` (N, C, ...) is an input.
 
     y = gamma (W x + b - mean) / sqrt(var + eps) + beta, so W' = s W and b' = s (b - mean) + beta
     with s = gamma / sqrt(var + eps) (Jacob et al. 2018, section 3.2). Computed in float64. A layer
-    whose output is read by others too is left alone.
+    whose output is read by others too is left alone, and so is a network that cannot be traced.
     """
-    calls = _single_calls(symbolic_trace(meta_copy(model)).graph)
     folded = copy.deepcopy(model).eval()
+    try:
+        calls = _single_calls(concrete_trace(model, example).graph)
+    except UsageError:
+        return folded
     for name, node in calls.items():
         norm = folded.get_submodule(name)
         if not isinstance(norm, BatchNorm) or norm.running_mean is None or norm.running_var is None:
@@ -106,10 +109,12 @@ def _fold_pair(layer: nn.Module, norm: BatchNorm) -> None:
 
 def find_pools(model: nn.Module, example: Tensor) -> list[FoldedPool]:
     """Adaptive average pools that enlarge their input and are read by one Linear through a flatten,
-    for inputs like `example` (N, C, H, W).
+    for inputs like `example` (N, C, H, W); none in a network that cannot be traced.
     """
-    traced = symbolic_trace(meta_copy(model))
-    ShapeProp(traced).propagate(torch.empty_like(example, device="meta"))
+    try:
+        traced = concrete_trace(model, example)
+    except UsageError:
+        return []
     calls = _single_calls(traced.graph)
     input_shape = tuple(example.shape[1:])
     pools = [_pool(traced, name, node, calls, input_shape) for name, node in calls.items()]
@@ -117,17 +122,17 @@ def find_pools(model: nn.Module, example: Tensor) -> list[FoldedPool]:
 
 
 def _pool(
-    traced: fx.GraphModule,
+    traced: Traced,
     name: str,
     node: fx.Node,
     calls: dict[str, fx.Node],
     input_shape: tuple[int, ...],
 ) -> FoldedPool | None:
     """The pool called `name` when it can be folded into the Linear behind it, else None."""
-    if not isinstance(traced.get_submodule(name), nn.AdaptiveAvgPool2d):
+    if not isinstance(traced.root.get_submodule(name), nn.AdaptiveAvgPool2d):
         return None
     linear = _linear_behind(traced, node)
-    read, pooled = _shape(node.args[0]), _shape(node)
+    read, pooled = _shape(traced, node.args[0]), _shape(traced, node)
     if linear is None or linear not in calls or len(read) != 4:
         return None
     (h, w), (big_h, big_w) = read[2:], pooled[2:]
@@ -136,20 +141,20 @@ def _pool(
     return FoldedPool(name, linear, read[1], (big_h, big_w), (h, w), input_shape)
 
 
-def _shape(node: object) -> tuple[int, ...]:
-    """The shape of a node's output, as shape propagation found it."""
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return tuple(meta.shape) if meta is not None else ()
+def _shape(traced: Traced, node: object) -> tuple[int, ...]:
+    """The shape of a node's value; empty where it is no tensor."""
+    value = traced.values.get(node) if isinstance(node, fx.Node) else None
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
-def _linear_behind(traced: fx.GraphModule, node: fx.Node) -> str | None:
+def _linear_behind(traced: Traced, node: fx.Node) -> str | None:
     """Name of the Linear that alone reads `node`, through a flatten and layers that do nothing in
     eval mode.
     """
     while len(node.users) == 1:
         node = next(iter(node.users))
         if node.op == "call_module":
-            module = traced.get_submodule(str(node.target))
+            module = traced.root.get_submodule(str(node.target))
             if isinstance(module, nn.Linear):
                 return str(node.target)
             if not isinstance(module, (nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)):

@@ -31,15 +31,18 @@ def computed_tensors(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module, *, integers: bool = False) -> nn.Module:
     """A structural copy of `model` in eval mode with all tensors on the meta device: no weight is
-    read or copied.
+    read or copied. With `integers`, buffers of integers and booleans, which may be indices, keep
+    their values.
     """
     memo: dict[int, object] = {
         id(tensor): torch.empty_like(tensor, device="meta", requires_grad=False)
         for tensor in computed_tensors(model)
     }
     for tensor in [*model.parameters(), *model.buffers()]:
+        if integers and not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = (
             nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
@@ -47,7 +50,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-class _ThreadTracer(fx.Tracer):
+class ThreadTracer(fx.Tracer):
     """Records only what its own thread runs; calls from other threads pass through untraced."""
 
     def __init__(self) -> None:
@@ -61,17 +64,19 @@ class _ThreadTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],  # the signature of fx.Tracer
     ) -> Any:
+        """A module that is called."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A parameter that is read."""
         if threading.get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-_tracing = threading.RLock()
+tracing = threading.RLock()
 """Held by the thread that traces: two traces at once would undo each other's patch of
 `nn.Module`.
 """
@@ -83,8 +88,8 @@ def symbolic_trace(model: nn.Module) -> fx.GraphModule:
     Raises `UsageError` with the reason when torch.fx cannot trace the model.
     """
     try:
-        with _tracing:
-            tracer = _ThreadTracer()
+        with tracing:
+            tracer = ThreadTracer()
             graph = tracer.trace(model)
             return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:  # fx raises whatever the model's own code raises on a Proxy

@@ -92,7 +92,7 @@ def to_onnx(
         raise UsageError(
             f"weights take {size} bytes, one ONNX file holds {LIMIT}: shrink the model first"
         )
-    folded = fold_batchnorm(model).cpu()
+    folded = fold_batchnorm(model, example.cpu()).cpu()
     batch = torch.zeros(2, *example.shape[1:])
     proto = _exported(folded, batch, type(model).__name__)
     strip(proto)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, layers, trace
@@ -144,7 +145,7 @@ def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -
     Each BatchNorm is folded into the layer before it where possible, which gives the layer a bias;
     one that stays (before its convolution, as in DenseNet) keeps four numbers per channel.
     """
-    folded = fold_batchnorm(meta_copy(model))
+    folded = fold_batchnorm(meta_copy(model), torch.zeros(graph.input_shape))
     outputs = {}
     for name in graph.output_shapes:
         has_bias = getattr(folded.get_submodule(name), "bias", None) is not None

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from edgecompress.models.students import Published
 
 
+class FrozenSection(TypedDict):
+    """What of the network cannot be cut: shares (0..1) of its parameters and MACs, and the share of
+    the parameters by reason.
+    """
+
+    params: float
+    macs: float
+    reasons: dict[str, float]
+
+
 class CutRow(TypedDict):
     """The channels that each group kept after the cut of an epoch."""
 
@@ -192,6 +202,7 @@ class QatSection(TypedDict):
 class Sections(TypedDict, total=False):
     """What the stages report of themselves, by the name of the stage; one of your own adds its."""
 
+    frozen: FrozenSection
     compare: CompareSection
     distill: DistillSection
     gradual: GradualSection

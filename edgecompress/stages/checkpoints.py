@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgecompress import checkpoint
-from edgecompress.core import trace
+from edgecompress.core.frozen import frozen_share
+from edgecompress.core.proof import trace
 from edgecompress.core.stack import check_alike, check_stackable
 from edgecompress.data import DataSet
 from edgecompress.data.joined import part_of
@@ -170,12 +171,28 @@ def check_classes(path: Path, data: DataSet, name: str) -> None:
         )
 
 
+def example_of(data: DataSet) -> Tensor:
+    """One zero image (1, C, H, W) of the shape of `data`."""
+    return torch.zeros(1, *data.image_shape)
+
+
+def check_cuttable(blank: nn.Module, data: DataSet) -> None:
+    """Raises `UsageError`, with the reasons, where no channel of `blank` can be removed."""
+    graph = trace(blank, example_of(data))
+    if not graph.groups:
+        why = frozen_share(blank, graph).text()
+        raise UsageError(
+            f"no channel of {type(blank).__name__} can be removed: {why}; give another network, "
+            "or train and quantize this one"
+        )
+
+
 def check_layers(blank: nn.Module, data: DataSet, names: Iterable[str], criterion: str) -> None:
     """Raises `UsageError` when `blank` has not the layers `names`, or cannot have the criterion."""
     wanted = sorted(set(names))
     if not wanted and criterion != "bn":
         return
-    graph = trace(blank, torch.zeros(1, *data.image_shape))
+    graph = trace(blank, example_of(data))
     for name in wanted:
         groups_of(graph, name)
     if criterion == "bn":

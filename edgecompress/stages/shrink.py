@@ -21,7 +21,7 @@ class ShrinkStage(Stage):
 
     def run(self, context: Context, state: State) -> StageResult:
         """The table of constant channels tells what stayed, and why."""
-        from edgecompress.core import trace
+        from edgecompress.core.proof import trace
         from edgecompress.stages.simplify.work import drop_constants
 
         before = {g.name: g.size for g in trace(state.need_model(), context.example).groups}

@@ -32,7 +32,7 @@ def same(left: nn.Module, right: nn.Module, seed: int = 0) -> None:
 @pytest.mark.parametrize("name", NARROW)
 def test_folding_batchnorm_changes_no_output(name: str) -> None:
     model = narrow(name, 1)
-    folded = fold_batchnorm(model)
+    folded = fold_batchnorm(model, images(0))
     same(folded, model)
     if name in ("vgg16_bn", "resnet18", "resnet20", "mobilenet_v2"):
         assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]

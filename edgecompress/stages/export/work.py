@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgecompress import checkpoint
 from edgecompress.core import layers
@@ -106,7 +106,7 @@ def export(context: Context, state: State) -> State:
     notes = checkpoint.notes_for(context.data)
     checkpoint.save(root / "model.safetensors", model, state.source, notes)
     change = f"largest change of a logit {agreed.max_abs_logit_diff:.1e}"
-    note = f"{_folded_batchnorms(model)} BatchNorm folded; {change}"
+    note = f"{_folded_batchnorms(model, context.example)} BatchNorm folded; {change}"
     row = replace(row, lossless=True, bytes=path.stat().st_size, note=note)
     return replace(state, exported=True).with_row(row)
 
@@ -124,10 +124,10 @@ def _check_parity(context: Context, model: nn.Module, agreed: Parity) -> None:
         )
 
 
-def _folded_batchnorms(model: nn.Module) -> int:
+def _folded_batchnorms(model: nn.Module, example: Tensor) -> int:
     """How many BatchNorms the export folds into convolutions."""
 
     def count(network: nn.Module) -> int:
         return sum(isinstance(module, layers.BatchNorm) for module in network.modules())
 
-    return count(model) - count(fold_batchnorm(model))
+    return count(model) - count(fold_batchnorm(model, example))

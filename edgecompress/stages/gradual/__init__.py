@@ -72,9 +72,10 @@ class GradualStage(Distilled):
         return self
 
     def check_network(self, setup: Setup, blank: nn.Module) -> None:
-        """The layers must exist, and the criterion must apply."""
-        from edgecompress.stages.checkpoints import check_layers
+        """Something must be there to cut, the layers must exist, and the criterion must apply."""
+        from edgecompress.stages.checkpoints import check_cuttable, check_layers
 
+        check_cuttable(blank, setup.data)
         shared = () if isinstance(self.shares, str) else tuple(self.shares)
         check_layers(blank, setup.data, (*(self.layers or ()), *shared), self.criterion)
 

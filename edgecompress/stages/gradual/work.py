@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgecompress.core import ChannelGraph, trace
+from edgecompress.core import ChannelGraph
+from edgecompress.core.proof import trace
 from edgecompress.core.select import Budget, floor_of, pricer, top, top_overall, uniform
 from edgecompress.core.shrink import Keep
 from edgecompress.methods.gradual import (
@@ -44,6 +45,7 @@ from edgecompress.stages.common import (
     validation_accuracy,
     watched,
 )
+from edgecompress.stages.frozen import with_frozen
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.train.fit import FitResult, Hooks, Loss
 from edgecompress.train.settings import FitSettings
@@ -131,6 +133,7 @@ def gradual(context: Context, settings: GradualStage, state: State) -> StageResu
     amount.
     """
     model = copy.deepcopy(state.need_model()).to(context.device)
+    state = with_frozen(context, state, model, trace(model, context.example))
     params = count(model)
     chosen = fit_settings(context, model, settings)
     loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgecompress.core import shrink, trace
+from edgecompress.core import shrink
+from edgecompress.core.proof import trace
 from edgecompress.core.stack import stack, with_one_head
 from edgecompress.data.images import stream
 from edgecompress.data.joined import part_of

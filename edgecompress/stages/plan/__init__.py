@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from edgecompress.run.stage import Stage, StageResult, Strict
+from edgecompress.run.stage import Setup, Stage, StageResult, Strict
 from edgecompress.stages.fields import Count, Quantize, Seconds, Share, Size, flag, recipe_only
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgecompress.run.context import Context
     from edgecompress.run.state import State
 
@@ -39,6 +41,19 @@ class PlanStage(Stage):
     """Share of every group's channels that always stays."""
     round_to: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Widths are multiples of this; auto: 8, exact where 8 leaves over 3 % free."""
+
+    def check_network(self, setup: Setup, blank: nn.Module) -> None:
+        """Where the targets ask for cuts, something must be there to cut."""
+        from edgecompress.core.macs import macs_by_module
+        from edgecompress.stages.checkpoints import check_cuttable, example_of
+
+        weights = sum(parameter.numel() for parameter in blank.parameters())
+        wide = self.targets.bytes is not None and self.targets.bytes < weights  # a byte per weight
+        limit = self.targets.macs
+        if limit is not None and not wide:
+            wide = limit < sum(macs_by_module(blank, example_of(setup.data)).values())
+        if wide:
+            check_cuttable(blank, setup.data)
 
     def run(self, context: Context, state: State) -> StageResult:
         """The state has the plan: formats, budgets, whether to prune, and why."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from edgecompress.core import ChannelGraph, shrink, trace
+from edgecompress.core import ChannelGraph, shrink
+from edgecompress.core.proof import trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.errors import EdgecompressError
 from edgecompress.measure import latency, runtime
@@ -25,6 +26,7 @@ from edgecompress.methods.scores import magnitude
 from edgecompress.run.context import Context
 from edgecompress.run.state import SizePlan, State
 from edgecompress.stages.common import FORMAT_OF, FileBytes, candidate, file_bytes
+from edgecompress.stages.frozen import with_frozen
 from edgecompress.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def plan(context: Context, settings: PlanStage, state: State) -> State:
     """The state with its plan."""
     model = state.need_model().cpu()
     graph = trace(model, context.example)
+    state = with_frozen(context, state, model, graph)
     limits = _limits(settings.targets)
     fitting = tuple(
         form

@@ -54,9 +54,11 @@ class PruneStage(Distilled):
         return tuple(Scheduled(f"prune-{step.step}of{self.steps}", step) for step in steps)
 
     def check_network(self, setup: Setup, blank: nn.Module) -> None:
-        """The layers must exist, and the criterion must apply."""
-        from edgecompress.stages.checkpoints import check_layers
+        """Something must be there to cut, the layers must exist, and the criterion must apply."""
+        from edgecompress.stages.checkpoints import check_cuttable, check_layers
 
+        if all(stage.stage != "plan" for stage in setup.recipe.stages):  # which may need no cut
+            check_cuttable(blank, setup.data)
         check_layers(blank, setup.data, self.layers or (), self.criterion)
 
     def run(self, context: Context, state: State) -> StageResult:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from edgecompress.core import ChannelGraph, shrink, trace
+from edgecompress.core import ChannelGraph, shrink
+from edgecompress.core.proof import check, trace
 from edgecompress.core.select import Budget, Selection
 from edgecompress.methods import scores as scoring
 from edgecompress.methods.repair import repaired
@@ -36,6 +37,7 @@ from edgecompress.stages.common import (
     watched,
 )
 from edgecompress.stages.fields import Training
+from edgecompress.stages.frozen import with_frozen
 from edgecompress.train import distributed
 from edgecompress.train.batches import batches
 from edgecompress.train.fit import FitResult, Loss
@@ -100,6 +102,7 @@ def in_steps(context: Context, settings: PruneStage, state: State) -> StageResul
         return StageResult(state)
     model = state.need_model().to(context.device)
     graph = trace(model, context.example)
+    state = with_frozen(context, state, model, graph)
     plan = _plan_of(context, settings, state, model, graph)
     ratios = [
         cost_now(model, graph, budget.price) / max(budget.limit, 1.0)
@@ -117,6 +120,7 @@ def prune(context: Context, settings: PruneStep, state: State) -> StageResult:
         return StageResult(state)
     model = state.need_model().to(context.device)
     graph = trace(model, context.example)
+    state = with_frozen(context, state, model, graph)
     plan = state.prune_plan
     if settings.step == 1 or plan is None:
         plan = _plan_of(context, settings, state, model, graph)
@@ -129,6 +133,7 @@ def prune(context: Context, settings: PruneStep, state: State) -> StageResult:
     only = only_layers(graph, settings.layers)
     chooser = Chooser(model, graph, scores, plan, settings.scope, first_sizes(state), only)
     selection, small = cut_towards(context, chooser, settings.step, int(settings.steps))
+    check(model, selection.keep, context.example)
 
     kept = {g.name: int(selection.keep[g].sum()) for g in graph.groups}
     widths = widths_after(state, graph.groups, kept)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from edgecompress.core import shrink, trace
+from edgecompress.core import shrink
+from edgecompress.core.proof import trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure import processes

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from edgecompress.run.stage import Setup, Stage, StageResult
+from edgecompress.run.stage import Stage, StageResult
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edgecompress.run.context import Context
     from edgecompress.run.state import State
 
@@ -18,12 +16,6 @@ class SimplifyStage(Stage):
 
     stage: Literal["simplify"] = "simplify"
     teaches = True
-
-    def check_network(self, setup: Setup, blank: nn.Module) -> None:
-        """torch.fx must trace it: this stage and the cuts read the trace."""
-        from edgecompress.core.symbolic import symbolic_trace
-
-        symbolic_trace(blank)
 
     def run(self, context: Context, state: State) -> StageResult:
         """A copy of the simplified network is the teacher, where the recipe brings no other."""

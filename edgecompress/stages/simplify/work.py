@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 import torch
 from torch import nn
 
-from edgecompress.core import trace
 from edgecompress.core.constants import drop_constant_channels
+from edgecompress.core.proof import trace
 from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.errors import EdgecompressError
 from edgecompress.run.context import Context

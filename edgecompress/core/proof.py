@@ -1,0 +1,199 @@
+"""The proof that a cut keeps the function: law 3, computed on the network itself.
+
+    trace(model, example) -> ChannelGraph
+
+A trace of labels reads operations; a number that a network's own code computes from a width, or
+takes from an attribute, it cannot see. So the network is cut at random and run: where the small one
+computes something else than the large one with zeros in the place of what was dropped, or does not
+run, the group whose cut makes the difference is found by bisection and frozen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgecompress.core.graph import ChannelGraph, ChannelGroup
+from edgecompress.core.graph import trace as label_trace
+from edgecompress.core.shrink import Keep, masked, shrink
+from edgecompress.core.symbolic import meta_copy
+from edgecompress.errors import EdgecompressError, blamed
+
+_KNOWN: dict[object, dict[str, str]] = {}
+"""Reasons that were found, by the structure of the network."""
+BATCHES = (2, 3)
+"""Batch sizes of the random inputs."""
+LARGE = 30_000_000
+"""Parameters above which the proof is in float32, to save memory."""
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-4}
+"""Allowed difference, as a share of the largest output where that is above 1."""
+OTHER = "its cut changes what the network computes: a number in its code depends on the width"
+
+
+def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
+    """The channel groups of `model` for inputs like `example` (N, C, ...), of which only shape and
+    dtype are used: those whose cut keeps its function. Proved once for networks that differ in
+    their widths only.
+
+    Raises `UsageError` when it cannot run on such an input.
+    """
+    graph = label_trace(model, example)
+    modules = tuple((name, type(module)) for name, module in model.named_modules())
+    structure = (modules, tuple(example.shape[1:]), tuple(group.name for group in graph.groups))
+    if structure not in _KNOWN:
+        _KNOWN[structure] = _unsound(model, graph, seed=0)
+    return _frozen(graph, _KNOWN[structure])
+
+
+def sound(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> ChannelGraph:
+    """`graph` with those groups frozen whose cut changes the function of `model`, or keeps it from
+    running. Weights and inputs are random: only the structure of `model` is used.
+    """
+    return _frozen(graph, _unsound(model, graph, seed))
+
+
+def check(model: nn.Module, keep: Keep, example: Tensor, seed: int = 0) -> None:
+    """The proof for one cut. Raises `EdgecompressError` that names the groups whose cut changes
+    the function of `model`.
+    """
+    groups = [group for group, mask in keep.items() if not mask.all()]
+    probe = _Probe(model, tuple(example.shape), seed)
+    if groups and probe.fault(groups, keep) is not None:
+        reasons = probe.blame(groups, keep)
+        raise EdgecompressError(
+            f"the channels of {', '.join(reasons)} cannot be cut like this: "
+            f"{next(iter(reasons.values()))}; prune the other layers only (--layers)"
+        )
+
+
+def _unsound(model: nn.Module, graph: ChannelGraph, seed: int) -> dict[str, str]:
+    """The groups that cannot be cut, and why: none of several cuts may change the function."""
+    if not graph.groups:
+        return {}
+    probe = _Probe(model, graph.input_shape, seed)
+    reasons: dict[str, str] = {}
+    for keep in (probe.in_turn(graph.groups), probe.at_random(graph.groups)):
+        while groups := [group for group in graph.groups if group.name not in reasons]:
+            if probe.fault(groups, keep) is None:
+                break
+            reasons.update(probe.blame(groups, keep))
+    return reasons
+
+
+def _frozen(graph: ChannelGraph, reasons: Mapping[str, str]) -> ChannelGraph:
+    """`graph` with the groups in `reasons` frozen."""
+    if not reasons:
+        return graph
+    frozen = [
+        replace(group, frozen=reasons[group.name])
+        for group in graph.groups
+        if group.name in reasons
+    ]
+    kept = tuple(group for group in graph.groups if group.name not in reasons)
+    return replace(graph, groups=kept, frozen=(*graph.frozen, *frozen))
+
+
+class _Probe:
+    """A copy of a network with random weights, which is cut in several ways."""
+
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        large = sum(p.numel() for p in model.parameters()) > LARGE
+        self._dtype = torch.float32 if large else torch.float64
+        self._network = self._random_copy(model)
+        self._inputs = [
+            torch.randn(batch, *input_shape[1:], generator=self._generator).to(self._dtype)
+            for batch in BATCHES
+        ]
+
+    def in_turn(self, groups: Sequence[ChannelGroup]) -> Keep:
+        """Between a third and two thirds of each group, so that groups that follow one another keep
+        different numbers.
+        """
+        keep, seen = {}, Counter[int]()
+        for group in groups:
+            low, high = max(1, group.size // 3), max(2, -(-2 * group.size // 3))
+            keep[group] = self._mask(group.size, low + seen[group.size] % (high - low + 1))
+            seen[group.size] += 1
+        return keep
+
+    def at_random(self, groups: Sequence[ChannelGroup]) -> Keep:
+        """Any number of channels of each group."""
+        return {
+            group: self._mask(
+                group.size,
+                int(torch.randint(1, group.size + 1, (), generator=self._generator)),
+            )
+            for group in groups
+        }
+
+    def fault(self, groups: Sequence[ChannelGroup], kept: Keep) -> str | None:
+        """Why `groups` cannot be cut together; None where they can."""
+        keep = {group: kept[group] for group in groups}
+        try:
+            small, large = shrink(self._network, keep), masked(self._network, keep)
+            with torch.no_grad():
+                same = all(self._same(large(x), small(x)) for x in self._inputs)
+        except Exception as error:  # whatever the network's own code raises
+            return f"the network does not run when it is cut: {blamed(error)}"
+        return None if same else OTHER
+
+    def blame(self, groups: Sequence[ChannelGroup], kept: Keep) -> dict[str, str]:
+        """The groups that cannot be cut, with the reason: by bisection, and all of them where only
+        several together make a difference.
+        """
+        reason = self.fault(groups, kept)
+        if reason is None:
+            return {}
+        half = len(groups) // 2
+        found: dict[str, str] = {}
+        if half:
+            found = {**self.blame(groups[:half], kept), **self.blame(groups[half:], kept)}
+        return found or {group.name: reason for group in groups}
+
+    def _same(self, large: object, small: object) -> bool:
+        one, two = (
+            [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            for value in (large, small)
+        )
+        if [leaf.shape for leaf in one] != [leaf.shape for leaf in two]:
+            return False
+        for a, b in zip(one, two, strict=True):
+            scale = max(1.0, float(a.abs().max())) if a.numel() else 1.0
+            difference = float((a - b).abs().max()) if a.numel() else 0.0
+            if not difference <= TOLERANCE[self._dtype] * scale:
+                return False
+        return True
+
+    def _mask(self, size: int, count: int) -> Tensor:
+        """`count` channels of `size`, any ones."""
+        kept = torch.zeros(size, dtype=torch.bool)
+        kept[torch.randperm(size, generator=self._generator)[: min(count, size)]] = True
+        return kept
+
+    def _random_copy(self, model: nn.Module) -> nn.Module:
+        """A copy in eval mode with random weights, of a size that keeps activations in range."""
+        copied = meta_copy(model, integers=True)
+        made: dict[int, Tensor] = {}
+        for module in copied.modules():
+            for store in (module._parameters, module._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None and (tensor.is_meta or tensor.is_floating_point()):
+                        new = made.setdefault(id(tensor), self._random(name, tensor))
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        store[name] = nn.Parameter(new, False) if is_parameter else new  # type: ignore[assignment]
+        return copied
+
+    def _random(self, name: str, like: Tensor) -> Tensor:
+        if not like.is_floating_point():
+            return torch.zeros(like.shape, dtype=like.dtype)
+        if name == "running_var":
+            return (0.5 + torch.rand(like.shape, generator=self._generator)).to(self._dtype)
+        fan_in = max(1, like[0].numel()) if like.dim() > 1 else 4
+        values: Tensor = torch.randn(like.shape, generator=self._generator) * fan_in**-0.5
+        return values.to(self._dtype)
