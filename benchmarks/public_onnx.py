@@ -47,7 +47,7 @@ PACKAGES = [
 """Packages that bring networks in ONNX files; `onnxruntime` is here already."""
 SETS = ("light", "pytorch-converted", "pytorch-operator", "simple")
 """Folders of onnx's own test data: whole networks, and operations as PyTorch exports them."""
-SMOKE_FILES = 3
+SMOKE_FILES = 2
 OPTIONS = ("--json", "--time", "5s", "--blocks", "5", "--threads", "1")
 LIMIT_S = 300
 
@@ -71,7 +71,7 @@ def download(package: str, folder: Path) -> list[Path]:
 def public(bench: Bench, work: Path) -> Iterator[tuple[str, str, Path]]:
     """(source, name, path) of each file."""
     own = Path(onnx.__file__).parent / "backend" / "test" / "data"
-    for name in SETS:
+    for name in bench.size(SETS, SETS[-1:]):
         for path in sorted((own / name).rglob("*.onnx"))[: bench.size(None, SMOKE_FILES)]:
             inner = path.relative_to(own / name)
             short = inner.parent if inner.name == "model.onnx" else inner

@@ -34,10 +34,11 @@ SPARE_S = 30
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 
-SHARED = {"compressed", "trained", "formats", "found"}
+SHARED = {"compressed", "trained", "parents", "formats", "found", "oldest_here", "uninterrupted"}
 """Fixtures of modules that take long."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share an expensive fixture go to one worker (`--dist loadgroup`), and these groups
     first: one that begins last runs alone.

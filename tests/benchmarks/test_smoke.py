@@ -58,6 +58,7 @@ RUNS = [
     Smoke("merge.py", (), "merge.json", ("sine",)),
     Smoke("merge.py", ("--cost",), "merge.json", ("cost",)),
     Smoke("prune.py", (), "prune.json"),
+    Smoke("public_onnx.py", (), "public_onnx.json"),
     Smoke("reach.py", (), "reach.json"),
     Smoke("rounding.py", (), "rounding.json"),
     Smoke("structure.py", (), "structure.json"),

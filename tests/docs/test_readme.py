@@ -21,6 +21,7 @@ from edgecompress.models import ModelSource, build
 from tests.cli.test_cli import process
 from tests.docs.test_snippets import fenced
 
+pytestmark = pytest.mark.xdist_group("readme")
 SHORTER = {"compress": ["--dry-run"], "bench": ["--time", "5s"], "predict": []}
 """What each verb gets besides, so that it ends soon."""
 ELSEWHERE = ("git", "make", "sudo", "cd", "pip")

@@ -85,7 +85,7 @@ def _check() -> tuple[str, str, str, str]:
     equal = sum(case["comparisons"] for case in same)
     alarms = sum(case["regression"] for case in same)
     found = ", ".join(
-        f"{case['regression']} of {case['comparisons']} of {name}"
+        f"{case['regression']} of {case['comparisons']} slow-downs ({name})"
         for name, case in gate["injected"]["cases"].items()
     )
     return (
