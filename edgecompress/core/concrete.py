@@ -151,7 +151,7 @@ class _ConcreteTracer(ThreadTracer):
         """A leaf is one node, and its hooks run; a module that was made on the way is no part of
         the network, its layers are.
         """
-        if self._running:
+        if self._running or self.is_foreign():
             return forward(*args, **kwargs)
         try:
             name = self.path_of_module(m)

@@ -55,11 +55,14 @@ def drop_constant_channels(
     """A smaller model that computes exactly what `model` computes, and a row for each group that
     had constant or unread channels.
 
-    `graph` is the trace of `model` for inputs like `example` (N, C, H, W). Masks of
-    `torch.nn.utils.prune` are made permanent in the result. A group keeps at least one channel.
+    `graph` is the trace of `model` for inputs like `example` (N, C, H, W); it is traced again where
+    masks of `torch.nn.utils.prune` are made permanent. A group keeps at least one channel.
     Groups without a consumer of their own are left alone.
     """
-    small, rows = _drop_once(without_masks(model), graph, example)
+    plain = without_masks(model)
+    if computed_tensors(model):
+        graph = trace(plain, example)
+    small, rows = _drop_once(plain, graph, example)
     table = {row.group: row for row in rows}
     while any(row.removed for row in rows):
         small, rows = _drop_once(small, trace(small, example), example)

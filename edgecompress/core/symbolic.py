@@ -57,6 +57,10 @@ class ThreadTracer(fx.Tracer):
         super().__init__()
         self._thread = threading.get_ident()
 
+    def is_foreign(self) -> bool:
+        """Is this another thread than the one that traces?"""
+        return threading.get_ident() != self._thread
+
     def call_module(
         self,
         m: nn.Module,
@@ -65,13 +69,13 @@ class ThreadTracer(fx.Tracer):
         kwargs: dict[str, Any],  # the signature of fx.Tracer
     ) -> Any:
         """A module that is called."""
-        if threading.get_ident() != self._thread:
+        if self.is_foreign():
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A parameter that is read."""
-        if threading.get_ident() != self._thread:
+        if self.is_foreign():
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 

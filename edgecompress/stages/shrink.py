@@ -21,10 +21,12 @@ class ShrinkStage(Stage):
 
     def run(self, context: Context, state: State) -> StageResult:
         """The table of constant channels tells what stayed, and why."""
+        from edgecompress.core.constants import without_masks
         from edgecompress.core.proof import trace
         from edgecompress.stages.simplify.work import drop_constants
 
-        before = {g.name: g.size for g in trace(state.need_model(), context.example).groups}
+        plain = without_masks(state.need_model())
+        before = {g.name: g.size for g in trace(plain, context.example).groups}
         state = drop_constants(context, state)
         now = {g.name: g.size for g in trace(state.need_model(), context.example).groups}
         if not any(row["removed"] for row in state.constant_channels):
