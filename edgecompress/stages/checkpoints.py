@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress import checkpoint
+from edgecompress.core import ChannelGraph
 from edgecompress.core.frozen import frozen_share
 from edgecompress.core.proof import trace
 from edgecompress.core.stack import check_alike, check_stackable
@@ -180,11 +181,15 @@ def check_cuttable(blank: nn.Module, data: DataSet) -> None:
     """Raises `UsageError`, with the reasons, where no channel of `blank` can be removed."""
     graph = trace(blank, example_of(data))
     if not graph.groups:
-        why = frozen_share(blank, graph).text()
-        raise UsageError(
-            f"no channel of {type(blank).__name__} can be removed: {why}; give another network, "
-            "or train and quantize this one"
-        )
+        raise uncuttable(blank, graph)
+
+
+def uncuttable(blank: nn.Module, graph: ChannelGraph) -> UsageError:
+    """The error for a network of which no channel can be removed, with the reasons."""
+    return UsageError(
+        f"no channel of {type(blank).__name__} can be removed: {frozen_share(blank, graph).text()};"
+        " give another network, or train and quantize this one"
+    )
 
 
 def check_layers(blank: nn.Module, data: DataSet, names: Iterable[str], criterion: str) -> None:

@@ -43,17 +43,22 @@ class PlanStage(Stage):
     """Widths are multiples of this; auto: 8, exact where 8 leaves over 3 % free."""
 
     def check_network(self, setup: Setup, blank: nn.Module) -> None:
-        """Where the targets ask for cuts, something must be there to cut."""
-        from edgecompress.core.macs import macs_by_module
-        from edgecompress.stages.checkpoints import check_cuttable, example_of
+        """It must run without the values of an image; where the targets ask for cuts, something
+        must be there to cut.
+        """
+        from edgecompress.core.proof import trace
+        from edgecompress.stages.checkpoints import example_of, uncuttable
 
+        graph = trace(blank, example_of(setup.data))
+        if graph.groups:
+            return
         weights = sum(parameter.numel() for parameter in blank.parameters())
-        wide = self.targets.bytes is not None and self.targets.bytes < weights  # a byte per weight
-        limit = self.targets.macs
-        if limit is not None and not wide:
-            wide = limit < sum(macs_by_module(blank, example_of(setup.data)).values())
-        if wide:
-            check_cuttable(blank, setup.data)
+        limits = (
+            (self.targets.bytes, weights),  # a byte per weight
+            (self.targets.macs, sum(graph.macs.values())),
+        )
+        if any(limit is not None and limit < found for limit, found in limits):
+            raise uncuttable(blank, graph)
 
     def run(self, context: Context, state: State) -> StageResult:
         """The state has the plan: formats, budgets, whether to prune, and why."""
