@@ -90,3 +90,31 @@ def test_a_cut_that_changes_the_function_names_its_group() -> None:
     with pytest.raises(EdgecompressError, match=r"the channels of a cannot be cut like this"):
         check(model, keep, EXAMPLE)
     check(model, {g: mask for g, mask in keep.items() if g.name != "a"}, EXAMPLE)
+
+
+class Rough(Net):
+    """Constants of float32, and a plain tensor: float64 has no product with the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = [torch.eye(64)]
+        self.scale = torch.full((1,), 2.0)
+
+    def mid(self, x: Tensor) -> Tensor:
+        mapped = x.flatten(2) @ self.tables[0]
+        return self.b(mapped.reshape(x.shape)) * self.scale
+
+
+def test_a_network_that_runs_in_float32_only_is_proved_there() -> None:
+    assert {group.name for group in trace(Rough(), EXAMPLE).groups} == {"b", "c"}
+
+
+class Undefined(Net):
+    """Outputs that are not finite anywhere are no reason to freeze."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(-self.body(x).abs() - 1)
+
+
+def test_outputs_that_are_not_finite_are_compared_too() -> None:
+    assert {group.name for group in trace(Undefined(), EXAMPLE).groups} == {"a", "b", "c"}
