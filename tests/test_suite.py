@@ -92,3 +92,24 @@ def test_a_test_that_hangs_ends_the_suite(call: str, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "test_that_hangs" in done.stdout + done.stderr
     assert seconds < 60
+
+
+GROUPED = """
+import os
+import pytest
+
+@pytest.fixture(scope="module")
+def found():
+    with open("made", "a") as file:
+        file.write(os.environ["PYTEST_XDIST_WORKER"] + "\\n")
+
+@pytest.mark.parametrize("number", range(6))
+def test_of_a_group(number, found): pass
+"""
+
+
+def test_a_long_fixture_is_made_by_one_worker(tmp_path: Path) -> None:
+    """pytest 9.2 with pytest-xdist 3.8 takes no notice of groups."""
+    done, _ = run_suite(tmp_path, GROUPED, "-n", "2", "--dist", "loadgroup")
+    assert done.returncode == 0, done.stdout
+    assert len((tmp_path / "made").read_text().split()) == 1
