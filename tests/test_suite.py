@@ -68,7 +68,7 @@ def test_more(number): pass
 def test_a_dead_worker_ends_the_suite(tmp_path: Path) -> None:
     done, seconds = run_suite(tmp_path, DIES, "-n", "2", "--dist", "loadgroup")
     assert done.returncode == 1
-    assert "crashed while running 'test_it.py::test_that_dies'" in done.stdout
+    assert "crashed while running 'test_it.py::test_that_dies" in done.stdout
     assert seconds < 60
 
 
