@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -208,9 +209,14 @@ def test_what_was_there_before_is_kept_when_no_epoch_is_better() -> None:
     data = load_data("digits")
     start = fit(network(0), data, label_loss, SETTINGS, seed=1, device=CPU)
     weights = copy.deepcopy(start.model.state_dict())
-    ruin = FitSettings(epochs=5, batch_size=128, learning_rate=3.0, warmup=0.0, optimizer="sgd")
+    ruin = FitSettings(epochs=5, batch_size=128, learning_rate=0.03, warmup=0.0, optimizer="sgd")
     hooks = Hooks(keep_initial=True, patience=2)
-    result = fit(start.model, data, label_loss, ruin, seed=1, device=CPU, hooks=hooks)
+
+    def wrong(*arguments: Any, **named: Any) -> torch.Tensor:
+        """The opposite of what is to be learned: on no processor is an epoch better."""
+        return -label_loss(*arguments, **named)
+
+    result = fit(start.model, data, wrong, ruin, seed=1, device=CPU, hooks=hooks)
     assert result.best_epoch == 0
     assert result.best.validation_accuracy == start.best.validation_accuracy
     assert len(result.history) == 2, "patience counts from the network before the training"
