@@ -190,9 +190,8 @@ class LabelTracer:
             return False
         if not str(weight.target).endswith("weight"):
             return False
-        groups = self._with_values(node.kwargs.get("groups", node.args[-1]))
-        own = int(getattr(module, "groups", 1))
-        return own == 1 or groups == own
+        given = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+        return bool(self._with_values(given) == int(getattr(module, "groups", 1)))
 
     def _is_of_a_call(self, node: fx.Node) -> bool:
         """Is it read by functions of its layer only?"""

@@ -24,8 +24,8 @@ from edgecompress.core.shrink import Keep, masked, shrink
 from edgecompress.core.symbolic import meta_copy
 from edgecompress.errors import EdgecompressError, blamed
 
-_KNOWN: dict[object, dict[str, str]] = {}
-"""Reasons that were found, by the structure of the network."""
+_SOUND: set[object] = set()
+"""Structures of networks of which every group could be cut."""
 BATCHES = (2, 3)
 """Batch sizes of the random inputs."""
 LARGE = 30_000_000
@@ -41,17 +41,18 @@ OTHER = "its cut changes what the network computes: a number in its code depends
 
 def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
     """The channel groups of `model` for inputs like `example` (N, C, ...), of which only shape and
-    dtype are used: those whose cut keeps its function. Proved once for networks that differ in
-    their widths only.
+    dtype are used: those whose cut keeps its function.
 
-    Raises `UsageError` when it cannot run on such an input.
+    Each network is proved, by fewer cuts where one of the same modules was sound before: its code
+    may differ where its modules do not. Raises `UsageError` when it cannot run on such an input.
     """
     graph = label_trace(model, example)
     modules = tuple((name, type(module)) for name, module in model.named_modules())
     structure = (modules, tuple(example.shape[1:]), tuple(group.name for group in graph.groups))
-    if structure not in _KNOWN:
-        _KNOWN[structure] = _unsound(model, graph, seed=0)
-    return _frozen(graph, _KNOWN[structure])
+    reasons = _unsound(model, graph, 0, known=structure in _SOUND)
+    if not reasons:
+        _SOUND.add(structure)
+    return _frozen(graph, reasons)
 
 
 def sound(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> ChannelGraph:
@@ -75,11 +76,17 @@ def check(model: nn.Module, keep: Keep, example: Tensor, seed: int = 0) -> None:
         )
 
 
-def _unsound(model: nn.Module, graph: ChannelGraph, seed: int) -> dict[str, str]:
-    """The groups that cannot be cut, and why: none of several cuts may change the function."""
+def _unsound(
+    model: nn.Module, graph: ChannelGraph, seed: int, *, known: bool = False
+) -> dict[str, str]:
+    """The groups that cannot be cut, and why: none of several cuts may change the function; of a
+    `known` structure one.
+    """
     if not graph.groups:
         return {}
     probe = _Probe(model, graph.input_shape, seed)
+    if known and probe.fault(graph.groups, probe.in_turn(graph.groups)) is None:
+        return {}
     reasons: dict[str, str] = {}
     for keep in (probe.in_turn(graph.groups), probe.at_random(graph.groups)):
         while groups := [group for group in graph.groups if group.name not in reasons]:
@@ -114,17 +121,20 @@ class _Probe:
                 torch.randn(batch, *input_shape[1:], generator=self._generator).to(self._dtype)
                 for batch in BATCHES
             ]
-            if self._runs():
+            self._failure = self._run_uncut()
+            if self._failure is None:
                 break
 
-    def _runs(self) -> bool:
-        """Does it run uncut? Constants of its own may be of one type of numbers only."""
+    def _run_uncut(self) -> str | None:
+        """Why it does not run even uncut, if so: constants of its own may be of one type of numbers
+        only.
+        """
         try:
             with torch.no_grad():
                 self._network(self._inputs[0])
-        except Exception:  # whatever the network's own code raises
-            return False
-        return True
+        except Exception as error:  # whatever the network's own code raises
+            return f"no cut can be proved, it does not run on random weights: {blamed(error)}"
+        return None
 
     def in_turn(self, groups: Sequence[ChannelGroup]) -> Keep:
         """Between a third and two thirds of each group, so that groups that follow one another keep
@@ -149,6 +159,8 @@ class _Probe:
 
     def fault(self, groups: Sequence[ChannelGroup], kept: Keep) -> str | None:
         """Why `groups` cannot be cut together; None where they can."""
+        if self._failure is not None:
+            return self._failure
         keep = {group: kept[group] for group in groups}
         try:
             small, large = shrink(self._network, keep), masked(self._network, keep)
@@ -165,6 +177,8 @@ class _Probe:
         reason = self.fault(groups, kept)
         if reason is None:
             return {}
+        if self._failure is not None:
+            return {group.name: reason for group in groups}
         half = len(groups) // 2
         found: dict[str, str] = {}
         if half:

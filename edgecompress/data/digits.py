@@ -52,9 +52,10 @@ def _table() -> npt.NDArray[np.float32]:
     from its place: importing the library takes longer than a small training.
     """
     library = find_spec("sklearn")
-    if library is None or library.origin is None:
+    origin = library.origin if library is not None else None
+    path = Path(origin or "").parent / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
         raise EnvironmentMissingError(
             "data 'digits' needs scikit-learn: run pip install 'edgecompress[train]'"
         )
-    path = Path(library.origin).parent / "datasets" / "data" / "digits.csv.gz"
     return np.loadtxt(path, delimiter=",", dtype=np.float32)

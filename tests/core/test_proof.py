@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecompress.core import graph as graphs
@@ -118,3 +119,68 @@ class Undefined(Net):
 
 def test_outputs_that_are_not_finite_are_compared_too() -> None:
     assert {group.name for group in trace(Undefined(), EXAMPLE).groups} == {"a", "b", "c"}
+
+
+class Power(Net):
+    """The same modules, and code that depends on an attribute."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.b(x) * x.shape[1] ** self.power
+
+
+def test_a_network_is_proved_though_one_of_the_same_modules_was() -> None:
+    found = [{g.name for g in trace(Power(power), EXAMPLE).groups} for power in (0, -0.5, 0)]
+    assert found == [{"a", "b", "c"}, {"b", "c"}, {"a", "b", "c"}]
+
+
+class Picky(Net):
+    """It refuses what no image of random weights is."""
+
+    def body(self, x: Tensor) -> Tensor:
+        out = super().body(x)
+        if not out.is_meta:
+            raise ValueError("not of my training")
+        return out
+
+
+def test_a_network_that_does_not_run_uncut_is_named_as_such() -> None:
+    graph = trace(Picky(), EXAMPLE)
+    assert graph.groups == ()
+    reasons = {group.frozen for group in graph.frozen}
+    assert any("does not run on random weights" in str(reason) for reason in reasons)
+
+
+class OtherGroups(Net):
+    """The layer's weight, used with groups that the layer does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Conv2d(4, 8, 3, padding=1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.b(F.conv2d(x, self.g.weight, self.g.bias, padding=1, groups=2))
+
+
+class Several(Net):
+    """A dict of outputs, a gated unit, and a layer that is called twice."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        y = F.glu(self.b(self.b(F.relu(self.a(x)))), 1)
+        return {"map": y, "mean": y.mean((2, 3))}
+
+
+@pytest.mark.parametrize("make", [OtherGroups, Several])
+def test_networks_that_nobody_named_keep_their_function(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make()
+    graph = trace(model, EXAMPLE)
+    keep = {g: torch.arange(g.size) % 2 == 0 for g in graph.groups}
+    model = model.double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        large, small = masked(model, keep)(x), shrink(model, keep)(x)
+    torch.testing.assert_close(large, small)
