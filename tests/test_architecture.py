@@ -14,6 +14,7 @@ import edgecompress
 PACKAGE = Path(edgecompress.__file__).parent
 ORDER = [
     "errors",
+    "interrupts",
     "units",
     "files",
     "git",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from importlib import metadata
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from edgecompress import interrupts
 from edgecompress.cli import (
     bench,
     compare,
@@ -97,42 +99,46 @@ def run_command(arguments: list[str]) -> int:
     only under `--debug`.
     """
     debug = "--debug" in arguments or os.environ.get("EDGECOMPRESS_DEBUG", "") not in ("", "0")
-    try:
-        code = typer.main.get_command(app).main(
-            args=arguments, prog_name="edgecompress", standalone_mode=False
-        )
-        if code == 130:  # newer versions of typer turn Ctrl-C into this code themselves
-            raise KeyboardInterrupt
-        return code if isinstance(code, int) else 0
-    except (typer.Abort, KeyboardInterrupt):
-        print_error("interrupted; whole files are kept, --resume goes on")
-        return 130
-    except EdgecompressError as error:
-        if debug:
-            traceback.print_exc()
-        print_error(str(error))
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        if debug or (error.name or "").startswith("edgecompress"):
-            traceback.print_exc()
-        print_error(f"package '{error.name}' is not installed: run pip install 'edgecompress[all]'")
-        return 4
-    except BrokenPipeError:
+    with interrupts.listening(signal.SIGINT):
+        try:
+            code = typer.main.get_command(app).main(
+                args=arguments, prog_name="edgecompress", standalone_mode=False
+            )
+            if code == 130:  # newer versions of typer turn Ctrl-C into this code themselves
+                raise KeyboardInterrupt
+            return code if isinstance(code, int) else 0
+        except (Exception, KeyboardInterrupt) as error:
+            # Ctrl-C may come out of C++ code as any error
+            if interrupts.asked() or isinstance(error, (typer.Abort, KeyboardInterrupt)):
+                print_error("interrupted; whole files are kept, --resume goes on")
+                return 130
+            return _failed(error, debug)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    """Say what went wrong; the exit code of it."""
+    if isinstance(error, BrokenPipeError):
         sys.stderr.close()
         return 1
-    except Exception as error:
-        # a usage error of click, which newer versions of typer bring in a module of their own
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print_line(str(error.format_message()))  # type: ignore[attr-defined]
-            return 2
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            print_error(mistake(error))
-            return int(error.exit_code)
-        if debug:
-            traceback.print_exc()
-        text = " ".join(str(error).split()) or type(error).__name__
-        print_error(f"{type(error).__name__}: {text}; run again with --debug for the traceback")
-        return 1
+    # a usage error of click, which newer versions of typer bring in a module of their own
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print_line(str(error.format_message()))  # type: ignore[attr-defined]
+        return 2
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        print_error(mistake(error))
+        return int(error.exit_code)
+    ours = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("edgecompress")
+    if debug or ours:
+        traceback.print_exception(error)
+    if isinstance(error, EdgecompressError):
+        print_error(str(error))
+        return error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        print_error(f"package '{error.name}' is not installed: run pip install 'edgecompress[all]'")
+        return 4
+    text = " ".join(str(error).split()) or type(error).__name__
+    print_error(f"{type(error).__name__}: {text}; run again with --debug for the traceback")
+    return 1
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ faults, and report what was measured.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -13,13 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from edgecompress import files
+from edgecompress import files, interrupts
 from edgecompress.emulate import shell
 from edgecompress.emulate.capture import Capture, capture
 from edgecompress.emulate.faults import FaultRecord, Injector
@@ -70,7 +68,7 @@ def emulate(settings: Settings, note: Note) -> EmulationResult:
     is_new = not root.exists()
     make_folder(root, user)
     try:
-        with _interruptible(), network(graph, settings.backend, note) as net:
+        with interrupts.listening(signal.SIGTERM), network(graph, settings.backend, note) as net:
             check_network(net)
             try:
                 result = _Lesson(settings, net, user, note).run()
@@ -83,20 +81,6 @@ def emulate(settings: Settings, note: Note) -> EmulationResult:
     files.write_json(root / "result.json", result)
     give_to(root, user)
     return result
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends an emulation like Ctrl-C: everything is cleaned up."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @dataclass(frozen=True)

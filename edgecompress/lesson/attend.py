@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgecompress import checkpoint, files
+from edgecompress import checkpoint, files, interrupts
 from edgecompress.data import DataSet
 from edgecompress.errors import UsageError
 from edgecompress.lesson.networks import LessonNetwork, network
@@ -23,7 +24,6 @@ from edgecompress.lesson.settings import (
     Learning,
     Lesson,
     cut_facts,
-    end_on_sigterm,
 )
 from edgecompress.measure import machine
 from edgecompress.methods.features import map_ends
@@ -130,6 +130,7 @@ class AttendedLesson(Learned, CutFacts, Tallied):
     versions: dict[str, str]
 
 
+@interrupts.listening(signal.SIGTERM)
 def attend_lesson(
     lesson: Lesson,
     model: str,
@@ -163,7 +164,6 @@ def attend_lesson(
         cuts = learning.cutting.plan(learner.model, data, settings, lesson.seed)
     ending = _Ending(lesson, attendance, plan, learner, data, cuts, count(learner.model))
     student = _student(attendance, learning, plan, learner, data, settings, cuts, on_epoch, note)
-    end_on_sigterm()
     return ending.attend(student, target, tls)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from edgecompress import checkpoint, files
+from edgecompress import checkpoint, files, interrupts
 from edgecompress.data import DataSet
 from edgecompress.errors import UsageError
 from edgecompress.lesson.networks import LessonNetwork, network
@@ -17,7 +18,6 @@ from edgecompress.lesson.settings import (
     Cutting,
     Lesson,
     cut_facts,
-    end_on_sigterm,
 )
 from edgecompress.measure import machine
 from edgecompress.methods.teacher import digest
@@ -68,6 +68,7 @@ class ServedLesson(Taught, CutFacts):
     versions: dict[str, str]
 
 
+@interrupts.listening(signal.SIGTERM)
 def serve_lesson(
     lesson: Lesson,
     model: str,
@@ -92,7 +93,6 @@ def serve_lesson(
     before = count(taught.model)
     teacher = _teacher(service, taught, data, settings, cuts, note)
     server, port = serve(teacher, address, tls)
-    end_on_sigterm()
     start = time.perf_counter()
     try:
         ready(port)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -159,12 +158,3 @@ def cut_facts(cuts: Shrinking | None, result: FitResult | None, params: int) -> 
     if not result.eligible:
         facts["floors_reached"] = AMOUNT_NOT_MET
     return facts
-
-
-def end_on_sigterm() -> None:
-    """SIGTERM ends a role like Ctrl-C does: connections are closed, half files are not left."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from edgecompress import interrupts
 from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.data import DataSet
 from edgecompress.errors import EdgecompressError
@@ -118,6 +119,7 @@ def _train_epoch(runs: Mapping[str, Run], drawn: Iterator[Batch], epoch: int, do
             stack.enter_context(run.training(resumed=done > 0))
 
         for number, batch in enumerate(drawn, start=done + 1):
+            interrupts.check()
             # every network sees the batch before any of them learns from it
             logits = {name: _forward(run, batch) for name, run in runs.items()}  # each (B, K)
 
