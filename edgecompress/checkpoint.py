@@ -22,7 +22,8 @@ from edgecompress import files
 from edgecompress.data import DataSet, Preprocess
 from edgecompress.data.preprocess import PreprocessValues
 from edgecompress.errors import EdgecompressError, UsageError
-from edgecompress.models.registry import ModelSource, build, runs_user_code
+from edgecompress.models.own import runs_user_code
+from edgecompress.models.registry import ModelSource, blank
 
 _KEY = "edgecompress"
 _ATTRIBUTES = [
@@ -64,6 +65,10 @@ class Manifest:
     model: ModelSource
     layers: dict[str, Attributes] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
+    unstored: tuple[str, ...] = ()
+    """Tensors that the network's own state dict does not hold: non-persistent buffers, and plain
+    attributes of its modules.
+    """
 
 
 def _attributes(module: nn.Module) -> Attributes:
@@ -77,25 +82,30 @@ def _attributes(module: nn.Module) -> Attributes:
     return found
 
 
-def _blank(source: ModelSource) -> nn.Module:
-    """The network that `source` describes, on the meta device: no memory, no initialisation."""
-    with torch.device("meta"):
-        return build(source)
-
-
 def save(path: Path, model: nn.Module, source: ModelSource, notes: Notes | None = None) -> None:
     """Write `model`, which was built from `source` and perhaps shrunk, to `path`, whole or not at
     all.
     """
-    fresh = dict(_blank(source).named_modules())
+    fresh = dict(blank(source).named_modules())
     changed = {}
     for name, module in model.named_modules():
         known = _attributes(fresh[name]) if name in fresh else {}
         new = {k: v for k, v in _attributes(module).items() if known.get(k) != v}
         if new:
             changed[name] = new
-    manifest = {"schema": 1, "model": asdict(source), "layers": changed, "notes": notes or {}}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    stored = model.state_dict()
+    unstored = {k: v for k, v in _unstored(model).items() if k not in stored}
+    manifest = {
+        "schema": 1,
+        "model": asdict(source),
+        "layers": changed,
+        "notes": notes or {},
+        "unstored": sorted(unstored),
+    }
+    tensors = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in {**stored, **unstored}.items()
+    }
     with files.whole(path) as temporary:
         try:
             save_file(tensors, temporary, {_KEY: json.dumps(manifest)})
@@ -103,6 +113,17 @@ def save(path: Path, model: nn.Module, source: ModelSource, notes: Notes | None 
             raise EdgecompressError(
                 f"cannot write '{path}': {error}; free the space or choose another -o"
             ) from error
+
+
+def _unstored(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers and plain tensor attributes of the modules of `model`, by name."""
+    plain = {
+        f"{name}.{attribute}" if name else attribute: value
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {**dict(model.named_buffers()), **plain}
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -129,7 +150,8 @@ def read_manifest(path: Path) -> Manifest:
         source = ModelSource(
             model["name"], int(model["num_classes"]), (int(channels), int(height), int(width))
         )
-        return Manifest(source, raw["layers"], raw["notes"])
+        unstored = tuple(raw.get("unstored", ()))
+        return Manifest(source, raw["layers"], raw["notes"], unstored)
     except KeyError as error:
         raise UsageError(
             f"'{path}' has no manifest ({error}): give a model.safetensors that edgecompress wrote"
@@ -177,7 +199,7 @@ def load(path: Path, allow_code: str | None = None) -> tuple[nn.Module, Manifest
         raise UsageError(
             f"'{path}' is built by your own code '{name}': name it again to run it: --model {name}"
         )
-    model = _blank(manifest.model)
+    model = blank(manifest.model)
     modules = dict(model.named_modules())
     for layer, attributes in manifest.layers.items():
         if layer not in modules:
@@ -191,7 +213,10 @@ def load(path: Path, allow_code: str | None = None) -> tuple[nn.Module, Manifest
                     f"'{path}' sets '{key}' of '{layer}': allowed are {', '.join(_ATTRIBUTES)}"
                 )
             setattr(modules[layer], key, tuple(value) if isinstance(value, list) else value)
-    _place(model, load_file(path), str(path))
+    tensors = load_file(path)
+    unstored = {name: tensors.pop(name) for name in manifest.unstored if name in tensors}
+    _place(model, tensors, str(path))
+    _place_unstored(model, unstored, str(path))
     broken = next(
         (key for key, value in model.named_parameters() if not bool(torch.isfinite(value).all())),
         None,
@@ -216,22 +241,43 @@ def _place(model: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> Non
             f"'{path}' does not fit {type(model).__name__}: missing {missing[:3]}, unknown "
             f"{extra[:3]}"
         )
+    empty = dict(model.named_parameters(remove_duplicate=False))
+    placed: dict[nn.Parameter | None, nn.Parameter] = {}  # by what stood there: ties stay tied
     for key, tensor in tensors.items():
         owner_name, _, leaf = key.rpartition(".")
         owner = model.get_submodule(owner_name)
         if leaf in owner._buffers:
             owner._buffers[leaf] = tensor
-        else:
-            old = owner._parameters.get(leaf)
-            if old is not None and old.dim() != tensor.dim():
-                raise UsageError(
-                    f"'{path}' has '{key}' of shape {tuple(tensor.shape)}, the model has "
-                    f"{tuple(old.shape)}: wrong model"
-                )
-            owner._parameters[leaf] = nn.Parameter(tensor)
-    for name, buffer in model.named_buffers():
-        if buffer.is_meta:
+            continue
+        old = empty.get(key)
+        if old is not None and old.dim() != tensor.dim():
             raise UsageError(
-                f"'{path}' lacks buffer '{name}', which {type(model).__name__} does not "
-                "store: the model cannot be rebuilt"
+                f"'{path}' has '{key}' of shape {tuple(tensor.shape)}, the model has "
+                f"{tuple(old.shape)}: wrong model"
+            )
+        parameter = placed.setdefault(old, nn.Parameter(tensor))
+        if old is None or not torch.equal(parameter, tensor):
+            parameter = nn.Parameter(tensor)
+        owner._parameters[leaf] = parameter
+
+
+def _place_unstored(model: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> None:
+    """Put tensors that no state dict holds where they were, as buffers or as plain attributes."""
+    for key, tensor in tensors.items():
+        owner_name, _, leaf = key.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = tensor
+        elif isinstance(vars(owner).get(leaf), torch.Tensor):
+            setattr(owner, leaf, tensor)
+        else:
+            raise UsageError(
+                f"'{path}' has a tensor '{key}' that {type(model).__name__} lacks: it was written "
+                "for another version of the model"
+            )
+    for name, value in _unstored(model).items():
+        if value.is_meta:
+            raise UsageError(
+                f"'{path}' lacks '{name}', which {type(model).__name__} does not store: train or "
+                "save that network again"
             )

@@ -17,13 +17,14 @@ import torch
 from edgecompress import checkpoint, files
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure import machine
+from edgecompress.models.registry import remarks
 from edgecompress.prepare import prepare
 from edgecompress.recipe import Recipe, leaves, to_yaml
 from edgecompress.report.html import write_report
 from edgecompress.resolve import DERIVED, resolved
 from edgecompress.run import result as results
 from edgecompress.run import store
-from edgecompress.run.context import Context, Reporter, Silent, seed_everything
+from edgecompress.run.context import Context, Reporter, Silent, seed_everything, stage_seed
 from edgecompress.run.directory import RunDirectory
 from edgecompress.run.schema import RunResult
 from edgecompress.run.stage import RunSettings, Scheduled, Setup, Stage, StageResult
@@ -110,7 +111,7 @@ class _Runner:
         torch.set_num_threads(self.threads)
         self.run_directory.log("start", command=self.recipe.command, resume=self.resume)
         self.reporter.note(self.data.summary())
-        for note in self.data.notes:
+        for note in (*self.data.notes, *remarks(self.setup.source)):
             self.reporter.note(note)
         skipped = self.data.skipped
         if skipped:
@@ -145,7 +146,7 @@ class _Runner:
     def _run_stage(self, current: Scheduled, number: int, folder: Path) -> Stored:
         """Run one stage and write what it leaves."""
         settings = current.settings
-        seed = self.recipe.seed * 1000 + number
+        seed = stage_seed(self.recipe.seed, number)
         context = Context(
             data=self.data,
             device=self.setup.device,
@@ -155,6 +156,7 @@ class _Runner:
             folder=folder,
             reporter=self.reporter,
             threads=self.threads,
+            fresh=self.setup.fresh,
         )
         start = time.perf_counter()
         seed_everything(seed)

@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from edgecompress.core.symbolic import meta_copy
 from edgecompress.data import load_data
 from edgecompress.errors import EnvironmentMissingError, UnknownChoiceError, UsageError, blamed
-from edgecompress.models.registry import (
-    ModelSource,
-    build,
-    default_image_size,
-    runs_user_code,
-)
+from edgecompress.models.own import runs_user_code
+from edgecompress.models.registry import ModelSource, blank, build, default_image_size
 from edgecompress.recipe import Recipe
+from edgecompress.run.context import Fresh, seed_everything, stage_seed
 from edgecompress.run.stage import Setup
 from edgecompress.stages.checkpoints import as_trained
 from edgecompress.train import distributed
@@ -64,30 +59,37 @@ def prepare(recipe: Recipe) -> Setup:
     setup = Setup(recipe, data, device, source)
     for stage in recipe.stages:
         setup = stage.check(setup)
-    if (blank := blank_network(setup)) is not None:
+    fresh = _own_network(setup)
+    if fresh is not None or not runs_user_code(source.name):
+        network = blank(source)
         for stage in recipe.stages:
-            stage.check_network(setup, blank)
-    return replace(setup, data=data, network=blank)
+            stage.check_network(setup, network)
+        setup = replace(setup, network=network, fresh=fresh)
+    return replace(setup, data=data)
 
 
-def blank_network(setup: Setup) -> nn.Module | None:
-    """The network of a run on the meta device; None where its code is not what the user named.
+def _own_network(setup: Setup) -> Fresh | None:
+    """The network of the user's own code, where the recipe names that code.
 
-    The user's own code is built once for real, and reads an image: a network that cannot run is
-    an error of its own line, before anything is written.
+    It is built for real and reads an image: a network that cannot run is an error of its own line,
+    before anything is written.
     """
-    if not runs_user_code(setup.source.name):
-        with torch.device("meta"):
-            return build(setup.source)
-    if setup.source.name != setup.recipe.model:
+    source = setup.source
+    if not runs_user_code(source.name) or source.name != setup.recipe.model:
         return None
-    model = build(setup.source).eval()
+    first = next((n for n, s in enumerate(setup.recipe.stages, 1) if s.stage == "train"), 1)
+    seed = stage_seed(setup.recipe.seed, first)
+    seed_everything(seed)
+    model = build(source)
+    was_training = [module for module in model.modules() if module.training]
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *setup.source.image_shape))
+            model.eval()(torch.zeros(1, *source.image_shape))
     except Exception as error:  # whatever the user's code raises
-        shape = "x".join(map(str, setup.source.image_shape))
+        shape = "x".join(map(str, source.image_shape))
         raise UsageError(
-            f"model '{setup.source.name}' cannot read an image of {shape}: {blamed(error)}"
+            f"model '{source.name}' cannot read an image of {shape}: {blamed(error)}"
         ) from error
-    return meta_copy(model)
+    for module in was_training:
+        module.training = True
+    return Fresh(source, seed, model)

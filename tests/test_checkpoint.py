@@ -114,3 +114,77 @@ def test_user_code_runs_only_when_named_again(tmp_path: Path) -> None:
     assert not marker.exists()
     model, _ = checkpoint.load(path, allow_code=f"{file}:net")
     assert model(torch.zeros(1, *SHAPE)).shape == (1, 5)
+
+
+OWN = """
+import torch
+from torch import nn
+
+CALLS = []
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        widths = [int(w) for w in torch.linspace(8, 12, 2)]
+        self.conv = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.same = nn.Conv2d(widths[0], widths[1], 1)
+        self.fc = nn.Linear(widths[1], num_classes)
+        self.tied = nn.Linear(widths[1], num_classes)
+        self.tied.weight = self.fc.weight
+        self.register_buffer("scale", torch.rand(widths[0], 1, 1), persistent=False)
+        self.shift = torch.rand(1)
+
+    def forward(self, x):
+        x = self.conv(x).relu() * self.scale + self.shift
+        x = self.same(x).relu().mean((2, 3))
+        return self.fc(x) + self.tied(x)
+
+
+def net(num_classes):
+    CALLS.append("meta" if torch.empty(0).is_meta else "real")
+    return Net(num_classes)
+"""
+
+
+def own_network(tmp_path: Path) -> tuple[nn.Module, ModelSource]:
+    (tmp_path / "own.py").write_text(OWN)
+    source = ModelSource(f"{tmp_path / 'own.py'}:net", 5, SHAPE)
+    torch.manual_seed(0)
+    return build(source).eval(), source
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_no_state_dict_holds_and_ties_come_back(tmp_path: Path, cut: bool) -> None:
+    model, source = own_network(tmp_path)
+    if cut:
+        model = shrink(model, random_keep(trace(model, EXAMPLE).groups, 1, 0.5))
+    path, x = tmp_path / "m.safetensors", torch.randn(2, *SHAPE)
+    checkpoint.save(path, model, source)
+    back, manifest = checkpoint.load(path, allow_code=source.name)
+    assert set(manifest.unstored) == {"scale", "shift"}
+    with torch.no_grad():
+        torch.testing.assert_close(back(x), model(x))
+    assert back.fc.weight is back.tied.weight
+    assert sum(p.numel() for p in back.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+def test_own_code_is_called_once_and_never_for_its_structure_alone(tmp_path: Path) -> None:
+    model, source = own_network(tmp_path)
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(path, model, source)
+    checkpoint.load(path, allow_code=source.name)
+    calls = type(model).forward.__globals__["CALLS"]
+    assert calls == ["real"]
+
+
+@pytest.mark.parametrize("name", ["swin_t", "timm:efficientformerv2_s0", "vit_b_16"])
+def test_buffers_that_are_not_persistent_come_back(name: str, tmp_path: Path) -> None:
+    shape = (3, 224, 224) if name != "swin_t" else (3, 64, 64)
+    source = ModelSource(name, 5, shape)
+    torch.manual_seed(0)
+    model = build(source).eval()
+    path, x = tmp_path / "m.safetensors", torch.randn(1, *shape)
+    checkpoint.save(path, model, source)
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.load(path)[0](x), model(x))

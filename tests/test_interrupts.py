@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -87,3 +88,23 @@ def test_an_interrupted_command_ends_with_130_wherever_the_interrupt_came(
     assert ended.returncode == 130, ended.stderr
     assert "interrupted" in ended.stderr
     assert not (tmp_path / "t" / "result.json").exists()
+
+
+def test_a_command_that_is_interrupted_while_it_is_imported_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n\n\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'edgecompress.cli.app':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n\n\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    ended = subprocess.run(
+        ["env", "--default-signal=INT", sys.executable, "-m", "edgecompress", "models"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

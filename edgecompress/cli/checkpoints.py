@@ -60,7 +60,7 @@ def named_checkpoint(path: Path, model: str | None) -> tuple[str, str]:
     """
     from edgecompress.checkpoint import read_manifest
     from edgecompress.errors import UsageError
-    from edgecompress.models.registry import runs_user_code
+    from edgecompress.models.own import runs_user_code
 
     inner = checkpoint_in(path)
     name = read_manifest(Path(inner)).model.name

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from edgecompress.core.concrete import keeps_shape
 from edgecompress.core.symbolic import meta_copy
 
 
@@ -27,11 +28,18 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     the network itself), in eval mode; of every call of a module.
     """
     copied = meta_copy(model)
+    for module in copied.modules():
+        if type(module).__module__.startswith("torch.nn.") and keeps_shape(module):
+            module.forward = _same  # nothing to count, and slow on the meta device
     counter = _Counter()
     # on the meta device also what the network makes on its way
     with torch.device("meta"), _attributed(copied, counter), torch.no_grad(), counter:
         copied(torch.empty_like(example[:1], device="meta"))
     return dict(counter.macs)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 class _Counter(TorchDispatchMode):

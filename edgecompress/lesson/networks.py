@@ -10,7 +10,8 @@ from torch import nn
 from edgecompress import checkpoint
 from edgecompress.data import DataSet, Preprocess
 from edgecompress.errors import UsageError
-from edgecompress.models.registry import ModelSource, build, runs_user_code
+from edgecompress.models.own import runs_user_code
+from edgecompress.models.registry import ModelSource, build
 from edgecompress.run.context import seed_everything
 from edgecompress.train.init import has_norm, unit_variance_init
 
@@ -48,7 +49,7 @@ def network(name: str, data: DataSet | None, seed: int) -> LessonNetwork:
     source = ModelSource(name, len(data.classes), data.image_shape)
     seed_everything(seed)
     model = build(source)
-    if not has_norm(model):
+    if not has_norm(model) and not runs_user_code(name):
         unit_variance_init(model, data.normalised(data.train.pixels[:128]))
     return LessonNetwork(model, source, data.preprocess)
 

@@ -12,19 +12,18 @@ pkg.mod:factory, file.py:factory   the user's, called as factory(num_classes=...
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import nn
 
-from edgecompress.errors import EnvironmentMissingError, UnknownNameError, UsageError, blamed
+from edgecompress.errors import EnvironmentMissingError, UnknownNameError, UsageError
+from edgecompress.models import own
+from edgecompress.models.own import runs_user_code
 from edgecompress.models.resnet import CifarResNet
 from edgecompress.models.small import LeNet, Mlp
 from edgecompress.models.students import Student
@@ -63,12 +62,6 @@ def model_names() -> list[str]:
     return sorted([*_OWN, "mlp", *_torchvision_names()])
 
 
-def runs_user_code(name: str) -> bool:
-    """True for `file.py:factory` and `pkg.mod:factory`: building them executes the user's code."""
-    head, _, rest = name.partition(":")
-    return bool(rest) and head not in ("torchvision", "timm")
-
-
 def build(source: ModelSource) -> nn.Module:
     """A freshly initialised network: images (N, C, H, W) to logits (N, num_classes).
 
@@ -86,6 +79,31 @@ def build(source: ModelSource) -> nn.Module:
     return model
 
 
+def blank(source: ModelSource) -> nn.Module:
+    """The network of `build` with its parameters on the meta device: no memory, no initialisation.
+    The user's own code is not called again where it was before.
+    """
+    if runs_user_code(source.name):
+        known = own.seen(source.name, _offered(source), model_names())
+        return own.structure(build(source)) if known is None else known
+    try:
+        with torch.device("meta"):
+            return build(source)
+    except (RuntimeError, NotImplementedError):  # a constructor that reads the values of tensors
+        return own.structure(build(source))
+
+
+def remarks(source: ModelSource) -> tuple[str, ...]:
+    """What was done to the network that the user's own code returned, a sentence each."""
+    if not runs_user_code(source.name):
+        return ()
+    return own.remarks(source.name, _offered(source), model_names())
+
+
+def _offered(source: ModelSource) -> dict[str, int]:
+    return {"num_classes": source.num_classes, "in_channels": source.image_shape[0]}
+
+
 _OTHER_FLOATS = (torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -99,8 +117,8 @@ def _built(source: ModelSource) -> nn.Module:
     prefix, _, rest = name.partition(":")
     if prefix == "timm":
         return _from_timm(rest, source)
-    if rest and prefix != "torchvision":
-        return _from_factory(prefix, rest, source)
+    if runs_user_code(name):
+        return own.build_own(name, _offered(source), model_names())
     return _from_torchvision(rest or name, source)
 
 
@@ -167,60 +185,3 @@ def _from_timm(name: str, source: ModelSource) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UsageError(f"timm returned no module for '{name}'")
     return model
-
-
-def _from_factory(where: str, attribute: str, source: ModelSource) -> nn.Module:
-    """What the user's factory returns, called with those of our arguments that it accepts."""
-    factory = getattr(_module(where), attribute, None)
-    if not callable(factory):
-        raise UsageError(
-            f"'{where}' has no callable '{attribute}': name a function or class that returns "
-            "a torch.nn.Module"
-        )
-    offered = {"num_classes": source.num_classes, "in_channels": source.image_shape[0]}
-    parameters = inspect.signature(factory).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    try:
-        model = factory(**{k: v for k, v in offered.items() if takes_all or k in parameters})
-    except Exception as error:  # whatever the user's code raises
-        raise UsageError(f"'{where}:{attribute}' cannot be built: {blamed(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"'{where}:{attribute}' returned a {type(model).__name__}: a torch.nn.Module is needed"
-        )
-    return model
-
-
-_files: dict[tuple[Path, bytes], ModuleType] = {}
-"""Modules by path and content: a file that has not changed is one module, so that all networks
-built from it are of one class.
-"""
-
-
-def _module(where: str) -> ModuleType:
-    """The module called `where`, or the Python file at that path."""
-    torchvision()  # so that the user's own import of it works with a CPU build of torch
-    if not where.endswith(".py"):
-        try:
-            return importlib.import_module(where)
-        except ImportError as error:
-            raise UnknownNameError(
-                "model", where, model_names(), f"(or is the package '{where}' not installed?)"
-            ) from error
-    path = Path(where)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UsageError(f"model file '{where}' does not exist: give file.py:factory")
-    key = (path.resolve(), path.read_bytes())
-    if key not in _files:
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except ModuleNotFoundError as error:
-            raise EnvironmentMissingError(
-                f"model file '{where}' needs the package '{error.name}': install it here"
-            ) from error
-        except (Exception, SystemExit) as error:
-            raise UsageError(f"model file '{where}' cannot be run: {blamed(error)}") from error
-        _files[key] = module
-    return _files[key]

@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             stored: dict[str, Tensor] = load_file(path)
-            return _without_masks(stored)
+            return _without_masks(_unwrapped(stored))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling refuses in many ways; each means the same to the user
         if isinstance(error, (SafetensorError, OSError)):
@@ -56,9 +56,36 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"weights '{path}' need unpickling, which can run code: save the state dict with "
             "safetensors"
         ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+    found = _state_dict(loaded)
+    if found is None:
         raise UsageError(f"weights '{path}' hold no state dict: save model.state_dict()")
-    return _without_masks(loaded)
+    return _without_masks(_unwrapped(found))
+
+
+def _state_dict(loaded: object) -> dict[str, Tensor] | None:
+    """The tensors by name in what a file holds: a state dict, or that of a training's checkpoint
+    (`{"state_dict": ..., "epoch": 3}`).
+    """
+    if not isinstance(loaded, dict):
+        return None
+    if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        return loaded
+    inner = (_state_dict(loaded[key]) for key in _NESTED if key in loaded)
+    return next((found for found in inner if found is not None), None)
+
+
+_NESTED = ("state_dict", "model_state_dict", "model")
+"""Where the checkpoints of trainings keep a network."""
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What `DataParallel` and `torch.compile` put before each name."""
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that they have in the network itself."""
+    for prefix in _WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _unwrapped({name.removeprefix(prefix): t for name, t in tensors.items()})
+    return tensors
 
 
 def _without_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgecompress.data import DataSet, Preprocess
+from edgecompress.models.registry import ModelSource
 from edgecompress.run.directory import RunDirectory
 from edgecompress.run.stage import RunSettings
 
@@ -51,6 +52,29 @@ class Silent:
         """Nothing."""
 
 
+@dataclass
+class Fresh:
+    """A network that the user's own code returned, called with `seed`: for the first training that
+    begins with it.
+    """
+
+    source: ModelSource
+    seed: int
+    model: nn.Module | None
+
+    def take(self, source: ModelSource, seed: int) -> nn.Module | None:
+        """The network, once, where it is that of `source` and `seed`."""
+        if (source, seed) != (self.source, self.seed):
+            return None
+        model, self.model = self.model, None
+        return model
+
+
+def stage_seed(seed: int, number: int) -> int:
+    """The seed of the stage of this number in a run."""
+    return seed * 1000 + number
+
+
 @dataclass(frozen=True)
 class TrainingContext:
     """What a network trains on, and is cut on while it trains, in a run or outside of one."""
@@ -74,6 +98,7 @@ class Context(TrainingContext):
     folder: Path
     reporter: Reporter
     threads: int
+    fresh: Fresh | None = None
 
     def reading_as(self, preprocess: Preprocess | None) -> Context:
         """The same context for a network that reads pixels in its own way; None: as the data."""

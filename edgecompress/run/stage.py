@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgecompress.data import DataSet, Preprocess
     from edgecompress.models.registry import ModelSource
-    from edgecompress.run.context import Context
+    from edgecompress.run.context import Context, Fresh
     from edgecompress.run.state import State
 
 
@@ -49,7 +49,8 @@ class TeacherSource:
 @dataclass(frozen=True)
 class Setup:
     """What a run starts with, checked: data, device, what its network is built from, its teacher,
-    and the network itself on the meta device (None where that would run code nobody named).
+    the network itself on the meta device (None where that would run code nobody named), and for
+    the first training the network that the user's own code returned.
 
     Stages check it one after the other, and each may change it for those that follow.
     """
@@ -60,6 +61,7 @@ class Setup:
     source: ModelSource
     teacher: TeacherSource | None = None
     network: nn.Module | None = None
+    fresh: Fresh | None = None
 
 
 @dataclass(frozen=True)

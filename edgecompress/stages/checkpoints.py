@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,8 @@ from edgecompress.errors import UsageError
 from edgecompress.methods.features import convolution_of
 from edgecompress.methods.gradual import groups_of
 from edgecompress.methods.scores import batchnorm_layers
-from edgecompress.models.registry import ModelSource, build, runs_user_code
+from edgecompress.models.own import runs_user_code
+from edgecompress.models.registry import ModelSource, blank
 from edgecompress.models.weights import load_weights
 from edgecompress.run.stage import RunSettings, Setup, TeacherSource
 
@@ -67,8 +67,7 @@ def check_teacher(stage: TeacherStage, recipe: RunSettings, data: DataSet) -> Te
         if stage.weights is not None:
             load_weights(source, stage.weights)
         elif not runs_user_code(source.name):
-            with torch.device("meta"):
-                build(source)
+            blank(source)
         return TeacherSource(source, data.preprocess)
     path = Path(stage.checkpoint)
     manifest = checkpoint.read_manifest(path)
@@ -211,13 +210,10 @@ def check_feature_layers(
     for mine, theirs in pairs.items():
         convolution_of(blank, mine, "student")
         if teacher is not None and not runs_user_code(teacher.source.name):
-            with torch.device("meta"):
-                convolution_of(build(teacher.source), theirs, "teacher")
+            convolution_of(blank(teacher.source), theirs, "teacher")
 
 
 def check_pair_stacks(setup: Setup) -> None:
     """Raises `UsageError` where two networks of the recipe's kind could not be merged."""
-    own = runs_user_code(setup.source.name)
-    with contextlib.nullcontext() if own else torch.device("meta"):
-        pair = [build(setup.source), build(setup.source)]
+    pair = [blank(setup.source), blank(setup.source)]
     check_stackable(pair, torch.zeros(1, *setup.data.image_shape))

@@ -18,6 +18,7 @@ from edgecompress.models import ModelSource, build
 from edgecompress.models.weights import imagenet_file, load_weights, read_tensors
 
 SHAPE = (3, 32, 32)
+SOURCE = ModelSource("resnet20", 5, SHAPE)
 
 
 def test_weights_from_a_file_keep_all_but_the_head(tmp_path: Path) -> None:
@@ -99,3 +100,29 @@ def test_safetensors_are_read_and_other_files_are_refused(tmp_path: Path) -> Non
 def test_a_model_without_imagenet_weights_is_named() -> None:
     with pytest.raises(UsageError, match="model 'lenet5' has no ImageNet weights"):
         imagenet_file("lenet5")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", ""])
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+def test_checkpoints_of_trainings_are_read(tmp_path: Path, prefix: str, key: str | None) -> None:
+    tensors = {prefix + name: t for name, t in build(SOURCE).state_dict().items()}
+    saved = tensors if key is None else {key: tensors, "epoch": 3}
+    torch.save(saved, tmp_path / "w.pt")
+    read = read_tensors(tmp_path / "w.pt")
+    assert read.keys() == build(SOURCE).state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_number_format_are_read_as_float32(
+    tmp_path: Path, kind: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    saved = {
+        k: v.to(kind) if v.is_floating_point() else v for k, v in build(SOURCE).state_dict().items()
+    }
+    torch.save(saved, tmp_path / "w.pt")
+    model = load_weights(SOURCE, str(tmp_path / "w.pt"))
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, saved[name].float()), name

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from edgecompress.core.simplify import FoldedPool, find_pools, fold_pool, unfold_pool
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure.cost import cost
-from edgecompress.models.registry import ModelSource, build
+from edgecompress.models.own import runs_user_code
+from edgecompress.models.registry import ModelSource, blank, build
 from edgecompress.models.weights import load_weights
 from edgecompress.run.context import Context, seed_everything
 from edgecompress.run.state import Baseline, Network, State
@@ -57,24 +57,24 @@ def start(
 ) -> tuple[nn.Module, list[FoldedPool]]:
     """The network to train, and the pools that were folded for training.
 
-    A plain network (no normalisation) that classifies is initialised layer by layer to unit
-    variance. Where a pool only copies values (VGG16 on 32×32), it is trained in the folded
-    coordinates, which compute the same function with 100 M weights less to move, and unfolded
-    afterwards.
+    The user's own network begins as their code returns it. One of ours without normalisation that
+    classifies is initialised layer by layer to unit variance. Where a pool only copies values
+    (VGG16 on 32×32), it is trained in the folded coordinates, which compute the same function with
+    100 M weights less to move, and unfolded afterwards.
     """
     if weights is not None:
         return load_weights(source, weights), []
-    with torch.device("meta"):
-        blank = build(source)
-    untouched = all(p.is_meta for p in blank.parameters())
+    own = runs_user_code(source.name)
+    empty = None if own else blank(source)
     classifies = context.data.task.metric == "accuracy"
-    if has_norm(blank) or not untouched or not classifies:
+    if empty is None or has_norm(empty) or not classifies:
         seed_everything(context.seed)
-        return build(source), []
-    folds = find_pools(blank, context.example)
+        given = None if context.fresh is None else context.fresh.take(source, context.seed)
+        return (build(source) if given is None else given), []
+    folds = find_pools(empty, context.example)
     for fold in folds:
-        blank = fold_pool(blank, fold)
-    model = blank.to_empty(device="cpu")
+        empty = fold_pool(empty, fold)
+    model = empty.to_empty(device="cpu")
     seed_everything(context.seed)
     unit_variance_init(model, context.data.normalised(context.data.train.pixels[:128]))
     return model, folds
