@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgecompress.core import layers, operations
+from edgecompress.core.numbers import number_attributes_
 from edgecompress.core.symbolic import ThreadTracer, meta_copy, tracing
 from edgecompress.errors import UsageError, blamed
 
@@ -49,6 +50,9 @@ def concrete_trace(model: nn.Module, example: Tensor) -> Traced:
     Raises `UsageError` with the reason and the line where the model's own code cannot run.
     """
     root = meta_copy(model, integers=True)
+    for name, module in root.named_modules():
+        if not layers.axes(module) and not type(module).__module__.startswith("torch.nn."):
+            number_attributes_(module, name)
     tracer = _ConcreteTracer(example)
     try:
         with tracing, torch.no_grad():

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from edgecompress.core import layers
+from edgecompress.core import layers, numbers
 from edgecompress.core.concrete import concrete_trace
 from edgecompress.core.labels import LabelTracer
 from edgecompress.core.ledger import Axis
@@ -60,6 +60,11 @@ class Member:
     layer: str
     axis: str
     index: Tensor
+
+    @property
+    def writes(self) -> bool:
+        """Does the layer write these channels, or have parameters for them?"""
+        return self.axis != "in" and not numbers.is_number(self.axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +261,7 @@ def _named(grouping: _Grouping, members: list[list[Member]]) -> list[ChannelGrou
     groups = []
     uses: dict[str, int] = defaultdict(int)
     for channels, reason, parts in zip(grouping.channels, grouping.reasons, members, strict=True):
-        layer = next((member.layer for member in parts if member.axis != "in"), "input")
+        layer = next((member.layer for member in parts if member.writes), "input")
         uses[layer] += 1
         name = layer if uses[layer] == 1 else f"{layer}:{uses[layer]}"
         groups.append(ChannelGroup(name, len(channels), tuple(parts), reason))

@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from edgecompress.core import layers, rules
+from edgecompress.core.calls import Argument, Call
 from edgecompress.core.concrete import Traced, called
 from edgecompress.core.ledger import Axis, Ledger, anonymous, spread
-from edgecompress.core.rules import Argument, Call
 
 INPUT = "the network's input"
 OUTPUT = "the network's output"

@@ -2,7 +2,8 @@
 
 A layer has named *axes*. Mixing layers (Linear, Conv, ConvTranspose) have `"in"` and `"out"`;
 channelwise layers (BatchNorm, InstanceNorm, GroupNorm, PReLU) have `"through"`; a bare `Parameter`
-or buffer has one axis per dimension, `"dim0"`, `"dim1"`, ... A grouped convolution keeps its `"in"`
+or buffer has one axis per dimension, `"dim0"`, `"dim1"`, ...; any other module one for each number
+of its code that follows a cut (`core/numbers`). A grouped convolution keeps its `"in"`
 and `"out"` axes; which of its channels must go together is decided by `core/labels`.
 
 Shapes of the tensors:
@@ -24,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from edgecompress.core import numbers
 from edgecompress.errors import EdgecompressError
 
 BatchNorm = _BatchNorm
@@ -77,6 +79,8 @@ def axes(module: nn.Module) -> tuple[str, ...]:
 
 def axis_size(module: nn.Module, axis: str) -> int:
     """Number of positions of one axis, in channels (for a Linear: features)."""
+    if numbers.is_number(axis):
+        return numbers.read(module, numbers.attribute_of(axis))
     if isinstance(module, nn.Linear):
         return module.in_features if axis == "in" else module.out_features
     if isinstance(module, _ConvNd):
@@ -137,6 +141,9 @@ def cut(layer: nn.Module | Tensor, kept: Mapping[str, Tensor]) -> Resized:
         for axis, mask in kept.items():
             layer = _pick(layer, axis_dim(axis), mask)
         return Resized({"": layer.detach().clone()}, {})
+    if all(map(numbers.is_number, kept)):
+        left = {axis: int(mask.sum()) for axis, mask in kept.items()}
+        return Resized({}, {numbers.attribute_of(axis): count for axis, count in left.items()})
     masks = {
         axis: kept.get(axis, torch.ones(axis_size(layer, axis), dtype=torch.bool))
         for axis in axes(layer)
@@ -209,6 +216,8 @@ def reordered(layer: nn.Module | Tensor, orders: Mapping[str, Tensor]) -> dict[s
         for axis, order in orders.items():
             permuted = _permuted(permuted, axis_dim(axis), order)
         return {"": permuted.clone()}
+    if all(map(numbers.is_number, orders)):
+        return {}  # a number stays the same
     named = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
     return {name: _reordered(layer, name, t.detach(), orders).clone() for name, t in named}
 

@@ -55,6 +55,13 @@ REDUCTIONS = frozenset(
 )
 """Some dimensions are reduced."""
 
+ALONG_OTHERS = frozenset(
+    """
+    softmax Softmax log_softmax LogSoftmax layer_norm LayerNorm rms_norm RMSNorm normalize
+    """.split()
+)
+"""Mix some dimensions, and keep the channels of the others."""
+
 RESHAPES = frozenset(
     """
     view reshape unflatten Unflatten

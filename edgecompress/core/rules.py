@@ -7,54 +7,15 @@ it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, fx
 
-from edgecompress.core import operations
-from edgecompress.core.ledger import Ledger, anonymous, flat, narrowed, spread, varies
-
-Argument = Any
-"""What a traced call is given or returns: tensors, numbers, and containers of them."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of an operation in the traced network."""
-
-    name: str
-    """Name of the function, the method, or the module's class."""
-    node: fx.Node
-    """Its arguments as they are in the code: a number there cannot follow a cut."""
-    function: Callable[..., Argument]
-    args: tuple[Argument, ...]
-    """Its arguments, with tensors on the meta device."""
-    kwargs: Mapping[str, Argument]
-    labels: tuple[Argument, ...]
-    """The same arguments, with labels in the place of tensors."""
-    label_kwargs: Mapping[str, Argument]
-    out: Argument
-
-    @property
-    def label_tensors(self) -> list[Tensor]:
-        """The labels of every tensor among the arguments."""
-        leaves = [*flat(self.labels), *flat(dict(self.label_kwargs))]
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-    def replay(self) -> Argument:
-        """Run the operation on the labels themselves."""
-        return self.function(*self.labels, **self.label_kwargs)
-
-    def written(self, place: int, default: Argument = None) -> Argument:
-        """The positional argument at `place` as it is in the code."""
-        return self.node.args[place] if len(self.node.args) > place else default
-
-
-Rule = Callable[[Ledger, Call, Tensor], Argument]
-"""(ledger, call, its output, one tensor) -> labels of the output."""
+from edgecompress.core import mixing, operations
+from edgecompress.core.calls import Argument, Call, Rule, unknown
+from edgecompress.core.ledger import Ledger, anonymous, narrowed, spread, varies
+from edgecompress.core.numbers import Number, follows
 
 
 def apply(ledger: Ledger, call: Call) -> Argument:
@@ -84,12 +45,7 @@ def _rule_for(call: Call) -> Rule:
         return _identity
     if call.name in ("max", "min") and count == 2:
         return _elementwise
-    return RULES.get(call.name, _unknown)
-
-
-def _unknown(ledger: Ledger, call: Call, out: Tensor) -> Argument:
-    ledger.freeze(call.label_tensors, f"operation {call.name}")
-    return anonymous(out)
+    return RULES.get(call.name, unknown)
 
 
 def _identity(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
@@ -230,23 +186,38 @@ def _reshape(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
     """
     labels = call.label_tensors[0]
     moved = labels.reshape(out.shape)
-    literal = _literal_sizes(call, out)
+    sizes = _sizes_in_code(call, out)
     carrying = [dim for dim in range(out.dim()) if varies(moved, dim)]
-    fixed = [dim for dim in carrying if literal[dim]]
+    fixed = [dim for dim in carrying if sizes[dim] is not None]
     if fixed and len(fixed) == len(carrying):
-        ledger.freeze(labels, f"a hard-coded {call.name} to {tuple(out.shape)}")
+        free = next((dim for dim in fixed if isinstance(sizes[dim], Number)), None)
+        if free is None:
+            ledger.freeze(labels, f"a hard-coded {call.name} to {tuple(out.shape)}")
+            return moved
+        fixed.remove(free)
+        moved = _as_one(ledger, moved, fixed)
+        channels = ledger.along(moved, free, call.name)
+        if not follows(ledger, cast(Number, sizes[free]), channels):
+            ledger.freeze(labels, f"a hard-coded {call.name} to {tuple(out.shape)}")
         return moved
-    for dim in fixed:
-        ledger.couple(moved, moved.narrow(dim, 0, 1))
-    return moved
+    return _as_one(ledger, moved, fixed)
 
 
-def _literal_sizes(call: Call, out: Tensor) -> list[bool]:
-    """For each dimension of `out`: is its size a number in the code, neither -1 nor computed from a
-    shape?
+def _as_one(ledger: Ledger, labels: Tensor, dims: list[int]) -> Tensor:
+    """`labels` with those along each of `dims` coupled: one of them stands for all."""
+    for dim in dims:
+        first = labels.narrow(dim, 0, 1)
+        ledger.couple(labels, first)
+        labels = first.expand(labels.shape)
+    return labels
+
+
+def _sizes_in_code(call: Call, out: Tensor) -> list[int | None]:
+    """For each dimension of `out` its size where that is a number in the code, neither -1 nor
+    computed from a shape.
     """
     if call.name in ("Unflatten", "unflatten"):
-        return [True] * out.dim()
+        return list(out.shape)
     sizes = list(call.node.args[1:])
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = list(sizes[0])
@@ -254,8 +225,8 @@ def _literal_sizes(call: Call, out: Tensor) -> list[bool]:
     if not sizes and isinstance(in_kwargs, (tuple, list)):
         sizes = list(in_kwargs)
     if len(sizes) != out.dim():
-        return [False] * out.dim()  # the complete shape is computed from that of another tensor
-    return [isinstance(size, int) and size != -1 for size in sizes]
+        return [None] * out.dim()  # the complete shape is computed from that of another tensor
+    return [size if isinstance(size, int) and size != -1 else None for size in sizes]
 
 
 def _split(ledger: Ledger, call: Call) -> Argument:
@@ -270,15 +241,32 @@ def _split(ledger: Ledger, call: Call) -> Argument:
 
     by_keyword = [value for key, value in call.node.kwargs.items() if key != "dim"]
     sections = call.written(1, by_keyword[0] if by_keyword else None)
+    reason = f"a hard-coded {call.name} of channels"
+    if isinstance(sections, (list, tuple)) and len(sections) == len(parts):
+        for part, size in zip(parts, sections, strict=True):
+            if not isinstance(size, fx.Node):
+                _sized(ledger, part, dim, size, reason)
+        return parts
     fixes_number = call.name in ("chunk", "tensor_split") and isinstance(sections, int)
-    computed = isinstance(sections, fx.Node)
-    equal = len({part.shape[dim] for part in parts}) == 1
-    if (fixes_number or computed) and equal:
-        for part in parts[1:]:
-            ledger.couple(part, parts[0])
-    else:
-        ledger.freeze(labels, f"a hard-coded {call.name} of channels")
+    follows_cut = fixes_number or isinstance(sections, fx.Node)
+    if len({part.shape[dim] for part in parts}) > 1:
+        ledger.freeze(labels, reason)
+        return parts
+    if not follows_cut:
+        _sized(ledger, parts[0], dim, sections, reason)
+    for part in parts[1:]:
+        ledger.couple(part, parts[0])
     return parts
+
+
+def _sized(ledger: Ledger, labels: Tensor, dim: int, size: Argument, reason: str) -> None:
+    """The code gives the `size` of `labels` along `dim`: an attribute follows a cut, another number
+    freezes them, for `reason`.
+    """
+    if not varies(labels, dim):
+        return
+    if not isinstance(size, Number) or not follows(ledger, size, ledger.along(labels, dim, reason)):
+        ledger.freeze(labels, reason)
 
 
 def index(ledger: Ledger, labels: Tensor, position: Argument) -> Tensor:
@@ -286,11 +274,35 @@ def index(ledger: Ledger, labels: Tensor, position: Argument) -> Tensor:
     follow a cut.
     """
     picked = labels[position]
+    if _bounded(ledger, labels, position):
+        return picked
     by_number = any(varies(labels, dim) for dim in _listed_dims(position, labels.dim()))
     left_out = narrowed(picked).unique().numel() != narrowed(labels).unique().numel()
     if by_number or left_out:
         ledger.freeze(labels, "a hard-coded index into channels")
     return picked
+
+
+def _bounded(ledger: Ledger, labels: Tensor, position: Argument) -> bool:
+    """Enter the bounds of slices of channels, `x[:, : self.width]`: true where each is an attribute
+    that follows a cut.
+    """
+    parts = list(position) if isinstance(position, tuple) else [position]
+    if not all(isinstance(part, slice) for part in parts):
+        return False
+    followed = False
+    for dim, part in enumerate(parts):
+        if not varies(labels, dim) or part == slice(None):
+            continue
+        bounds = [bound for bound in (part.start, part.stop) if bound is not None and bound != 0]
+        if part.step not in (None, 1) or not all(isinstance(bound, Number) for bound in bounds):
+            return False
+        for bound in bounds:
+            channels = ledger.along(labels.narrow(dim, 0, int(bound)), dim, "a slice")
+            if not follows(ledger, bound, channels):
+                return False
+        followed = True
+    return followed
 
 
 def _listed_dims(position: Argument, rank: int) -> list[int]:
@@ -320,4 +332,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "ChannelShuffle": _shuffle,
     "roll": _roll,
+    **dict.fromkeys(("matmul", "__matmul__", "bmm"), mixing.matmul),
+    "scaled_dot_product_attention": mixing.attention,
+    **dict.fromkeys(operations.ALONG_OTHERS, mixing.along_others),
 }

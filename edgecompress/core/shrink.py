@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from edgecompress.core import layers
+from edgecompress.core import layers, numbers
 from edgecompress.core.graph import ChannelGroup, consumers
 from edgecompress.errors import UsageError
 
@@ -105,7 +105,7 @@ def rebuilt(model: nn.Module, changed: Mapping[str, layers.Resized]) -> nn.Modul
     copied = copy.deepcopy(model, memo)
     for name, resized in changed.items():
         for attribute, value in resized.attributes.items():
-            setattr(copied.get_submodule(name), attribute, value)
+            numbers.write(copied.get_submodule(name), attribute, value)
     return copied
 
 

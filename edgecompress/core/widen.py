@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgecompress.core import layers
+from edgecompress.core import layers, numbers
 from edgecompress.core.layers import Resized
 from edgecompress.core.placement import Placement
 from edgecompress.core.shrink import find, rebuilt
@@ -83,6 +83,8 @@ def wide_layer(
     shared too. Raises `EdgecompressError` when the parts of a grouped or channelwise layer do not
     lie side by side.
     """
+    if all(map(numbers.is_number, sizes)):
+        return Resized({}, {numbers.attribute_of(axis): size for axis, size in sizes.items()})
     if not layers.is_mixing(parts[0]):
         return _wide_channelwise(parts, places, sizes["through"])
     if int(getattr(parts[0], "groups", 1)) > 1:

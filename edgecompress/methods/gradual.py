@@ -175,7 +175,7 @@ def groups_of(graph: ChannelGraph, layer: str) -> list[ChannelGroup]:
     """
 
     def has_outputs(group: ChannelGroup) -> bool:
-        return any(m.layer == layer and m.axis != "in" for m in group.members)
+        return any(m.layer == layer and m.writes for m in group.members)
 
     groups = [group for group in graph.groups if has_outputs(group)]
     if groups:
@@ -183,7 +183,7 @@ def groups_of(graph: ChannelGraph, layer: str) -> list[ChannelGroup]:
     for group in graph.frozen:
         if has_outputs(group):
             raise UsageError(f"layer '{layer}' is frozen ({group.frozen}): leave it out")
-    known = sorted({m.layer for g in graph.groups for m in g.members if m.axis != "in"})
+    known = sorted({m.layer for g in graph.groups for m in g.members if m.writes})
     raise UnknownNameError("layer", layer, known)
 
 

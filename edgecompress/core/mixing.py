@@ -1,0 +1,74 @@
+"""Rules for operations that mix values of activations: products, attention, normalisations. Where
+they mix channels these are frozen; the channels of other dimensions, such as whole heads, are kept.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from edgecompress.core.calls import Argument, Call, unknown
+from edgecompress.core.ledger import Ledger, anonymous, varies
+
+
+def matmul(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    """A product of two activations, (..., i, d) and (..., d, j): each of the leading dimensions is
+    computed by itself, the products are summed over d.
+    """
+    tensors = call.label_tensors
+    if len(tensors) != 2 or min(tensor.dim() for tensor in tensors) < 2:
+        return unknown(ledger, call, out)
+    left, right = tensors
+    if varies(left, left.dim() - 1) or varies(right, right.dim() - 2):
+        ledger.freeze(tensors, f"{call.name} sums over channels")
+        return anonymous(out)
+    left, right = left.narrow(-1, 0, 1), right.narrow(-2, 0, 1)
+    if varies(left, left.dim() - 2) and varies(right, right.dim() - 1):
+        ledger.freeze(tensors, f"{call.name} of channels with channels")
+        return anonymous(out)
+    wide = left if varies(left, left.dim() - 2) else right
+    other = right if wide is left else left
+    ledger.couple(wide, other.narrow(-1, 0, 1).narrow(-2, 0, 1))
+    return wide.expand(out.shape)
+
+
+def attention(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    """`scaled_dot_product_attention`: whole heads, a leading dimension, are computed each by
+    itself.
+    """
+    given, masks = call.label_tensors[:3], call.label_tensors[3:]
+    if len(given) < 3 or any(mask.dim() > 2 and mask.shape[-3] > 1 for mask in masks):
+        return unknown(ledger, call, out)
+    query, key, value = given
+    if varies(query, query.dim() - 1) or varies(key, key.dim() - 1):
+        return unknown(ledger, call, out)
+    for part in (query, key):
+        if varies(part, part.dim() - 2):
+            return unknown(ledger, call, out)
+        ledger.couple(value, part.narrow(-1, 0, 1).narrow(-2, 0, 1))
+    return value.narrow(-2, 0, 1).expand(out.shape)
+
+
+def along_others(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    """A softmax or a normalisation keeps the channels of the dimensions that it does not go
+    over.
+    """
+    labels = call.label_tensors[0]
+    if any(varies(labels, dim) for dim in _mixed_dims(call, labels.dim())):
+        return unknown(ledger, call, out)
+    return labels
+
+
+def _mixed_dims(call: Call, rank: int) -> list[int]:
+    """The dimensions whose values an operation mixes, by its name; all where that is not known."""
+    module = call.function
+    shape = getattr(module, "normalized_shape", None)
+    if call.name in ("layer_norm", "rms_norm"):
+        shape = call.args[1] if len(call.args) > 1 else call.kwargs.get("normalized_shape")
+    if shape is not None:
+        return list(range(rank - len(shape), rank))
+    place = {"normalize": 2}.get(call.name, 1)
+    positional = call.args[place] if len(call.args) > place else None
+    dim = getattr(module, "dim", call.kwargs.get("dim", positional))
+    if dim is None and call.name == "normalize":
+        dim = 1
+    return [dim % rank] if isinstance(dim, int) else list(range(rank))
