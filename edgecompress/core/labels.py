@@ -17,11 +17,12 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from edgecompress.core import layers, rules
 from edgecompress.core.calls import Argument, Call
 from edgecompress.core.concrete import Traced, called
-from edgecompress.core.ledger import Axis, Ledger, anonymous, spread
+from edgecompress.core.ledger import Axis, Ledger, anonymous, flat, spread
 
 INPUT = "the network's input"
 OUTPUT = "the network's output"
 """Reasons why the channels of input and output are frozen."""
+COMPUTED_INDEX = "an index that is computed"
 
 
 class LabelTracer:
@@ -84,10 +85,11 @@ class LabelTracer:
     def _bare_labels(self, name: str, value: Tensor) -> Argument:
         """Labels of a bare Parameter or buffer.
 
-        Its one dimension above size 1 is an axis; with more than one it cannot be cut.
+        Its one dimension above size 1 is an axis; with more than one it cannot be cut, and integers
+        are indices.
         """
         wide = [dim for dim, size in enumerate(value.shape) if size > 1]
-        if len(wide) != 1:
+        if len(wide) != 1 or not value.is_floating_point():
             return anonymous(value)
         (dim,) = wide
         labels = self.ledger.record(name, f"dim{dim}", self.ledger.fresh(value.shape[dim]))
@@ -223,6 +225,9 @@ class LabelTracer:
         position = self._with_values(node.args[1])
         if isinstance(labels, (tuple, list)):
             return labels[position]
+        if _is_computed(position):
+            self.ledger.freeze(labels, COMPUTED_INDEX)
+            return anonymous(out)
         return rules.index(self.ledger, labels, position)
 
     def _assign(self, node: fx.Node) -> None:
@@ -231,7 +236,11 @@ class LabelTracer:
         labels = self._labels[target]  # type: ignore[index]
         if not isinstance(labels, Tensor):
             return
-        into = rules.index(self.ledger, labels, self._with_values(position))
+        places = self._with_values(position)
+        if _is_computed(places):
+            self.ledger.freeze([labels, self._with_labels([other])], COMPUTED_INDEX)
+            return
+        into = rules.index(self.ledger, labels, places)
         written = self._labels.get(other) if isinstance(other, fx.Node) else None
         if isinstance(written, Tensor):
             rules.meet(self.ledger, into, written.expand(into.shape), into)
@@ -302,6 +311,11 @@ FUNCTIONS: dict[str, tuple[type[nn.Module], ...]] = {
     "prelu": (nn.PReLU,),
 }
 """Kinds of layers that each function computes, given their tensors."""
+
+
+def _is_computed(position: Argument) -> bool:
+    """Does an index hold a tensor of which no values are known?"""
+    return any(isinstance(part, Tensor) and part.is_meta for part in flat(position))
 
 
 def shared_tensors(root: nn.Module) -> list[list[str]]:

@@ -55,6 +55,7 @@ def along_others(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     labels = call.label_tensors[0]
     if any(varies(labels, dim) for dim in _mixed_dims(call, labels.dim())):
         return unknown(ledger, call, out)
+    ledger.freeze(call.label_tensors[1:], f"parameters of {call.name}")
     return labels
 
 

@@ -11,6 +11,7 @@ run, the group whose cut makes the difference is found by bisection and frozen.
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -181,20 +182,41 @@ class _Probe:
     def blame(
         self, groups: Sequence[ChannelGroup], kept: Keep, batches: Sequence[int] = BATCHES
     ) -> dict[str, str]:
-        """The groups that cannot be cut, with the reason: by bisection, and all of them where only
-        several together make a difference.
+        """The groups that cannot be cut, with the reason: one is found by bisection, those of its
+        kind (`blocks.3.attn.qkv` after `blocks.2.attn.qkv`) are suspected, and so on. Suspects that
+        can be cut are not named.
         """
-        reason = self.fault(groups, kept, batches)
-        if reason is None:
-            return {}
-        if self._failure is not None:
-            return {group.name: reason for group in groups}
-        half = len(groups) // 2
         found: dict[str, str] = {}
-        if half:
-            halves = (groups[:half], groups[half:])
-            found = {k: v for part in halves for k, v in self.blame(part, kept, batches).items()}
-        return found or {group.name: reason for group in groups}
+        suspects: list[tuple[str, list[ChannelGroup]]] = []
+        rest = list(groups)
+        while rest and (reason := self.fault(rest, kept, batches)) is not None:
+            if self._failure is not None:
+                return {group.name: reason for group in groups}
+            guilty, reason = self._guilty(rest, kept, batches)
+            found.update({group.name: reason for group in guilty})
+            kinds = {_kind(group) for group in guilty}
+            rest = [group for group in rest if group not in guilty]
+            alike = [group for group in rest if _kind(group) in kinds]
+            rest = [group for group in rest if _kind(group) not in kinds]
+            suspects += [(reason, part) for part in _quarters(alike)]
+        for reason, part in suspects:
+            if self.fault([*rest, *part], kept, batches) is None:
+                rest += part
+            else:
+                found.update({group.name: reason for group in part})
+        return found
+
+    def _guilty(
+        self, groups: list[ChannelGroup], kept: Keep, batches: Sequence[int]
+    ) -> tuple[list[ChannelGroup], str]:
+        """One of `groups`, which cannot be cut together, that cannot be cut; several where only
+        together they make a difference.
+        """
+        half = len(groups) // 2
+        for part in (groups[:half], groups[half:]) if half else ():
+            if self.fault(part, kept, batches) is not None:
+                return self._guilty(part, kept, batches)
+        return groups, self.fault(groups, kept, batches) or OTHER
 
     def _same(self, large: nn.Module, small: nn.Module, x: Tensor) -> bool:
         """Do both compute the same for `x`?"""
@@ -243,6 +265,16 @@ class _Probe:
         values: Tensor = torch.randn(like.shape, generator=self._generator)
         values *= GAIN * fan_in**-0.5
         return values
+
+
+def _kind(group: ChannelGroup) -> str:
+    """The name of a group without the numbers of its blocks."""
+    return re.sub(r"\d+", "", group.name)
+
+
+def _quarters(groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
+    size = max(1, -(-len(groups) // 4))
+    return [groups[start : start + size] for start in range(0, len(groups), size)]
 
 
 @torch.no_grad()

@@ -56,11 +56,10 @@ def _identity(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
 
 
 def _elementwise(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
-    first, *rest = call.label_tensors
-    result = first.expand(out.shape)
+    result, *rest = call.label_tensors
     for labels in rest:
         result = meet(ledger, result, labels, out)
-    return result
+    return result.expand(out.shape)
 
 
 def meet(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
