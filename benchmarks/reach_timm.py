@@ -150,7 +150,7 @@ def theirs(name: str) -> Row:
     import torch_pruning as tp
 
     model, image = built(name)
-    classifier = getattr(model, "get_classifier", lambda: None)()  # type: ignore[operator]
+    classifier = getattr(model, "get_classifier", lambda: None)()
     before = count(model)
     start = time.perf_counter()
     pruner = tp.pruner.MagnitudePruner(

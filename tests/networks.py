@@ -114,6 +114,59 @@ class Functional(nn.Module):
         return self.fc2(torch.sigmoid(self.norm(x)))
 
 
+class Heads(nn.Module):
+    """Attention over patches, whose heads, width and hidden features are attributes."""
+
+    def __init__(self, fused: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = 4, 3, 12
+        self.fused = fused
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.qkv = nn.Linear(8, 36)
+        self.norm = nn.LayerNorm(3)
+        self.proj = nn.Linear(12, 8)
+        self.mlp = nn.Sequential(nn.Linear(8, 10), nn.GELU(), nn.Linear(10, 8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q = self.norm(q)
+        if self.fused:
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1) @ v
+        x = x + self.proj(mixed.transpose(1, 2).reshape(b, n, self.attn_dim))
+        return self.head((x + self.mlp(x)).mean(1))
+
+
+class Widths(nn.Module):
+    """Splits and slices by attributes, some of them halved, doubled or in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.half, self.sizes, self.kept = 8, 4, (3, 5, 4), 6
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.left = nn.Conv2d(4, 4, 3, padding=1)
+        self.wide = nn.Conv2d(8, 12, 1)
+        self.parts = nn.ModuleList([nn.Conv2d(size, 6, 1) for size in self.sizes])
+        self.more = nn.Conv2d(6, 8, 3, 2, 1)
+        self.fc = nn.Linear(6 + 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        left, right = x.split(self.width // 2, dim=1)
+        x = self.wide(torch.cat([self.left(left), right], 1)).relu()
+        parts = torch.split(x, self.sizes, dim=1)
+        x = sum(part(read) for part, read in zip(self.parts, parts, strict=True))
+        more = self.more(x).relu()
+        one, two = more[:, : self.half], more[:, self.half :]
+        more = torch.cat([two.flip(2), one], 1)
+        return self.fc(torch.cat([x.mean((2, 3)), more.mean((2, 3))], 1))
+
+
 torchvision()
 NARROW: dict[str, Callable[[], nn.Module]] = {
     "vgg16": lambda: _vgg(False),
@@ -126,6 +179,9 @@ NARROW: dict[str, Callable[[], nn.Module]] = {
     "regnet_y": _regnet,
     "inception block": _googlenet_block,
     "functional": Functional,
+    "heads": Heads,
+    "fused heads": lambda: Heads(fused=True),
+    "widths": Widths,
     **{
         name: (lambda name=name: build(ModelSource(name, 5, (3, 32, 32))))
         for name in ("student1", "student2", "student3", "lenet5")

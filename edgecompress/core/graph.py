@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from edgecompress.core import layers, numbers
 from edgecompress.core.concrete import concrete_trace
 from edgecompress.core.labels import LabelTracer
-from edgecompress.core.ledger import Axis
+from edgecompress.core.ledger import Axis, Ledger
 from edgecompress.core.macs import macs_by_module
 from edgecompress.core.symbolic import computed_tensors, meta_copy, symbolic_trace
 from edgecompress.errors import EdgecompressError, UsageError
@@ -96,6 +96,10 @@ class ChannelGraph:
     """
     macs: dict[str, int] = field(default_factory=dict)
     """Multiply-accumulates of one sample by module (`core/macs`); their sum is the network's."""
+    product_macs: dict[str, float] = field(default_factory=dict)
+    """Those of products of activations (attention) that go with one channel of each group, by the
+    group's name.
+    """
 
     def group(self, name: str) -> ChannelGroup:
         """The prunable group called `name`. Raises `UsageError` naming the known ones."""
@@ -178,7 +182,25 @@ def _graph(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
         tuple(group for group in groups if group.frozen is not None),
         input_shape,
         dict(tracer.output_shapes),
+        product_macs=_product_macs(ledger, channel_of, grouping, groups, input_shape[0]),
     )
+
+
+def _product_macs(
+    ledger: Ledger,
+    channel_of: Tensor,
+    grouping: _Grouping,
+    groups: list[ChannelGroup],
+    batch: int,
+) -> dict[str, float]:
+    """MACs of products of activations for one sample and one channel of each group."""
+    totals: dict[str, float] = defaultdict(float)
+    for labels, macs in ledger.products:
+        for number in grouping.group_of[channel_of[labels]].tolist():
+            if number >= 0:
+                totals[groups[number].name] += macs / batch
+    sizes = {group.name: group.size for group in groups}
+    return {name: total / sizes[name] for name, total in totals.items()}
 
 
 def _components(edges: list[Tensor], count: int) -> Tensor:

@@ -23,6 +23,8 @@ class Ledger:
     recorded   {(layer, axis): labels (size,)}   which label each position of each axis has
     edges      [(n, 2), ...]                     pairs of labels that an operation couples
     freezes    [(labels, reason), ...]           labels that must stay, and why
+    products   [(labels, number), ...]           products of activations: what each position of a
+                                                 channel costs, in MACs of the whole batch
     count                                        number of labels in use
     """
 
@@ -32,6 +34,7 @@ class Ledger:
         self.freezes: list[tuple[Tensor, str]] = [
             (torch.zeros(1, dtype=torch.long), "meets a value that no layer owns")
         ]
+        self.products: list[tuple[Tensor, float]] = []
         self.count = 1
 
     def fresh(self, size: int) -> Tensor:
@@ -45,6 +48,13 @@ class Ledger:
         left, right = torch.broadcast_tensors(narrowed(left), narrowed(right))
         pairs = torch.stack([left.reshape(-1), right.reshape(-1)], 1)
         self.edges.append(pairs[pairs[:, 0] != pairs[:, 1]])
+
+    def multiply(self, labels: Tensor, macs: float) -> None:
+        """A product of activations costs `macs`, in equal parts for each of the channels `labels`
+        that it is made of.
+        """
+        positions = narrowed(labels).reshape(-1)
+        self.products.append((positions, macs / len(positions)))
 
     def freeze(self, labels: object, reason: str) -> None:
         """All labels in `labels` (a tensor, or tensors in containers) must stay, for `reason`."""

@@ -28,6 +28,7 @@ def matmul(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     wide = left if varies(left, left.dim() - 2) else right
     other = right if wide is left else left
     ledger.couple(wide, other.narrow(-1, 0, 1).narrow(-2, 0, 1))
+    ledger.multiply(wide, out.numel() * tensors[0].shape[-1])
     return wide.expand(out.shape)
 
 
@@ -45,6 +46,8 @@ def attention(ledger: Ledger, call: Call, out: Tensor) -> Argument:
         if varies(part, part.dim() - 2):
             return unknown(ledger, call, out)
         ledger.couple(value, part.narrow(-1, 0, 1).narrow(-2, 0, 1))
+    pairs = query.shape[:-1].numel() * key.shape[-2]
+    ledger.multiply(value.narrow(-2, 0, 1), pairs * (query.shape[-1] + value.shape[-1]))
     return value.narrow(-2, 0, 1).expand(out.shape)
 
 

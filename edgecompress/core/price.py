@@ -25,14 +25,15 @@ class Price:
     """What a network costs in some unit, as a function of the widths that are left.
 
     A mixing layer costs `per_weight[layer]` for each of its weights and `per_output[layer]` for
-    each output channel; a channelwise layer costs `per_channel[layer]` for each channel; `fixed`
-    comes on top.
+    each output channel; a channelwise layer costs `per_channel[layer]` for each channel; a group
+    costs `per_group[group]` for each channel; `fixed` comes on top.
     """
 
     per_weight: Mapping[str, float]
     per_output: Mapping[str, float]
     fixed: float = 0.0
     per_channel: Mapping[str, float] = field(default_factory=dict)
+    per_group: Mapping[str, float] = field(default_factory=dict)
 
 
 class Widths:
@@ -40,6 +41,7 @@ class Widths:
 
     For axis `"in"` and `"out"`:
 
+    groups        names of the G prunable groups
     rows[axis]    (G, L)   positions that one channel of each group owns on that axis of each layer
     full[axis]    (L,)     widths of the network that is not pruned
     fixed[axis]   (L,)     positions that belong to no prunable group
@@ -51,6 +53,7 @@ class Widths:
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self.layers = [name for name, module in model.named_modules() if layers.is_mixing(module)]
         modules = [model.get_submodule(name) for name in self.layers]
+        self.groups = [group.name for group in graph.groups]
         sizes = full_widths(graph)
 
         self.rows = {axis: _owned(graph, self.layers, axis) for axis in ("in", "out")}
@@ -101,7 +104,7 @@ class Pricer:
         self.widths = widths
         self.per_weight = _vector([price.per_weight.get(name, 0.0) for name in widths.layers])
         self.per_output = _vector([price.per_output.get(name, 0.0) for name in widths.layers])
-        self.per_group = torch.zeros(len(widths.rows["in"]), dtype=torch.float64)
+        self.per_group = _vector([price.per_group.get(name, 0.0) for name in widths.groups])
         for name, cost in price.per_channel.items():
             if name in widths.through:
                 self.per_group += cost * widths.through[name]

@@ -8,7 +8,7 @@ twice. A layer has those of its own calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import torch
@@ -82,15 +82,17 @@ def _param_count(module: nn.Module, recurse: bool = True) -> int:
 def mac_price(model: nn.Module, graph: ChannelGraph) -> Price:
     """The MACs of `model` for one sample, as a price over widths.
 
-    A mixing layer applies each of its weights at so many positions, in all of its calls; what else
-    is computed has a fixed price.
+    A mixing layer applies each of its weights at so many positions, in all of its calls; products
+    of activations go with the channels that they are made of; what else is computed has a fixed
+    price.
     """
     per_weight = {
         name: graph.macs.get(name, 0) / layers.weight_count(model.get_submodule(name))
         for name in graph.output_shapes
     }
-    counted = pricer(model, graph, Price(per_weight, {})).cost(full_widths(graph))
-    return Price(per_weight, {}, round(sum(graph.macs.values()) - counted))
+    price = Price(per_weight, {}, per_group=graph.product_macs)
+    counted = pricer(model, graph, price).cost(full_widths(graph))
+    return replace(price, fixed=round(sum(graph.macs.values()) - counted))
 
 
 def param_price(model: nn.Module, graph: ChannelGraph) -> Price:
