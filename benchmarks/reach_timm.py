@@ -6,7 +6,7 @@
 Each has random weights and reads images of 64 pixels, or of its own size where it reads no other.
 Ours: the trace with its proof, half of each group cut, forward and backward of what is left, and
 law 3 (float32: at most 1e-5 max(1, largest output)). Torch-Pruning: MagnitudePruner with
-pruning_ratio 0.5, the classifier ignored. Each in a process of its own, at most two minutes.
+pruning_ratio 0.5, the classifier ignored. Each in a process of its own, at most one minute.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LARGEST = 60_000_000
 CANDIDATES = 6
 """Networks of a family that are looked at; the two smallest are taken."""
 SIDE = 64
-LIMIT_S = 120
+LIMIT_S = 60
 SMOKE = ["resnet10t", "test_vit"]
 ENDS = (INPUT, OUTPUT)
 

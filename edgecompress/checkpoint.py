@@ -26,22 +26,10 @@ from edgecompress.models.own import runs_user_code
 from edgecompress.models.registry import ModelSource, blank
 
 _KEY = "edgecompress"
-_ATTRIBUTES = [
-    "in_features",
-    "out_features",
-    "in_channels",
-    "out_channels",
-    "groups",
-    "num_features",
-    "num_channels",
-    "num_groups",
-    "num_parameters",
-    "output_size",
-]
 
 
 Attributes = dict[str, int | list[int]]
-"""Attributes of a layer that decide its shape, by name."""
+"""Integers among the attributes of a module, and lists of them: some decide its shape."""
 
 
 class Notes(TypedDict, total=False):
@@ -72,14 +60,17 @@ class Manifest:
 
 
 def _attributes(module: nn.Module) -> Attributes:
-    found: Attributes = {}
-    for name in _ATTRIBUTES:
-        value = getattr(module, name, None)
-        if isinstance(value, int):
-            found[name] = value
-        elif isinstance(value, tuple) and all(isinstance(v, int) for v in value):
-            found[name] = list(value)
-    return found
+    return {
+        name: list(value) if isinstance(value, (tuple, list)) else value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and _is_number(value)
+    }
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(type(part) is int for part in value)
+    return type(value) is int
 
 
 def save(path: Path, model: nn.Module, source: ModelSource, notes: Notes | None = None) -> None:
@@ -208,11 +199,13 @@ def load(path: Path, allow_code: str | None = None) -> tuple[nn.Module, Manifest
                 "another version of the model"
             )
         for key, value in attributes.items():
-            if key not in _ATTRIBUTES:
+            known = getattr(modules[layer], key, None)
+            if not _is_number(known) or not _is_number(value):
                 raise UsageError(
-                    f"'{path}' sets '{key}' of '{layer}': allowed are {', '.join(_ATTRIBUTES)}"
+                    f"'{path}' sets '{key}' of '{layer}': only numbers that {name} has can be set"
                 )
-            setattr(modules[layer], key, tuple(value) if isinstance(value, list) else value)
+            kind = list if isinstance(known, list) else tuple
+            setattr(modules[layer], key, kind(value) if isinstance(value, list) else value)
     tensors = load_file(path)
     unstored = {name: tensors.pop(name) for name in manifest.unstored if name in tensors}
     _place(model, tensors, str(path))

@@ -12,8 +12,8 @@ from edgecompress import checkpoint
 from edgecompress.core import shrink, trace
 from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.errors import UsageError
-from edgecompress.models import ModelSource, build
-from tests.networks import random_keep
+from edgecompress.models import ModelSource, build, registry
+from tests.networks import NARROW, random_keep
 
 SHAPE = (3, 32, 32)
 EXAMPLE = torch.zeros(1, *SHAPE)
@@ -93,7 +93,7 @@ def test_a_manifest_cannot_set_anything_else(tmp_path: Path) -> None:
         "notes": {},
     }
     save_file(load_file(path), path, {"edgecompress": json.dumps(manifest)})
-    with pytest.raises(UsageError, match="allowed are"):
+    with pytest.raises(UsageError, match="only numbers"):
         checkpoint.load(path)
 
 
@@ -185,6 +185,21 @@ def test_buffers_that_are_not_persistent_come_back(name: str, tmp_path: Path) ->
     torch.manual_seed(0)
     model = build(source).eval()
     path, x = tmp_path / "m.safetensors", torch.randn(1, *shape)
+    checkpoint.save(path, model, source)
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.load(path)[0](x), model(x))
+
+
+@pytest.mark.parametrize("name", ["heads", "widths"])
+def test_numbers_of_the_user_s_code_come_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._OWN, name, lambda **_: NARROW[name]())
+    source = ModelSource(name, 5, SHAPE)
+    torch.manual_seed(0)
+    whole = build(source).eval()
+    model = shrink(whole, random_keep(trace(whole, EXAMPLE).groups, 3, 0.5))
+    path, x = tmp_path / "m.safetensors", torch.randn(2, *SHAPE)
     checkpoint.save(path, model, source)
     with torch.no_grad():
         torch.testing.assert_close(checkpoint.load(path)[0](x), model(x))

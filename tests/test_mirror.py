@@ -73,6 +73,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cli/test_options.py",
         "cli/test_ship.py",
     ),
+    "core/calls.py": ("core/test_rules.py", "core/test_mixing.py"),
     "core/labels.py": (
         "core/test_graph.py",
         "core/test_laws.py",

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgecompress.core.macs import macs_by_module
+from edgecompress.core.proof import trace
+from edgecompress.core.shrink import shrink
+from tests.networks import EXAMPLE, NARROW
+
+
+class SumsOverChannels(nn.Module):
+    """Channels meet channels: a Gram matrix, or attention over channels."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv = nn.Conv2d(3, 6, 3, 8)
+        self.norm = nn.LayerNorm(6)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        if self.how == "gram":
+            tokens = tokens @ (tokens.transpose(1, 2) @ tokens)
+        elif self.how == "softmax":
+            tokens = tokens.softmax(-1)
+        elif self.how == "normalize":
+            tokens = nn.functional.normalize(tokens, dim=-1)
+        elif self.how == "default normalize":
+            tokens = nn.functional.normalize(tokens.mean(1))[:, None]
+        elif self.how == "layer norm":
+            tokens = self.norm(tokens)
+        else:
+            tokens = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        return self.fc(tokens.mean(1))
+
+
+HOW = ["gram", "softmax", "normalize", "default normalize", "layer norm", "attention"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_what_mixes_channels_freezes_them(how: str) -> None:
+    model = SumsOverChannels(how).eval()
+    graph = trace(model, EXAMPLE.float())
+    assert graph.groups == ()
+    assert all(isinstance(group.frozen, str) for group in graph.frozen)
+
+
+class OverPositions(nn.Module):
+    """The same operations over positions, which are no channels."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv = nn.Conv2d(3, 6, 3, 8)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x).flatten(2)  # (B, C, N)
+        if self.how == "softmax":
+            maps = maps.softmax(dim=-1)
+        elif self.how == "normalize":
+            maps = nn.functional.normalize(maps, dim=2)
+        else:
+            maps = nn.functional.layer_norm(maps, maps.shape[2:])
+        return self.fc(maps.amax(2))
+
+
+@pytest.mark.parametrize("how", ["softmax", "normalize", "layer norm"])
+def test_what_mixes_positions_keeps_the_channels(how: str) -> None:
+    graph = trace(OverPositions(how).eval(), EXAMPLE.float())
+    assert [group.name for group in graph.groups] == ["conv"]
+
+
+@pytest.mark.parametrize("name", ["heads", "fused heads"])
+def test_products_cost_what_their_heads_cost(name: str) -> None:
+    model = NARROW[name]().eval()
+    graph = trace(model, EXAMPLE.float())
+    assert graph.product_macs == {"qkv": 2 * 16 * 16 * 3}
+    small = shrink(model, {graph.group("qkv"): torch.tensor([True, True, False, False])})
+    whole, half = (macs_by_module(net, EXAMPLE.float())[""] for net in (model, small))
+    assert (whole, half) == (4 * 1536, 2 * 1536)
