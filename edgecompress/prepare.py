@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from edgecompress.data import load_data
-from edgecompress.errors import EnvironmentMissingError, UnknownChoiceError, UsageError, blamed
+from edgecompress.errors import EnvironmentMissingError, UnknownChoiceError
 from edgecompress.models.own import runs_user_code
-from edgecompress.models.registry import ModelSource, blank, build, default_image_size
+from edgecompress.models.registry import ModelSource, blank, build, default_image_size, seen
 from edgecompress.recipe import Recipe
 from edgecompress.run.context import Fresh, seed_everything, stage_seed
 from edgecompress.run.stage import Setup
@@ -71,8 +71,8 @@ def prepare(recipe: Recipe) -> Setup:
 def _own_network(setup: Setup) -> Fresh | None:
     """The network of the user's own code, where the recipe names that code.
 
-    It is built for real and reads an image: a network that cannot run is an error of its own line,
-    before anything is written.
+    It is built for real and reads an image: a network that cannot run, or whose output is not what
+    the data's task needs, is an error of its own line, before anything is written.
     """
     source = setup.source
     if not runs_user_code(source.name) or source.name != setup.recipe.model:
@@ -81,15 +81,7 @@ def _own_network(setup: Setup) -> Fresh | None:
     seed = stage_seed(setup.recipe.seed, first)
     seed_everything(seed)
     model = build(source)
-    was_training = [module for module in model.modules() if module.training]
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *source.image_shape))
-    except Exception as error:  # whatever the user's code raises
-        shape = "x".join(map(str, source.image_shape))
-        raise UsageError(
-            f"model '{source.name}' cannot read an image of {shape}: {blamed(error)}"
-        ) from error
-    for module in was_training:
-        module.training = True
+    known = seen(source)
+    if known is not None:
+        setup.data.check_output(source.name, known.output)
     return Fresh(source, seed, model)

@@ -19,6 +19,7 @@ from torch import Tensor
 from edgecompress.data.lazy import FilePixels
 from edgecompress.data.preprocess import Preprocess
 from edgecompress.data.task import Task
+from edgecompress.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,22 @@ class DataSet:
             return f"{counts} samples"
         _, height, width = self.image_shape
         return f"{counts} images of {len(self.classes)} classes, {width}x{height}"
+
+    def check_output(self, name: str, output: tuple[int, ...]) -> None:
+        """Raises `UsageError` where a network called `name` with outputs of the shape `output` for
+        one sample (1, ...) does not give what the labels are compared with.
+        """
+        classifies = self.task.metric == "accuracy"
+        wanted = (len(self.classes),) if classifies else tuple(self.train.labels.shape[1:])
+        if output == (1, *wanted):
+            return
+        given = "x".join(map(str, output[1:])) or "one number"
+        needed = "x".join(map(str, wanted))
+        what = f"{needed} classes" if classifies else f"targets of {needed}"
+        raise UsageError(
+            f"model '{name}' gives {given} for one sample, data '{self.name}' has {what}: return "
+            f"(N, {', '.join(map(str, wanted))}); a function may take num_classes"
+        )
 
     def digest(self) -> str:
         """SHA-256 (hex) of all three splits."""

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,19 @@ from torch.nn.utils import parametrize, prune
 
 from edgecompress.core.symbolic import computed_tensors
 from edgecompress.errors import EnvironmentMissingError, UnknownNameError, UsageError, blamed
+from edgecompress.models.outputs import single_output_
 from edgecompress.models.vision import torchvision
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A network that was built: its structure, the shape of its output for one image (1, ...), and
+    what was done to it, a sentence each.
+    """
+
+    network: nn.Module
+    output: tuple[int, ...]
+    remarks: tuple[str, ...]
 
 
 def runs_user_code(name: str) -> bool:
@@ -32,12 +45,15 @@ def runs_user_code(name: str) -> bool:
     return bool(rest) and head not in ("torchvision", "timm")
 
 
-def build_own(name: str, offered: Mapping[str, int], known: Iterable[str]) -> nn.Module:
+def build_own(
+    name: str, offered: Mapping[str, int], known: Iterable[str], shape: tuple[int, ...]
+) -> nn.Module:
     """What the user's factory `name` returns, called with those arguments `offered` that it
-    accepts. `known` are names that an unknown package may have meant.
+    accepts. It has read one image of `shape` (C, H, W). `known` are names that an unknown package
+    may have meant.
 
-    Raises `UsageError` for code that does not run or returns no module, and
-    `EnvironmentMissingError` for a package that is missing.
+    Raises `UsageError` for code that does not run, returns no module, or one that cannot read the
+    image, and `EnvironmentMissingError` for a package that is missing.
     """
     factory, arguments = _call(name, offered, known)
     try:
@@ -48,23 +64,33 @@ def build_own(name: str, offered: Mapping[str, int], known: Iterable[str]) -> nn
         model = model.module
     if not isinstance(model, nn.Module):
         raise UsageError(f"'{name}' returned a {type(model).__name__}: a torch.nn.Module is needed")
-    resolved = resolve_reparametrizations_(model)
-    _seen[_key(factory, arguments)] = (structure(model), resolved)
+    training = [module for module in model.modules() if module.training]
+    formats = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if formats:
+        model.float()
+    try:
+        output, chosen = single_output_(model, torch.zeros(1, *shape))
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        size = "x".join(map(str, shape))
+        raise UsageError(
+            f"model '{name}' cannot read an image of {size}: {blamed(error)}"
+        ) from error
+    said = [f"weights in {str(kind).removeprefix('torch.')} became float32" for kind in formats]
+    resolved = (*said, *resolve_reparametrizations_(model), *([chosen] if chosen else []))
+    for module in training:
+        module.training = True
+    _seen[_key(factory, arguments)] = Seen(structure(model), tuple(output.shape), resolved)
     return model
 
 
-def seen(name: str, offered: Mapping[str, int], known: Iterable[str]) -> nn.Module | None:
-    """The structure of the network that the user's factory returned before in this process; None
+def seen(name: str, offered: Mapping[str, int], known: Iterable[str]) -> Seen | None:
+    """What is known of the network that the user's factory returned before in this process; None
     where it was not called yet.
     """
     found = _seen.get(_key(*_call(name, offered, known)))
-    return None if found is None else copy.deepcopy(found[0])
-
-
-def remarks(name: str, offered: Mapping[str, int], known: Iterable[str]) -> tuple[str, ...]:
-    """What was done to the network that the factory returned, a sentence each."""
-    found = _seen.get(_key(*_call(name, offered, known)))
-    return () if found is None else found[1]
+    return None if found is None else replace(found, network=copy.deepcopy(found.network))
 
 
 def structure(model: nn.Module) -> nn.Module:
@@ -113,8 +139,8 @@ _OLD_HOOKS = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectr
 _WORDS = {"WeightNorm": "weight norms", "SpectralNorm": "spectral norms"}
 
 _Key = tuple[Callable[..., Any], tuple[tuple[str, int], ...]]
-_seen: dict[_Key, tuple[nn.Module, tuple[str, ...]]] = {}
-"""Structure and remarks of each network that was built, by its factory and arguments."""
+_seen: dict[_Key, Seen] = {}
+"""What is known of each network that was built, by its factory and arguments."""
 
 
 def _key(factory: Callable[..., Any], arguments: Mapping[str, int]) -> _Key:

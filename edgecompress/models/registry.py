@@ -68,47 +68,6 @@ def build(source: ModelSource) -> nn.Module:
     Raises `UsageError` for an unknown name, a factory that cannot be called, or images that the
     network cannot read, and `EnvironmentMissingError` when its library is not installed.
     """
-    model = _built(source)
-    other = next(((n, p) for n, p in model.named_parameters() if p.dtype in _OTHER_FLOATS), None)
-    if other is not None:
-        raise UsageError(
-            f"model '{source.name}' has {str(other[1].dtype).removeprefix('torch.')} in "
-            f"'{other[0]}': networks are trained and exported in float32; build it without "
-            ".double() or .half(), and give --quantize fp16 for a file in half precision"
-        )
-    return model
-
-
-def blank(source: ModelSource) -> nn.Module:
-    """The network of `build` with its parameters on the meta device: no memory, no initialisation.
-    The user's own code is not called again where it was before.
-    """
-    if runs_user_code(source.name):
-        known = own.seen(source.name, _offered(source), model_names())
-        return own.structure(build(source)) if known is None else known
-    try:
-        with torch.device("meta"):
-            return build(source)
-    except (RuntimeError, NotImplementedError):  # a constructor that reads the values of tensors
-        return own.structure(build(source))
-
-
-def remarks(source: ModelSource) -> tuple[str, ...]:
-    """What was done to the network that the user's own code returned, a sentence each."""
-    if not runs_user_code(source.name):
-        return ()
-    return own.remarks(source.name, _offered(source), model_names())
-
-
-def _offered(source: ModelSource) -> dict[str, int]:
-    return {"num_classes": source.num_classes, "in_channels": source.image_shape[0]}
-
-
-_OTHER_FLOATS = (torch.float64, torch.float16, torch.bfloat16)
-
-
-def _built(source: ModelSource) -> nn.Module:
-    """The network, of any type."""
     name = source.name
     if name == "mlp":
         return Mlp(math.prod(source.image_shape), (100,), source.num_classes)
@@ -118,8 +77,39 @@ def _built(source: ModelSource) -> nn.Module:
     if prefix == "timm":
         return _from_timm(rest, source)
     if runs_user_code(name):
-        return own.build_own(name, _offered(source), model_names())
+        return own.build_own(name, _offered(source), model_names(), source.image_shape)
     return _from_torchvision(rest or name, source)
+
+
+def blank(source: ModelSource) -> nn.Module:
+    """The network of `build` with its parameters on the meta device: no memory, no initialisation.
+    The user's own code is not called again where it was before.
+    """
+    if runs_user_code(source.name):
+        known = seen(source)
+        return own.structure(build(source)) if known is None else known.network
+    try:
+        with torch.device("meta"):
+            return build(source)
+    except (RuntimeError, NotImplementedError):  # a constructor that reads the values of tensors
+        return own.structure(build(source))
+
+
+def seen(source: ModelSource) -> own.Seen | None:
+    """What is known of a network of the user's own code that was built before in this process."""
+    if not runs_user_code(source.name):
+        return None
+    return own.seen(source.name, _offered(source), model_names())
+
+
+def remarks(source: ModelSource) -> tuple[str, ...]:
+    """What was done to the network that the user's own code returned, a sentence each."""
+    known = seen(source)
+    return () if known is None else known.remarks
+
+
+def _offered(source: ModelSource) -> dict[str, int]:
+    return {"num_classes": source.num_classes, "in_channels": source.image_shape[0]}
 
 
 SMALL_IMAGES = 32

@@ -118,7 +118,7 @@ def test_what_was_resolved_is_remarked(tmp_path: Path) -> None:
 
 def test_a_wrapper_for_several_devices_is_taken_off(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
-        "from torch import nn\n\n\ndef net():\n    return nn.DataParallel(nn.Linear(4, 2))\n"
+        "from torch import nn\n\n\ndef net():\n    return nn.DataParallel(nn.Linear(2, 2))\n"
     )
     model = build(ModelSource(f"{tmp_path / 'own.py'}:net", 2, (1, 2, 2)))
     assert isinstance(model, nn.Linear)

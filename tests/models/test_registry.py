@@ -9,7 +9,8 @@ import torch
 
 from edgecompress.errors import UsageError
 from edgecompress.models import ModelSource, build, model_names
-from edgecompress.models.registry import runs_user_code
+from edgecompress.models.own import runs_user_code
+from edgecompress.models.registry import remarks
 
 SHAPE = (3, 32, 32)
 
@@ -64,14 +65,14 @@ def test_a_factory_gets_the_arguments_that_it_accepts(tmp_path: Path) -> None:
     path.write_text(
         "from torch import nn\n"
         "class Net(nn.Linear):\n    pass\n"
-        "def plain(num_classes):\n    return Net(4, num_classes)\n"
-        "def both(**options):\n    return Net(options['in_channels'], options['num_classes'])\n"
+        "def plain(num_classes):\n    return Net(32, num_classes)\n"
+        "def both(**options):\n    return Net(32, sum(options.values()))\n"
         "def wrong():\n    return 3\n"
     )
     plain = build(ModelSource(f"{path}:plain", 7, SHAPE))
     both = build(ModelSource(f"{path}:both", 7, SHAPE))
-    assert (plain.in_features, plain.out_features) == (4, 7)
-    assert (both.in_features, both.out_features) == (3, 7)
+    assert (plain.in_features, plain.out_features) == (32, 7)
+    assert (both.in_features, both.out_features) == (32, 10)
     assert type(plain) is type(both), "a file that has not changed is one module"
     with pytest.raises(UsageError, match=r"returned a int: a torch\.nn\.Module is needed"):
         build(ModelSource(f"{path}:wrong", 7, SHAPE))
@@ -80,11 +81,13 @@ def test_a_factory_gets_the_arguments_that_it_accepts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["double", "half", "bfloat16"])
-def test_networks_of_another_number_format_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+def test_networks_of_another_number_format_become_float32(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "nets.py"
     file.write_text(
         "from torch import nn\n"
-        f"def net(num_classes):\n    return nn.Sequential(nn.Linear(3, num_classes).{kind}())\n"
+        f"def net(num_classes):\n    return nn.Sequential(nn.Linear(32, num_classes).{kind}())\n"
     )
-    with pytest.raises(UsageError, match="networks are trained and exported in float32"):
-        build(ModelSource(f"{file}:net", 10, (3, 32, 32)))
+    source = ModelSource(f"{file}:net", 10, (3, 32, 32))
+    assert {p.dtype for p in build(source).parameters()} == {torch.float32}
+    said = {"double": "float64", "half": "float16"}.get(kind, kind)
+    assert remarks(source) == (f"weights in {said} became float32",)
