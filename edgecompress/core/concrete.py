@@ -202,6 +202,7 @@ class _ConcreteTracer(ThreadTracer):
             module = self.root.get_submodule(str(node.target))
             if keeps_shape(module) and len(args) == 1 and not kwargs:
                 return args[0]  # much faster than the layer on the meta device
+            args, kwargs = _on_meta((args, kwargs))
             return type(module).forward(module, *args, **kwargs)  # its own may stand for a node
         return called(node)(*args, **kwargs)
 
@@ -216,8 +217,12 @@ class _ConcreteTracer(ThreadTracer):
         values = fx.node.map_arg((node.args, node.kwargs), lambda other: self.values[other])
         tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
         if len({tensor.device for tensor in tensors}) > 1:  # a constant meets what is computed
-            return pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), values)
+            return _on_meta(values)
         return values
+
+
+def _on_meta(values: Value) -> Value:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), values)
 
 
 _FORWARDS = {

@@ -57,9 +57,11 @@ RUNS = [
     Smoke("latency.py", ("--int8", "--traps"), "latency.json", ("int8", "traps")),
     Smoke("merge.py", (), "merge.json", ("sine",)),
     Smoke("merge.py", ("--cost",), "merge.json", ("cost",)),
+    Smoke("pretrained.py", ("--data",), "pretrained.json"),
     Smoke("prune.py", (), "prune.json"),
     Smoke("public_onnx.py", (), "public_onnx.json"),
     Smoke("reach.py", (), "reach.json"),
+    Smoke("reach_timm.py", (), "reach-timm.json"),
     Smoke("rounding.py", (), "rounding.json"),
     Smoke("structure.py", (), "structure.json"),
 ]

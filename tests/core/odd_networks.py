@@ -222,6 +222,22 @@ class Constant(Net):
         return self.b(x * torch.full((1, 1, 1, 1), 0.5, dtype=x.dtype))
 
 
+class Remembered(Net):
+    """A constant that the first call makes from sizes, and a layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: Tensor | None = None
+        self.n = nn.Linear(3, 8)
+
+    def mid(self, x: Tensor) -> Tensor:
+        if self.places is None:
+            self.places = torch.zeros(1, x.shape[2], 3, dtype=x.dtype)
+            self.places[:, :, 1] = 0.5
+        shift = self.n(self.places.expand(x.shape[0], -1, -1))  # (B, H, 8)
+        return self.b(x + shift.transpose(1, 2)[:, :, :, None])
+
+
 class MyConv(nn.Conv2d):
     pass
 
@@ -279,6 +295,7 @@ CASES: dict[Callable[[], nn.Module], set[str]] = {
     NormByPosition: {"b", "c"},
     VarByPosition: ALL,
     Constant: ALL,
+    Remembered: ALL,
     SubclassConv: ALL,
     SubclassNorm: ALL,
 }

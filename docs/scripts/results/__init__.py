@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docs.scripts.results import compression, latency, merging, online, overview, public
+from docs.scripts.results import compression, latency, merging, online, overview, public, zoo
 
 BUILDERS: dict[str, Callable[[], str]] = {
     "demo": overview.demo,
@@ -17,6 +17,9 @@ BUILDERS: dict[str, Callable[[], str]] = {
     "prune-epochs": compression.prune_epochs,
     "reach": compression.reach,
     "reach-frozen": compression.reach_frozen,
+    "reach-timm": zoo.reach_timm,
+    "reach-timm-summary": zoo.reach_timm_summary,
+    "pretrained": zoo.pretrained,
     "distill": compression.distill,
     "distill-input": compression.distill_input,
     "merge-sine": merging.sine,
