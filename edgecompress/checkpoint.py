@@ -21,6 +21,7 @@ from torch import nn
 from edgecompress import files
 from edgecompress.data import DataSet, Preprocess
 from edgecompress.data.preprocess import PreprocessValues
+from edgecompress.data.task import Reconstruction
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.models.own import runs_user_code
 from edgecompress.models.registry import ModelSource, blank
@@ -34,13 +35,14 @@ Attributes = dict[str, int | list[int]]
 
 class Notes(TypedDict, total=False):
     """What a checkpoint notes of the data that its network reads: name, digest (SHA-256, hex),
-    classes, and how pixels become its input.
+    classes, `task` where it reconstructs its input, and how pixels become that.
     """
 
     data: str
     data_name: str
     data_digest: str
     classes: list[str]
+    task: str
     preprocess: PreprocessValues
 
 
@@ -157,13 +159,16 @@ def notes_for(data: DataSet) -> Notes:
     """What a checkpoint notes of the data that its network reads: label and name (`--data`),
     digest, classes, and how pixels become its input.
     """
-    return {
+    notes: Notes = {
         "data": data.label,
         "data_name": data.name,
         "data_digest": data.digest(),
         "classes": list(data.classes),
         "preprocess": data.preprocess.as_dict(),
     }
+    if isinstance(data.task, Reconstruction):
+        notes["task"] = "reconstruction"
+    return notes
 
 
 def preprocess_of(manifest: Manifest) -> Preprocess | None:

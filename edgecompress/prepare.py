@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from edgecompress.data import load_data
-from edgecompress.errors import EnvironmentMissingError, UnknownChoiceError
+from edgecompress.data import load_data, reconstructing
+from edgecompress.errors import EnvironmentMissingError, UnknownChoiceError, UsageError
 from edgecompress.models.own import runs_user_code
 from edgecompress.models.registry import ModelSource, blank, build, default_image_size, seen
 from edgecompress.recipe import Recipe
@@ -51,6 +51,13 @@ def prepare(recipe: Recipe) -> Setup:
         skip_bad=recipe.skip_bad,
         default_size=default_image_size(recipe.model),
     )
+    if recipe.task == "reconstruction":
+        if not runs_user_code(recipe.model):
+            raise UsageError(
+                f"model '{recipe.model}' classifies: --task reconstruction is for a network of "
+                "your own (file.py:factory) that returns images"
+            )
+        data = reconstructing(data)
     # checkpoints first: they decide how images are read
     for stage in recipe.stages:
         if files := list(stage.checkpoint_files()):

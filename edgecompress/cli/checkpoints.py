@@ -122,6 +122,8 @@ def trained_on(path: Path, given: Given) -> dict[str, object]:
                 values["resize"] = preprocess.resize
         elif height == width and name.partition(":")[0] in OF_MANY_SIZES:
             values["image_size"] = height
+    if "task" not in given and "task" in manifest.notes:
+        values["task"] = manifest.notes["task"]
     if "normalize" not in given and (preprocess.mean, preprocess.std) == IMAGENET:
         values["normalize"] = "imagenet"
     return values

@@ -342,7 +342,7 @@ def _member(kind: Any, value: Any) -> Any:
 
 
 DATA = options_of(
-    RunSettings, "Data", only=("data", "image_size", "resize", "normalize", "skip_bad")
+    RunSettings, "Data", only=("data", "image_size", "resize", "normalize", "task", "skip_bad")
 )
 """Which images, and how they are read."""
 RUN = [

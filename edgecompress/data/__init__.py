@@ -4,6 +4,6 @@ on the seed of a run.
 
 from edgecompress.data.images import DataSet, Images
 from edgecompress.data.preprocess import Preprocess
-from edgecompress.data.registry import data_names, load_data
+from edgecompress.data.registry import data_names, load_data, reconstructing
 
-__all__ = ["DataSet", "Images", "Preprocess", "data_names", "load_data"]
+__all__ = ["DataSet", "Images", "Preprocess", "data_names", "load_data", "reconstructing"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edgecompress.data.lazy import FilePixels
 from edgecompress.data.preprocess import Preprocess
-from edgecompress.data.task import Task
+from edgecompress.data.task import Reconstruction, Task
 from edgecompress.errors import UsageError
 
 
@@ -182,6 +182,15 @@ class DataSet:
         """uint8 `pixels` (B, C, H, W) to the input of a network, float32 (B, C, h, w)."""
         return self.preprocess(pixels)
 
+    def targets(self, split: Images) -> Tensor:
+        """What the outputs of a network for `split`, one of the three, are compared with: labels
+        (N,) of classes, numbers (N, K), or images (N, C, h, w).
+        """
+        if not isinstance(self.task, Reconstruction):
+            return split.labels
+        parts = (torch.arange(len(split))).split(1000)
+        return torch.cat([self.normalised(split.pixels[ids]) for ids in parts])
+
     def sizes(self) -> dict[str, int]:
         """Samples of each split."""
         splits = {"training": self.train, "validation": self.validation, "test": self.test}
@@ -201,14 +210,19 @@ class DataSet:
         """
         classifies = self.task.metric == "accuracy"
         wanted = (len(self.classes),) if classifies else tuple(self.train.labels.shape[1:])
+        if isinstance(self.task, Reconstruction):
+            wanted = self.image_shape
         if output == (1, *wanted):
             return
         given = "x".join(map(str, output[1:])) or "one number"
         needed = "x".join(map(str, wanted))
         what = f"{needed} classes" if classifies else f"targets of {needed}"
+        if classifies and output == (1, *self.image_shape):
+            what += " (of an autoencoder: --task reconstruction)"
         raise UsageError(
             f"model '{name}' gives {given} for one sample, data '{self.name}' has {what}: return "
-            f"(N, {', '.join(map(str, wanted))}); a function may take num_classes"
+            f"(N, {', '.join(map(str, wanted))})"
+            + ("; a function may take num_classes" if classifies else "")
         )
 
     def digest(self) -> str:

@@ -15,6 +15,7 @@ from edgecompress.data.images import DataSet
 from edgecompress.data.joined import joined
 from edgecompress.data.preprocess import IMAGENET, Preprocess
 from edgecompress.data.sine import sine_data_set
+from edgecompress.data.task import Reconstruction
 from edgecompress.errors import UnknownNameError, UsageError
 
 
@@ -72,6 +73,15 @@ def load_data(
     if image_size is None or (stored == (image_size, image_size) and shorter == image_size):
         return replace(data, preprocess=Preprocess(mean, std))
     return replace(data, preprocess=Preprocess(mean, std, shorter, image_size))
+
+
+def reconstructing(data: DataSet) -> DataSet:
+    """The images of `data` for an autoencoder: its outputs are compared with what it reads, and
+    classes mean nothing. Raises `UsageError` for data without images.
+    """
+    if data.task.metric != "accuracy":
+        raise UsageError(f"data '{data.name}' holds no images: --task reconstruction needs some")
+    return replace(data, classes=("image",), task=Reconstruction(), parts=())
 
 
 def _statistics(

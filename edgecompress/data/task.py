@@ -24,6 +24,12 @@ class Task:
         """Name of the score."""
         return "accuracy"
 
+    def targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What outputs for `images` (N, C, h, w), as a network reads them, are compared with: the
+        `labels` of the data.
+        """
+        return labels
+
     def loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy, a scalar, of `outputs` (N, K) against `labels` (N,).
 
@@ -80,6 +86,21 @@ class Regression(Task):
     def metadata(self) -> dict[str, object]:
         """As JSON values."""
         return {"task": "regression"}
+
+
+@dataclass(frozen=True)
+class Reconstruction(Regression):
+    """An autoencoder: outputs (N, C, h, w) are compared with the images that the network read. The
+    score is R² over all values, each against its mean over the images.
+    """
+
+    def targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The `images` (N, C, h, w)."""
+        return images
+
+    def metadata(self) -> dict[str, object]:
+        """As JSON values."""
+        return {"task": "reconstruction"}
 
 
 @dataclass(frozen=True)

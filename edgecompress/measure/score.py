@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
-from edgecompress.data import DataSet, Preprocess, load_data
+from edgecompress.data import DataSet, Preprocess, load_data, reconstructing
+from edgecompress.data.task import Reconstruction
 from edgecompress.errors import UsageError
 from edgecompress.measure.prediction import statistics
 from edgecompress.measure.runtime import Array, Runtime
@@ -63,7 +64,7 @@ def judged_on(
     batches = _batches(loaded, data, _preprocess(loaded, data, image_size))
     outputs = torch.from_numpy(loaded.run_all(batches, finite=True))
     _check_outputs(loaded, data, name, tuple(outputs.shape[1:]))
-    labels = data.test.labels
+    labels = data.targets(data.test)
     score: Score = {
         "model": str(loaded.path),
         "data": name,
@@ -90,6 +91,8 @@ def _data(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) ->
     side = (metadata.integers("image_shape") or loaded.input_shape)[-1]
     size = image_size or metadata.integer("resize") or (side if ":" in name else None)
     data = load_data(name, image_size=size, skip_bad=skip_bad)
+    if metadata.text("task") == "reconstruction":
+        data = reconstructing(data)
     if "mean" not in metadata and not loaded.reads_pixels:
         raise UsageError(
             f"'{loaded.path}' has no input normalisation in its metadata: how it reads "
@@ -128,7 +131,16 @@ def _batches(loaded: Runtime, data: DataSet, preprocess: Preprocess) -> Iterator
 
 
 def _check_outputs(loaded: Runtime, data: DataSet, name: str, shape: tuple[int, ...]) -> None:
-    """Raises `UsageError` unless the outputs of a sample have one number per class."""
+    """Raises `UsageError` unless the outputs of a sample have one number per class, or are an image
+    where the file reconstructs its input.
+    """
+    if isinstance(data.task, Reconstruction):
+        if shape != loaded.input_shape or loaded.reads_pixels:
+            raise UsageError(
+                f"'{loaded.path}' gives outputs of shape {shape} per sample, which are no image as "
+                "it reads them: export it without --embed-preprocess"
+            )
+        return
     if len(shape) != 1:
         raise UsageError(
             f"'{loaded.path}' gives outputs of shape {shape} per sample: a number for each "

@@ -156,6 +156,9 @@ class RunSettings(Strict):
     """The shorter side before that square is cut from the middle; default: --image-size."""
     normalize: Literal["data", "imagenet"] = "data"
     """Mean and standard deviation: of the training split, or ImageNet's."""
+    task: Literal["auto", "reconstruction"] = "auto"
+    """What outputs are compared with: the classes or numbers of the data, or (reconstruction, for
+    autoencoders) the image itself; its score is R²."""
     skip_bad: bool = False
     """Skip corrupt images, and report how many."""
     stages: tuple[Stage, ...]

@@ -212,7 +212,7 @@ def validation_row(context: Context, name: str, model: nn.Module) -> StageRow:
     note = weakness(data, split, outputs)
     if note is not None:
         context.reporter.note(f"{name}: {note}")
-    accuracy = data.task.score(outputs, split.labels)
+    accuracy = data.task.score(outputs, data.targets(split))
     return StageRow(name, accuracy, count(model), note=note, n=len(split))
 
 
@@ -387,7 +387,9 @@ def runtime_score(context: Context, loaded: Runtime, split: Images) -> Score:
     """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R² under that name, and
     `loss`, the mean square error.
     """
-    return score_of(context.data.task, runtime_outputs(context, loaded, split), split.labels)
+    return score_of(
+        context.data.task, runtime_outputs(context, loaded, split), context.data.targets(split)
+    )
 
 
 def runtime_outputs(context: Context, loaded: Runtime, split: Images) -> Tensor:

@@ -45,7 +45,7 @@ def weakness(data: DataSet, split: Images, outputs: Tensor) -> str | None:
     """What is wrong with a classifier whose outputs (N, K) for a split are these: no better than
     chance, or a class that it never predicts. None where nothing is.
     """
-    task, labels = data.task, split.labels
+    task, labels = data.task, data.targets(split)
     right = task.correct(outputs, labels)
     if right is None or data.parts or len(data.classes) < 2:
         return None

@@ -64,10 +64,11 @@ def batches(
     own = [distributed.share(ids) for ids in drawn]
     for global_ids, ids, raw in zip(drawn, own, fetched(stored, own), strict=True):
         pixels = view(raw.to(device), ids, fill)  # (B, C, H, W) uint8
+        images = compact(data.preprocess(pixels))  # (B, C, h, w) float32
         yield Batch(
             ids=ids,
-            images=compact(data.preprocess(pixels)),  # (B, C, h, w) float32
-            labels=labels[ids.to(device)],
+            images=images,
+            labels=data.task.targets(images, labels[ids.to(device)]),
             pixels=pixels,
             view=number,
             task=data.task,
@@ -90,7 +91,7 @@ def evaluate(
     classification is its accuracy, 0..1. Batches hold `size` images; the model's mode is restored.
     """
     outputs = outputs_on(model, data, split, device, size)
-    labels = split.labels.to(device)  # (N,)
+    labels = data.targets(split).to(device)
     return float(data.task.loss(outputs, labels)), data.task.score(outputs, labels)
 
 

@@ -52,7 +52,8 @@ def measure(context: Context, settings: MeasureStage, state: State) -> StageResu
         runtime_outputs(context.reading_as(preprocess), loaded[0], test),
         runtime_outputs(context, loaded[1], test),
     ]
-    scores = [score_of(context.data.task, values, test.labels) for values in outputs]
+    targets = context.data.targets(test)
+    scores = [score_of(context.data.task, values, targets) for values in outputs]
     teacher = _side(times, 0, baseline.bytes, first, scores[0])
     student = _side(times, 1, size, costs, scores[1])
 
@@ -64,7 +65,7 @@ def measure(context: Context, settings: MeasureStage, state: State) -> StageResu
         "latency_ratio": times.ratio,
         "load": times.load,
     }
-    difference = paired(context.data.task, outputs[0], outputs[1], test.labels)
+    difference = paired(context.data.task, outputs[0], outputs[1], targets)
     if difference is not None:
         figures["accuracy_difference"] = difference.as_dict()
     if (control := _control(context, state)) is not None:

@@ -169,7 +169,7 @@ def sensitivity(context: Context, calibrated: Calibrated, fp32: Path) -> list[Se
     split, task = context.data.validation, context.data.task
     chosen = torch.linspace(0, len(split) - 1, min(len(split), TABLE_IMAGES)).long()
     inputs = [context.data.normalised(split.pixels[part]).numpy() for part in chosen.split(32)]
-    labels = split.labels[chosen]
+    labels = context.data.targets(split)[chosen]
     reference = runtime.load(fp32, threads=context.threads).run_all(inputs)
     best = task.score(torch.from_numpy(reference), labels)
     rows, names = [], list(calibrated.layers())
@@ -199,7 +199,8 @@ def _outputs(context: Context, proto: onnx.ModelProto, inputs: list[Array]) -> A
 def _score(context: Context, proto: onnx.ModelProto) -> float:
     """Score of an ONNX model on validation."""
     outputs = _outputs(context, proto, list(arrays(context, context.data.validation)))
-    return context.data.task.score(torch.from_numpy(outputs), context.data.validation.labels)
+    targets = context.data.targets(context.data.validation)
+    return context.data.task.score(torch.from_numpy(outputs), targets)
 
 
 def _agreement(

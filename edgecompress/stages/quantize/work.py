@@ -171,13 +171,14 @@ def _format_row(
     size, split = path.stat().st_size, context.data.validation
     loaded = runtime.load(path, threads=context.threads)
     values = outputs[form] = runtime_outputs(context, loaded, split)
+    targets = context.data.targets(split)
     row = FormatRow(
         form,
         str(path.relative_to(context.run.root)),
         size,
-        context.data.task.score(values, split.labels),
+        context.data.task.score(values, targets),
         p50_ms=0.0,
-        against_fp32=paired(context.data.task, outputs["fp32"], values, split.labels),
+        against_fp32=paired(context.data.task, outputs["fp32"], values, targets),
     )
     if form != "int8-qdq" or int8 is None:
         return row
