@@ -296,6 +296,8 @@ def _bounded(ledger: Ledger, labels: Tensor, position: Argument) -> bool:
         bounds = [bound for bound in (part.start, part.stop) if bound is not None and bound != 0]
         if part.step not in (None, 1) or not all(isinstance(bound, Number) for bound in bounds):
             return False
+        if any(int(bound) > labels.shape[dim] for bound in bounds):
+            return False
         for bound in bounds:
             channels = ledger.along(labels.narrow(dim, 0, int(bound)), dim, "a slice")
             if not follows(ledger, bound, channels):

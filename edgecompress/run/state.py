@@ -20,6 +20,7 @@ from edgecompress.models.registry import ModelSource
 from edgecompress.proportions import Paired
 from edgecompress.run.schema import Figures, FormatRecord, HistoryRow, StageRecord
 from edgecompress.train.fit import FitResult
+from edgecompress.train.history import EpochRow
 
 Section = Mapping[str, JsonValue]
 """What a stage reports of itself: it stands in `result.json` under the stage's name."""
@@ -63,35 +64,17 @@ class StageRow:
         return cast(StageRecord, known if self.timed else {**known, "wall_s": None})
 
 
-@dataclass(frozen=True)
-class EpochRecord:
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord(EpochRow):
     """An epoch of the training called `stage`; `chosen` when its weights were kept."""
 
     stage: str
-    epoch: int
-    train_loss: float
-    validation_loss: float
-    validation_accuracy: float
-    learning_rate: float
-    seconds: float
-    params: int
-    cut: int = 0
     chosen: bool = False
 
-    def as_dict(self) -> HistoryRow:
+    def as_dict(self) -> HistoryRow:  # type: ignore[override]
         """Column name to value, in column order."""
-        return {
-            "stage": self.stage,
-            "epoch": self.epoch,
-            "train_loss": self.train_loss,
-            "validation_loss": self.validation_loss,
-            "validation_accuracy": self.validation_accuracy,
-            "learning_rate": self.learning_rate,
-            "seconds": self.seconds,
-            "params": self.params,
-            "cut": self.cut,
-            "chosen": self.chosen,
-        }
+        values = asdict(self)
+        return cast(HistoryRow, {"stage": values.pop("stage"), **values})
 
 
 @dataclass(frozen=True)

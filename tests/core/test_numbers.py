@@ -113,6 +113,24 @@ class Remainder(nn.Module):
         return self.fc(self.conv(x)[:, : self.width // 2].mean((2, 3)))
 
 
+class Beyond(nn.Module):
+    """A bound behind the last channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 100
+        self.conv = nn.Conv2d(3, 9, 3)
+        self.fc = nn.Linear(9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x)[:, : self.most].mean((2, 3)))
+
+
+def test_a_bound_behind_the_last_channel_leaves_all_of_them() -> None:
+    graph = trace(Beyond().eval(), EXAMPLE.float())
+    assert [group.name for group in graph.groups] == ["conv"]
+
+
 def test_only_the_part_of_a_split_with_a_size_in_the_code_is_frozen() -> None:
     graph = trace(LiteralPart().eval(), EXAMPLE.float())
     frozen = {(g.frozen, g.size) for g in graph.frozen}

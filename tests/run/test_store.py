@@ -66,7 +66,7 @@ def full_state() -> State:
         figures={"student": {"bytes": 3}},
         missed={"prune": ("floors reached",)},
         rows=(StageRow("train", 0.5, 6, wall_s=1.0, note="n"),),
-        history=(EpochRecord("train", 1, 0.5, 0.4, 0.3, 0.2, 0.1, 6, chosen=True),),
+        history=(EpochRecord(1, 0.5, 0.4, 0.3, 0.2, 0.1, 6, stage="train", chosen=True),),
     )
 
 
