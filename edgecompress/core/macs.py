@@ -10,12 +10,15 @@ floating-point operations.
 from __future__ import annotations
 
 import contextlib
+import copy
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -26,7 +29,16 @@ from edgecompress.core.symbolic import meta_copy
 def macs_by_module(model: nn.Module, *examples: Tensor) -> dict[str, int]:
     """MACs of one sample like `examples` (N, ...) by the module whose own code executes them ("" is
     the network itself), in eval mode; of every call of a module.
+
+    Raises what a network raises that does not run on its example.
     """
+    try:
+        return _on_meta(model, examples)
+    except Exception:  # its code asks for values, which the meta device has not
+        return _on_values(model, examples)
+
+
+def _on_meta(model: nn.Module, examples: Sequence[Tensor]) -> dict[str, int]:
     copied = meta_copy(model)
     for module in copied.modules():
         if type(module).__module__.startswith("torch.nn.") and keeps_shape(module):
@@ -35,6 +47,19 @@ def macs_by_module(model: nn.Module, *examples: Tensor) -> dict[str, int]:
     # on the meta device also what the network makes on its way
     with torch.device("meta"), _attributed(copied, counter), torch.no_grad(), counter:
         copied(*(torch.empty_like(example[:1], device="meta") for example in examples))
+    return dict(counter.macs)
+
+
+def _on_values(model: nn.Module, examples: Sequence[Tensor]) -> dict[str, int]:
+    """The same on a copy of the network itself, without the fused kernels of recurrent layers and
+    attention, which are in no table.
+    """
+    copied, counter = copy.deepcopy(model).cpu().eval(), _Counter()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of GPUs that are not here
+        plain = (torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH))
+        with plain[0], plain[1], _attributed(copied, counter), counter:
+            copied(*(example[:1].cpu() for example in examples))
     return dict(counter.macs)
 
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from edgecompress.core import ChannelGraph, layers, trace
 from edgecompress.core.graph import meta_copy
+from edgecompress.core.macs import macs_by_module
 from edgecompress.core.select import Price, full_widths, pricer
 from edgecompress.core.simplify import fold_batchnorm
+from edgecompress.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,17 @@ class Cost:
 
 def cost(model: nn.Module, example: Tensor, graph: ChannelGraph | None = None) -> Cost:
     """Cost of `model` for one sample like `example` `(N, C, H, W)`; `graph`, if given, saves a
-    trace.
+    trace. A network that cannot be traced (its code asks for values) is counted as it runs.
     """
-    graph = graph if graph is not None else trace(model, example)
+    try:
+        graph = graph if graph is not None else trace(model, example)
+        macs, reached = graph.macs, set(graph.output_shapes)
+    except UsageError:
+        macs = macs_by_module(model, example)
+        reached = set(macs)
     rows = []
     for name, layer in model.named_modules():
-        if not layers.is_mixing(layer) or name not in graph.output_shapes:
+        if not layers.is_mixing(layer) or name not in reached:
             continue
         row = LayerCost(
             name=name,
@@ -69,10 +76,10 @@ def cost(model: nn.Module, example: Tensor, graph: ChannelGraph | None = None) -
             inputs=layers.axis_size(layer, "in"),
             outputs=layers.axis_size(layer, "out"),
             params=_param_count(layer, recurse=False),
-            macs=graph.macs.get(name, 0),
+            macs=macs.get(name, 0),
         )
         rows.append(row)
-    return Cost(_param_count(model), sum(graph.macs.values()), tuple(rows))
+    return Cost(_param_count(model), sum(macs.values()), tuple(rows))
 
 
 def _param_count(module: nn.Module, recurse: bool = True) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgecompress.core import shrink, trace
@@ -144,3 +144,26 @@ def test_the_price_of_a_shrunk_network_is_what_it_executes(seed: int) -> None:
     assert price.fixed > 0
     predicted = pricer(model, graph, price).cost(kept)
     assert predicted == cost(shrink(model, keep), EXAMPLE).macs
+
+
+class Asks(nn.Module):
+    """Code that asks for a value, with a recurrent layer and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 6, batch_first=True)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lstm(x)[0] if x.mean() < 2 else x[..., :6]
+        return self.fc(nn.functional.scaled_dot_product_attention(x, x, x).mean(1))
+
+
+def test_code_that_asks_for_values_is_counted_as_it_runs() -> None:
+    found = macs_by_module(Asks(), torch.zeros(1, 5, 8))
+    assert found == {"lstm": 5 * 4 * 6 * (8 + 6), "": 2 * 5 * 5 * 6, "fc": 6 * 4}
+
+
+def test_a_network_that_does_not_run_says_so() -> None:
+    with pytest.raises(RuntimeError):
+        macs_by_module(Asks(), torch.zeros(1, 5, 7))

@@ -33,6 +33,17 @@ def net(num_classes):
     return layers
 
 
+class Branch(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 4)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.fc((y.relu() if y.mean() > 0 else y.tanh()).mean((2, 3)))
+
+
 def old_norm(num_classes):
     return nn.Sequential(
         nn.utils.weight_norm(nn.Conv2d(1, 8, 3)), nn.ReLU(), nn.Flatten(),
@@ -78,6 +89,16 @@ def test_weights_that_the_function_loads_are_kept_and_it_is_called_once(tmp_path
     kept = load_file(tmp_path / "t" / "model.safetensors")
     for name, value in network.state_dict().items():
         assert torch.equal(kept[name], value), name
+
+
+def test_a_network_that_cannot_be_traced_is_trained_and_is_not_compressed(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(PRETRAINED)
+    trained = command("train", "own.py:Branch", "--epochs", "1", "-o", "t", "-q", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    cut = command("compress", "own.py:Branch", "--target", "2KB", "-o", "c", "-q", cwd=tmp_path)
+    assert cut.returncode == 2
+    assert "y.mean() > 0" in cut.stderr
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(
