@@ -93,7 +93,7 @@ def main() -> None:
                 flush=True,
             )
             bench.store(
-                **bench.described("--data", "DIR", "--seeds", arguments.seeds),
+                **bench.described("--data", "DIR", "--seeds", len(runs)),
                 data="CIFAR-10 (JPEG)",
                 images_per_class=IMAGES,
                 side=SIDE,

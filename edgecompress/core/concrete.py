@@ -53,6 +53,7 @@ def concrete_trace(model: nn.Module, *examples: Tensor) -> Traced:
     for name, module in root.named_modules():
         if not layers.axes(module) and not type(module).__module__.startswith("torch.nn."):
             number_attributes_(module, name)
+        _buffer_attributes_(module)
     tracer = _ConcreteTracer(examples)
     try:
         with tracing, torch.no_grad():
@@ -63,6 +64,14 @@ def concrete_trace(model: nn.Module, *examples: Tensor) -> Traced:
             f"{type(model).__name__} cannot run on an input of shape {shapes(examples)} "
             f"without its values: {blamed(error)}"
         ) from error
+
+
+def _buffer_attributes_(module: nn.Module) -> None:
+    """Make tensors that are plain attributes buffers, which the trace sees when they are read."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, Tensor) and name not in ("weight", "bias"):
+            delattr(module, name)
+            module.register_buffer(name, value, persistent=False)
 
 
 def shapes(examples: Sequence[Tensor]) -> str:
@@ -122,6 +131,8 @@ class _ValueProxy(fx.Proxy):
 
 class _ConcreteTracer(ThreadTracer):
     """Runs each operation on values as it records it."""
+
+    proxy_buffer_attributes = True
 
     def __init__(self, examples: Sequence[Tensor]) -> None:
         super().__init__()
