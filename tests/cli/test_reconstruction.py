@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from edgecompress.data.task import Reconstruction, Regression, Task
 from edgecompress.errors import UsageError
 from edgecompress.train.batches import batches
 from edgecompress.train.settings import FitSettings
+from tests.cli.test_cli import run
 
 OWN = """
 from torch import nn
@@ -34,18 +32,6 @@ def classifier(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, num_classes))
 """
 RUN = ("--task", "reconstruction", "--epochs", "6", "--distill-epochs", "3", "--steps", "1")
-
-
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgecompress", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_images_are_compared_with_what_the_network_read() -> None:
@@ -88,7 +74,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the user's code, and a run `r` of an autoencoder."""
     folder = tmp_path_factory.mktemp("reconstruction")
     (folder / "own.py").write_text(OWN)
-    ended = command("compress", "own.py:net", "--target", "5KB", *RUN, "-o", "r", cwd=folder)
+    ended = run("compress", "own.py:net", "--target", "5KB", *RUN, "-o", "r", cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return folder
 
@@ -98,7 +84,7 @@ def test_an_autoencoder_is_compressed_and_judged_by_r2(compressed: Path) -> None
     assert result["metric_name"] == "r2"
     assert result["bytes"] <= 5000
     assert "accuracy" not in result["student"]
-    predicted = command("predict", "r", "--data", "digits", "--json", cwd=compressed)
+    predicted = run("predict", "r", "--data", "digits", "--json", cwd=compressed)
     assert predicted.returncode == 0, predicted.stderr
     score = json.loads(predicted.stdout)
     assert score["metric"] == pytest.approx(result["student"]["metric"], abs=1e-4)
@@ -106,7 +92,7 @@ def test_an_autoencoder_is_compressed_and_judged_by_r2(compressed: Path) -> None
 
 
 def test_a_checkpoint_remembers_its_task(compressed: Path) -> None:
-    pruned = command(
+    pruned = run(
         *("prune", "r", "--model", "own.py:net", "--amount", "20%", "--epochs", "1", "-o", "p"),
         cwd=compressed,
     )
@@ -127,7 +113,7 @@ def test_a_checkpoint_remembers_its_task(compressed: Path) -> None:
 def test_what_does_not_fit_the_task_is_refused_before_training(
     compressed: Path, model: str, more: tuple[str, ...], said: str
 ) -> None:
-    ended = command("compress", model, "--target", "5KB", *more, "-o", "x", cwd=compressed)
+    ended = run("compress", model, "--target", "5KB", *more, "-o", "x", cwd=compressed)
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
@@ -138,6 +124,6 @@ def test_a_picture_has_no_class(compressed: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (32, 32)).save(compressed / "x.png")
-    ended = command("predict", "r", "x.png", cwd=compressed)
+    ended = run("predict", "r", "x.png", cwd=compressed)
     assert ended.returncode == 2
     assert "a score for each class is needed" in ended.stderr

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from edgecompress.core import trace
 from edgecompress.errors import UsageError
 from edgecompress.models.outputs import main_output, single_output_
+from tests.cli.test_cli import run
 
 Named = namedtuple("Named", ["first", "aux"])
 ONE, TWO = torch.zeros(2, 3), torch.ones(2, 4)
@@ -131,27 +129,15 @@ def unclear():
 """
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgecompress", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def test_a_network_that_returns_a_dict_is_compressed_to_a_file(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     small = ("--target", "4KB", "--epochs", "1", "--distill-epochs", "1", "--steps", "1")
-    ended = command("compress", "own.py:net", *small, "-o", "c", cwd=tmp_path)
+    ended = run("compress", "own.py:net", *small, "-o", "c", cwd=tmp_path)
     assert ended.returncode in (0, 3), ended.stderr
     assert "the main one is used alone" in ended.stderr
     result = json.loads((tmp_path / "c" / "result.json").read_text())
     assert result["student"]["accuracy"] > 0
-    predicted = command("predict", "c", "--data", "digits", cwd=tmp_path)
+    predicted = run("predict", "c", "--data", "digits", cwd=tmp_path)
     assert predicted.returncode == 0, predicted.stderr
 
 
@@ -167,7 +153,7 @@ def test_outputs_that_do_not_fit_the_data_are_refused_before_training(
     tmp_path: Path, name: str, said: str
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
-    ended = command("compress", f"own.py:{name}", "--target", "4KB", "-o", "c", cwd=tmp_path)
+    ended = run("compress", f"own.py:{name}", "--target", "4KB", "-o", "c", cwd=tmp_path)
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from edgecompress.models import ModelSource, build
 from edgecompress.models.own import resolve_reparametrizations_, structure
 from edgecompress.models.registry import blank, remarks
+from tests.cli.test_cli import process
 
 PRETRAINED = """
 import pathlib
@@ -64,25 +62,13 @@ def plain() -> nn.Sequential:
     )
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgecompress", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def test_weights_that_the_function_loads_are_kept_and_it_is_called_once(tmp_path: Path) -> None:
     """A network without normalisation: ours would be initialised anew."""
     torch.manual_seed(3)
     network = plain()
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     (tmp_path / "own.py").write_text(PRETRAINED)
-    ended = command("train", "own.py:net", "--epochs", "0", "-o", "t", "-q", cwd=tmp_path)
+    ended = process("train", "own.py:net", "--epochs", "0", "-o", "t", "-q", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "Warning" not in ended.stderr
     assert (tmp_path / "calls").read_text() == "real "
@@ -93,9 +79,9 @@ def test_weights_that_the_function_loads_are_kept_and_it_is_called_once(tmp_path
 
 def test_a_network_that_cannot_be_traced_is_trained_and_is_not_compressed(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(PRETRAINED)
-    trained = command("train", "own.py:Branch", "--epochs", "1", "-o", "t", "-q", cwd=tmp_path)
+    trained = process("train", "own.py:Branch", "--epochs", "1", "-o", "t", "-q", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    cut = command("compress", "own.py:Branch", "--target", "2KB", "-o", "c", "-q", cwd=tmp_path)
+    cut = process("compress", "own.py:Branch", "--target", "2KB", "-o", "c", "-q", cwd=tmp_path)
     assert cut.returncode == 2
     assert "y.mean() > 0" in cut.stderr
     assert not (tmp_path / "c").exists()
