@@ -11,7 +11,7 @@ import json
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ from edgecompress.models.registry import ModelSource, blank
 _KEY = "edgecompress"
 
 
-Attributes = dict[str, int | list[int]]
+Attributes = dict[str, Any]
 """Integers among the attributes of a module, and lists of them: some decide its shape."""
 
 
@@ -71,7 +71,8 @@ def _attributes(module: nn.Module) -> Attributes:
 
 def _is_number(value: object) -> bool:
     if isinstance(value, (tuple, list)):
-        return bool(value) and all(type(part) is int for part in value)
+        plain = all(part is None or isinstance(part, (int, float, str)) for part in value)
+        return plain and any(type(part) is int for part in value)
     return type(value) is int
 
 
@@ -116,7 +117,7 @@ def _unstored(model: nn.Module) -> dict[str, torch.Tensor]:
         for attribute, value in vars(module).items()
         if isinstance(value, torch.Tensor)
     }
-    return {**dict(model.named_buffers()), **plain}
+    return {**dict(model.named_buffers(remove_duplicate=False)), **plain}
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -253,9 +254,10 @@ def _place(model: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> Non
                 f"'{path}' has '{key}' of shape {tuple(tensor.shape)}, the model has "
                 f"{tuple(old.shape)}: wrong model"
             )
-        parameter = placed.setdefault(old, nn.Parameter(tensor))
+        learns = old.requires_grad if old is not None else tensor.is_floating_point()
+        parameter = placed.setdefault(old, nn.Parameter(tensor, learns))
         if old is None or not torch.equal(parameter, tensor):
-            parameter = nn.Parameter(tensor)
+            parameter = nn.Parameter(tensor, learns)
         owner._parameters[leaf] = parameter
 
 
@@ -268,11 +270,7 @@ def _place_unstored(model: nn.Module, tensors: dict[str, torch.Tensor], path: st
             owner._buffers[leaf] = tensor
         elif isinstance(vars(owner).get(leaf), torch.Tensor):
             setattr(owner, leaf, tensor)
-        else:
-            raise UsageError(
-                f"'{path}' has a tensor '{key}' that {type(model).__name__} lacks: it was written "
-                "for another version of the model"
-            )
+        # what a network without it keeps while it runs, it makes anew
     for name, value in _unstored(model).items():
         if value.is_meta:
             raise UsageError(

@@ -123,6 +123,15 @@ from torch import nn
 CALLS = []
 
 
+class Scale(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, x):
+        return x * self.scale
+
+
 class Net(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -134,9 +143,13 @@ class Net(nn.Module):
         self.tied.weight = self.fc.weight
         self.register_buffer("scale", torch.rand(widths[0], 1, 1), persistent=False)
         self.shift = torch.rand(1)
+        self.twin = Scale(self.scale)
+        self.parts = (widths[0] // 2, None, widths[0] // 2)
+        self.conv.bias.requires_grad_(False)
 
     def forward(self, x):
         x = self.conv(x).relu() * self.scale + self.shift
+        x = torch.cat(torch.split(self.twin(x), [self.parts[0], self.parts[2]], 1)[::-1], 1)
         x = self.same(x).relu().mean((2, 3))
         return self.fc(x) + self.tied(x)
 
@@ -162,7 +175,9 @@ def test_what_no_state_dict_holds_and_ties_come_back(tmp_path: Path, cut: bool) 
     path, x = tmp_path / "m.safetensors", torch.randn(2, *SHAPE)
     checkpoint.save(path, model, source)
     back, manifest = checkpoint.load(path, allow_code=source.name)
-    assert set(manifest.unstored) == {"scale", "shift"}
+    assert set(manifest.unstored) == {"scale", "shift", "twin.scale"}
+    assert not back.conv.bias.requires_grad
+    assert back.conv.weight.requires_grad
     with torch.no_grad():
         torch.testing.assert_close(back(x), model(x))
     assert back.fc.weight is back.tied.weight

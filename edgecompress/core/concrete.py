@@ -188,7 +188,9 @@ class _ConcreteTracer(ThreadTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A parameter, or what stands for it."""
-        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+        if self._running or issubclass(type(attr_val), fx.Proxy):  # what forward put there
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     # -- Values
 

@@ -242,9 +242,11 @@ def _footprints(channels_along: dict[Axis, Tensor]) -> dict[int, _Footprint]:
 
 
 def _reasons(freezes: list[tuple[Tensor, str]], channel_of: Tensor) -> dict[int, str]:
-    """For each frozen channel the first reason that was given for it."""
+    """For each frozen channel the first reason that was given for it. That it meets an anonymous
+    value (the first entry) is the last: such a value comes from an operation that says more.
+    """
     reasons: dict[int, str] = {}
-    for labels, reason in freezes:
+    for labels, reason in (*freezes[1:], *freezes[:1]):
         for channel in channel_of[labels].unique().tolist():
             reasons.setdefault(channel, reason)
     return reasons

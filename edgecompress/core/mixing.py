@@ -40,6 +40,8 @@ def attention(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     if len(given) < 3 or any(mask.dim() > 2 and mask.shape[-3] > 1 for mask in masks):
         return unknown(ledger, call, out)
     query, key, value = given
+    if len({part.shape[:-2] for part in given}) > 1:  # several heads of queries for one of keys
+        return unknown(ledger, call, out)
     if varies(query, query.dim() - 1) or varies(key, key.dim() - 1):
         return unknown(ledger, call, out)
     for part in (query, key):

@@ -28,6 +28,8 @@ class Number(int):
     attribute: str
     factor: Fraction
     """The value is the attribute's times this."""
+    other: Number | None = None
+    """Of a product of two attributes: the same value, as a multiple of the second."""
 
     def __new__(
         cls, value: int, module: str = "", attribute: str = "", factor: Fraction | int = 1
@@ -39,6 +41,10 @@ class Number(int):
 
     def __mul__(self, other: int) -> int:
         value = super().__mul__(other)
+        if isinstance(other, Number):
+            made = self._made(value, int(other))
+            made.other = other._made(value, int(self))
+            return made
         return self._made(value, other) if type(other) is int and other > 0 else value
 
     __rmul__ = __mul__
@@ -80,14 +86,19 @@ def follows(ledger: Ledger, number: Number, labels: Tensor) -> bool:
     """Enter that `number` is the count of the channels `labels` (number,), so that it follows their
     cut; False where its attribute has no whole share of each.
     """
+    for one in (number, number.other):
+        if one is not None and one.factor.denominator == 1:
+            runs = labels.reshape(-1, one.factor.numerator)
+            if bool((runs == runs[:, :1]).all()):  # each unit has neighbours, as heads have
+                ledger.record(one.module, f"{_PREFIX}{one.attribute}", runs[:, 0])
+                return True
     factor = number.factor
     if factor.denominator == 1:
-        blocks = labels.reshape(-1, factor.numerator)  # the channels of one unit of the attribute
-        if factor.numerator > 1:
-            ledger.couple(blocks, blocks[:, :1])
-        positions = blocks[:, 0]
+        parts = labels.reshape(factor.numerator, -1)  # so many parts, each as wide as the attribute
+        ledger.couple(parts, parts[:1])
+        positions = parts[0]
     elif factor.numerator == 1:
-        positions = labels.repeat_interleave(factor.denominator)
+        positions = labels.repeat(factor.denominator)  # one of so many equal parts
     else:
         return False
     ledger.record(number.module, f"{_PREFIX}{number.attribute}", positions)

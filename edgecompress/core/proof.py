@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -291,13 +291,21 @@ def _quarters(groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
 @torch.no_grad()
 def _alike(large: nn.Module, small: nn.Module, x: Inputs, tolerance: float) -> bool:
     """Are the outputs of both equal, up to a share `tolerance` of the largest value?"""
-    one, two = (
-        [leaf for leaf in pytree.tree_leaves(network(*x)) if isinstance(leaf, Tensor)]
-        for network in (large, small)
-    )
+    one, two = (list(_tensors(network(*x))) for network in (large, small))
+    if not one:
+        raise TypeError("its outputs hold no tensor that can be compared")
     if [leaf.shape for leaf in one] != [leaf.shape for leaf in two]:
         return False
     return all(_close(a, b, tolerance) for a, b in zip(one, two, strict=True))
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Every tensor in outputs: in containers, and in the fields of objects."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif hasattr(leaf, "__dict__"):
+            yield from _tensors(vars(leaf))
 
 
 def _close(one: Tensor, two: Tensor, tolerance: float) -> bool:

@@ -287,6 +287,9 @@ def _bounded(ledger: Ledger, labels: Tensor, position: Argument) -> bool:
     that follows a cut.
     """
     parts = list(position) if isinstance(position, tuple) else [position]
+    if any(part is Ellipsis for part in parts):
+        place = next(n for n, part in enumerate(parts) if part is Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (labels.dim() - len(parts) + 1)
     if not all(isinstance(part, slice) for part in parts):
         return False
     followed = False

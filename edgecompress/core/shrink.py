@@ -7,7 +7,6 @@ when every consumer reads zero in its place.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from edgecompress.core import layers, numbers
 from edgecompress.core.graph import ChannelGroup, consumers
+from edgecompress.core.symbolic import real_copy
 from edgecompress.errors import UsageError
 
 Keep = Mapping[ChannelGroup, Tensor]
@@ -102,7 +102,7 @@ def rebuilt(model: nn.Module, changed: Mapping[str, layers.Resized]) -> nn.Modul
             memo[id(old)] = (
                 nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
             )
-    copied = copy.deepcopy(model, memo)
+    copied = real_copy(model, memo)
     for name, resized in changed.items():
         for attribute, value in resized.attributes.items():
             numbers.write(copied.get_submodule(name), attribute, value)
@@ -121,7 +121,7 @@ def masked(model: nn.Module, keep: Keep) -> nn.Module:
             layer = model.get_submodule(member.layer)
             factor = factors.setdefault(member.layer, torch.ones(layers.axis_size(layer, "in")))
             factor[member.index[~mask.cpu()].reshape(-1)] = 0
-    result = copy.deepcopy(model)
+    result = real_copy(model)
     for name, factor in factors.items():
         layer = result.get_submodule(name)
         weight = layer.get_parameter("weight")

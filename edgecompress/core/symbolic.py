@@ -31,6 +31,12 @@ def computed_tensors(model: nn.Module) -> list[Tensor]:
     ]
 
 
+def real_copy(model: nn.Module, memo: dict[int, object] | None = None) -> nn.Module:
+    """`copy.deepcopy` with `memo`, also of a network that keeps tensors which it has computed."""
+    kept = {id(tensor): tensor.detach().clone() for tensor in computed_tensors(model)}
+    return copy.deepcopy(model, {**kept, **(memo or {})})
+
+
 def meta_copy(model: nn.Module, *, integers: bool = False) -> nn.Module:
     """A structural copy of `model` in eval mode with all tensors on the meta device: no weight is
     read or copied. With `integers`, buffers of integers and booleans, which may be indices, keep

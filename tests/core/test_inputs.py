@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -117,6 +118,47 @@ def test_what_can_be_cut_is_cut_and_law_3_holds(name: str) -> None:
     with torch.no_grad():
         small, large = shrink(model, keep)(*inputs), masked(model, keep)(*inputs)
     torch.testing.assert_close(small, large)
+
+
+@dataclass
+class Fields:
+    logits: Tensor
+
+
+class Object(nn.Module):
+    """An output with fields, and a tensor that is kept while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 12, 1), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Fields:
+        self.kept = self.conv(x).relu()
+        return Fields(self.fc(self.kept.mean((2, 3))))
+
+
+def test_outputs_with_fields_are_compared_and_tensors_that_are_kept_are_copied() -> None:
+    model, x = Object().eval(), torch.randn(2, 3, 8, 8)
+    model(x)  # with a gradient
+    graph = trace(model, x[:1])
+    assert [group.name for group in graph.groups] == ["conv"]
+    keep = random_keep(graph.groups, 0, 0.5)
+    torch.testing.assert_close(shrink(model, keep)(x).logits, masked(model, keep)(x).logits)
+
+
+class Text(nn.Module):
+    """No tensor comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> str:
+        return str(self.b(self.a(x)).dim())
+
+
+def test_what_returns_no_tensor_is_not_proved() -> None:
+    assert trace(Text().eval(), torch.zeros(1, 3)).groups == ()
 
 
 def test_an_input_that_is_missing_is_named() -> None:

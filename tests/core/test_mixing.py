@@ -74,6 +74,30 @@ def test_what_mixes_positions_keeps_the_channels(how: str) -> None:
     assert [group.name for group in graph.groups] == ["conv"]
 
 
+class Shared(nn.Module):
+    """Two heads of queries for each of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.kept, self.depth = 4, 2, 3
+        self.conv = nn.Conv2d(3, 8, 8, 8)
+        self.q, self.kv, self.fc = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        b, n = x.shape[0], x.shape[1]
+        q = self.q(x).view(b, n, self.heads, self.depth).transpose(1, 2)
+        k, v = self.kv(x).chunk(2, -1)
+        k, v = (part.reshape(b, n, self.kept, self.depth).transpose(1, 2) for part in (k, v))
+        out = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.fc(out.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_heads_that_share_keys_stay() -> None:
+    graph = trace(Shared().eval(), EXAMPLE.float())
+    assert [group.name for group in graph.groups] == ["conv"]
+
+
 @pytest.mark.parametrize("name", ["heads", "fused heads"])
 def test_products_cost_what_their_heads_cost(name: str) -> None:
     model = NARROW[name]().eval()

@@ -113,6 +113,36 @@ class Remainder(nn.Module):
         return self.fc(self.conv(x)[:, : self.width // 2].mean((2, 3)))
 
 
+class Thirds(nn.Module):
+    """Queries, keys and values are slices by multiples of one attribute; the heads are a product of
+    two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.depth, self.width = 4, 3, 12
+        self.conv = nn.Conv2d(3, 36, 8, 8)
+        self.proj = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).flatten(2).transpose(1, 2)
+        q, k = y[..., : self.width], y[:, :, self.width : 2 * self.width]
+        v = y[..., 2 * self.width :]
+        b, n = y.shape[0], y.shape[1]
+        q, k, v = (part.reshape(b, n, self.heads, self.depth).transpose(1, 2) for part in (q, k, v))
+        out = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(out.reshape(b, n, self.heads * self.depth).mean(1))
+
+
+def test_multiples_and_products_of_attributes_follow_their_heads() -> None:
+    model = Thirds().eval()
+    (group,) = trace(model, EXAMPLE.float()).groups
+    assert group.size == 4
+    small = shrink(model, {group: torch.tensor([True, False, False, True])})
+    assert (small.heads, small.depth, small.width) == (2, 3, 6)
+    assert (small.conv.out_channels, small.proj.in_features) == (18, 6)
+
+
 class Beyond(nn.Module):
     """A bound behind the last channel."""
 
@@ -144,7 +174,7 @@ def test_a_number_that_cannot_follow_freezes_its_channels(kind: type[nn.Module])
     assert "conv" not in {group.name for group in graph.groups}
 
 
-@pytest.mark.parametrize("kind", [LiteralPart, TwoUses, Remainder])
+@pytest.mark.parametrize("kind", [LiteralPart, TwoUses, Remainder, Thirds])
 def test_what_is_left_keeps_law_3(kind: type[nn.Module]) -> None:
     model = kind().double().eval()
     graph = trace(model, EXAMPLE)
