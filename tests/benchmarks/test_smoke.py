@@ -21,8 +21,11 @@ RESULTS = BENCHMARKS / "results"
 LIMIT_S = 300
 """Seconds of a smoke run on a busy machine; on a quiet one it takes at most 40."""
 PROGRAMS = ("mnexec", "vde_switch", "wirefilter", "tcpdump", "ip", "tc", "ping", "ethtool")
-KEYED_BY_DATA = {"compress.json/summary", "prune.json/cases", "public_onnx.json/counts"}
-"""Objects whose keys name a target, a network or an outcome: they differ at smoke size."""
+KEYED_BY_DATA = {
+    *("compress.json/summary", "prune.json/cases", "public_onnx.json/counts"),
+    "reach.json/rows/frozen",
+}
+"""Objects whose keys name a target, a network, an outcome or a reason: other ones at smoke size."""
 WRITTEN_BY_HAND = {"compress-others.json/note"}
 NO_SCRIPT = {"demo-vnni.json"}
 """The result of `make demo`."""
