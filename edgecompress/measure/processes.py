@@ -81,9 +81,14 @@ class Protocol:
         return max(self.processes, *self.looks, 1)
 
     @property
+    def judged_after(self) -> set[int]:
+        """Numbers of processes after which the result may be judged: none below `processes`."""
+        return {self.processes, *(look for look in self.looks if look > self.processes)}
+
+    @property
     def looks_at_most(self) -> int:
         """How often the result may be judged."""
-        return len({self.processes, *(look for look in self.looks if look > self.processes)})
+        return len(self.judged_after)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,6 @@ def measure_until(
     Raises the error that a process reports.
     """
     start = time.perf_counter()
-    looks = {protocol.processes, *protocol.looks}
     answers: list[Timings] = []
     while True:
         answers.append(_timings(models, protocol, len(answers)))
@@ -151,7 +155,11 @@ def measure_until(
         measured = _measured(answers, len(models), time_over=is_late and count < protocol.most)
         if watch is not None:
             watch(measured, spent)
-        if is_late or count >= protocol.most or (count in looks and enough(measured)):
+        if (
+            is_late
+            or count >= protocol.most
+            or (count in protocol.judged_after and enough(measured))
+        ):
             return measured
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgecompress.measure.comparison import compare
-from edgecompress.measure.processes import Protocol
+from edgecompress.measure.processes import Protocol, measure_until
 
 
 def test_looks_at_or_below_the_first_processes_are_skipped(files: dict[str, Path]) -> None:
     protocol = Protocol(threads=1, processes=3, looks=(2, 3), blocks=5, block_ms=0.5)
-    result = compare(files["three"], files["three"], 0.0, protocol)
-    assert result["processes"] == 3
+    assert protocol.judged_after == {3}
+    clear_at_once = measure_until([files["three"]], protocol, lambda _: True)
+    assert len(clear_at_once.blocks_ms) == 3
 
 
 def test_the_time_ends_a_measurement_and_says_so(files: dict[str, Path]) -> None:
