@@ -84,7 +84,8 @@ def save(path: Path, model: nn.Module, source: ModelSource, notes: Notes | None 
     changed = {}
     for name, module in model.named_modules():
         known = _attributes(fresh[name]) if name in fresh else {}
-        new = {k: v for k, v in _attributes(module).items() if known.get(k) != v}
+        # a number that it gets while it runs is made anew
+        new = {k: v for k, v in _attributes(module).items() if k in known and known[k] != v}
         if new:
             changed[name] = new
     stored = model.state_dict()

@@ -184,6 +184,32 @@ def test_what_no_state_dict_holds_and_ties_come_back(tmp_path: Path, cut: bool) 
     assert sum(p.numel() for p in back.parameters()) == sum(p.numel() for p in model.parameters())
 
 
+class Notes(nn.Module):
+    """A network that notes the size of its input while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.side = x.shape[2]
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_number_that_forward_sets_is_no_part_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._OWN, "notes", lambda **_: Notes())
+    source = ModelSource("notes", 5, SHAPE)
+    model, x = build(source).eval(), torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        expected = model(x)
+        checkpoint.save(tmp_path / "m.safetensors", model, source)
+        back, manifest = checkpoint.load(tmp_path / "m.safetensors")
+        torch.testing.assert_close(back(x), expected)
+    assert manifest.layers == {}
+
+
 def test_own_code_is_called_once_and_never_for_its_structure_alone(tmp_path: Path) -> None:
     model, source = own_network(tmp_path)
     path = tmp_path / "m.safetensors"
