@@ -61,7 +61,9 @@ def judged_on(
 ) -> JudgedFile:
     """`score_on`, with the single samples: two files on the same data are compared in pairs."""
     data = _data(loaded, name, image_size, skip_bad)
-    batches = _batches(loaded, data, _preprocess(loaded, data, image_size))
+    # an image that is the target is read as the file reads it, too
+    data = replace(data, preprocess=_preprocess(loaded, data, image_size))
+    batches = _batches(loaded, data)
     outputs = torch.from_numpy(loaded.run_all(batches, finite=True))
     _check_outputs(loaded, data, name, tuple(outputs.shape[1:]))
     labels = data.targets(data.test)
@@ -121,13 +123,13 @@ def _preprocess(loaded: Runtime, data: DataSet, image_size: int | None) -> Prepr
     return replace(own, mean=tuple(mean or own.mean), std=tuple(std or own.std))
 
 
-def _batches(loaded: Runtime, data: DataSet, preprocess: Preprocess) -> Iterator[Array]:
+def _batches(loaded: Runtime, data: DataSet) -> Iterator[Array]:
     """The test split as the file reads it."""
     for part in data.test.pixels.split(BATCH):
         if loaded.reads_pixels:
             yield part.permute(0, 2, 3, 1).contiguous().numpy()
         else:
-            yield preprocess(part).numpy()
+            yield data.normalised(part).numpy()
 
 
 def _check_outputs(loaded: Runtime, data: DataSet, name: str, shape: tuple[int, ...]) -> None:

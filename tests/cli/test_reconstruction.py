@@ -91,6 +91,17 @@ def test_an_autoencoder_is_compressed_and_judged_by_r2(compressed: Path) -> None
     assert 0.2 < score["metric"] < 1
 
 
+def test_the_score_of_a_file_compares_with_pixels_as_the_file_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    options = ("--target", "5KB", *RUN, "--normalize", "imagenet")
+    ended = run("compress", "own.py:net", *options, "-o", "r", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    score = json.loads(run("predict", "r", "--data", "digits", "--json", cwd=tmp_path).stdout)
+    assert score["metric"] == pytest.approx(result["student"]["metric"], abs=1e-4)
+    assert score["loss"] == pytest.approx(result["student"]["loss"], rel=1e-3)
+
+
 def test_a_checkpoint_remembers_its_task(compressed: Path) -> None:
     pruned = run(
         *("prune", "r", "--model", "own.py:net", "--amount", "20%", "--epochs", "1", "-o", "p"),

@@ -48,12 +48,12 @@ def measure(context: Context, settings: MeasureStage, state: State) -> StageResu
     first = Cost(baseline.params, baseline.macs, ())
     size, costs = runtime.file_bytes(files[1]), cost(model, context.example)
     test = context.data.test
-    outputs = [
-        runtime_outputs(context.reading_as(preprocess), loaded[0], test),
-        runtime_outputs(context, loaded[1], test),
+    readers = (context.reading_as(preprocess), context)
+    outputs = [runtime_outputs(*side, test) for side in zip(readers, loaded, strict=True)]
+    scores = [
+        score_of(context.data.task, values, reader.data.targets(test))
+        for reader, values in zip(readers, outputs, strict=True)
     ]
-    targets = context.data.targets(test)
-    scores = [score_of(context.data.task, values, targets) for values in outputs]
     teacher = _side(times, 0, baseline.bytes, first, scores[0])
     student = _side(times, 1, size, costs, scores[1])
 
@@ -65,7 +65,7 @@ def measure(context: Context, settings: MeasureStage, state: State) -> StageResu
         "latency_ratio": times.ratio,
         "load": times.load,
     }
-    difference = paired(context.data.task, outputs[0], outputs[1], targets)
+    difference = paired(context.data.task, outputs[0], outputs[1], test.labels)
     if difference is not None:
         figures["accuracy_difference"] = difference.as_dict()
     if (control := _control(context, state)) is not None:
