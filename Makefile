@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 
-.PHONY: help install demo test test-avx2 test-slow lint format docs bench clean
+.PHONY: help install demo test test-avx2 test-gpu test-slow lint format docs bench clean
 
 help:
 	@echo "make demo       install, compress vgg16 to 4 MB on the embedded digits, say where the report is"
 	@echo "make install    install, and link the command into /usr/local/bin (root)"
 	@echo "make test       install and run the tests (as root: system packages too)"
 	@echo "make test-avx2  the tests of training as a processor without AVX-512 computes"
+	@echo "make test-gpu   what has a branch for CUDA devices, where there is one"
 	@echo "make test-slow  full-width networks and whole runs"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       generate the reference and the tables, build the site into site/"
@@ -55,6 +56,11 @@ test-avx2: $(STAMP)
 	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" \
 		tests/train tests/methods/test_qat.py tests/methods/test_gates.py tests/methods/test_distill.py \
 		tests/methods/test_features.py tests/methods/test_repair.py tests/methods/test_greedy.py $(PYTEST_ARGS)
+
+# on a machine with a CUDA device: what has a branch for it, and the verbs, which choose it by themselves
+test-gpu: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" \
+		tests/test_gpu.py tests/cli tests/stages tests/methods tests/train $(PYTEST_ARGS)
 
 test-slow: $(STAMP) system
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -213,7 +213,7 @@ class _Runner:
             if network is not None:
                 notes = checkpoint.notes_for(self.data)
                 checkpoint.save(root / "model.safetensors", network.module, network.source, notes)
-        result = results.build(self.recipe, self.data, state, self.ledger, root)
+        result = results.build(self.recipe, self.data, state, self.ledger, root, self.setup.device)
         results.write(root / "result.json", result)
         write_report(root, result, state.history_rows())
         return result

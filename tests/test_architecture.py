@@ -13,6 +13,7 @@ import edgecompress
 
 PACKAGE = Path(edgecompress.__file__).parent
 ORDER = [
+    "__version__",
     "errors",
     "interrupts",
     "units",

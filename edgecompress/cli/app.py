@@ -6,12 +6,11 @@ import os
 import signal
 import sys
 import traceback
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from edgecompress import interrupts
+from edgecompress import __version__, interrupts
 from edgecompress.cli import (
     bench,
     compare,
@@ -50,7 +49,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print_line(f"edgecompress {metadata.version('edgecompress')}")
+        print_line(f"edgecompress {__version__}")
         raise typer.Exit
 
 

@@ -1,8 +1,9 @@
 """Convolutions whose gradients are correct on every processor.
 
-oneDNN's backward pass of a 1x1 convolution with a stride and fewer than 8 input channels, in
-channels_last order, writes past its workspace on x86 processors without AVX-512
-(uxlfoundation/oneDNN#6035): it hangs, crashes, or returns wrong gradients. Pruning makes such
+oneDNN's backward pass of a 1x1 convolution with a stride and few input channels, in channels_last
+order, writes past its workspace on x86 (uxlfoundation/oneDNN#6035): fewer than 8 channels without
+AVX-512, fewer than 16 with it (seen with several threads). It hangs, crashes, or returns wrong
+gradients. Pruning makes such
 layers: the shortcut of a residual block that was cut to a few channels. A strided slice of the
 input followed by a 1x1 convolution of stride 1 is the same function, without that kernel.
 """
@@ -10,24 +11,31 @@ input followed by a 1x1 convolution of stride 1 is the same function, without th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-SAFE_CHANNELS = 8
-"""Number of input channels from which on the kernel is correct."""
+CPU = torch.device("cpu")
+SAFE_CHANNELS = 16
+"""Number of input channels from which on the kernel is correct on every processor."""
 
 
-class safe_convolutions(TorchFunctionMode):
+def safe_convolutions(device: torch.device = CPU) -> AbstractContextManager[object]:
     """A context in which this thread computes 2-D convolutions so that their gradients are correct
-    on every processor.
+    on every processor. On other devices than a CPU nothing is faulty and nothing changes: a context
+    that sees every operation slows down small networks there, whose kernels wait for Python.
 
     Wrap every forward pass that a backward pass follows. The networks themselves do not change, so
     neither does what is traced or exported from them outside.
     """
+    return _Replacing() if device.type == "cpu" else nullcontext()
 
+
+class _Replacing(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],

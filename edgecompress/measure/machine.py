@@ -15,9 +15,11 @@ from pathlib import Path
 
 import psutil
 
+from edgecompress import __version__
+
 _RECORDED = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 """Instruction-set flags that a result records."""
-_PACKAGES = ("edgecompress", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy")
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -73,10 +75,10 @@ def instruction_set(features: frozenset[str]) -> str:
 def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
     """Effects of a processor with `features` on training and quantization, one sentence each."""
     effects = []
-    if "avx2" in features and "avx512f" not in features:
+    if "avx2" in features:
         effects.append(
-            "1x1 convolutions with a stride and fewer than 8 input channels train as a slice "
-            "and stride 1 (oneDNN#6035)"
+            "1x1 convolutions with a stride and fewer than 16 input channels train as a slice and "
+            "stride 1 (oneDNN#6035)"
         )
     if not has_int8_dot(features):
         effects.append(
@@ -169,7 +171,7 @@ def versions() -> dict[str, str]:
     """Versions of Python, of this package and of its dependencies; packages that are not installed
     are absent.
     """
-    installed = {"python": platform.python_version()}
+    installed = {"python": platform.python_version(), "edgecompress": __version__}
     for name in _PACKAGES:
         try:
             installed[name] = importlib.metadata.version(name)

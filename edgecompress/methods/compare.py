@@ -93,7 +93,9 @@ def versus(first: Sequence[float], second: Sequence[float], *, paired: bool = Fa
         return _signed_ranks(a, b)
     test = stats.mannwhitneyu(a, b, alternative="two-sided")
     delta = 2 * test.statistic / (len(a) * len(b)) - 1
-    return {"test": "mann-whitney", "p": float(test.pvalue), "effect": float(delta)}
+    # where all results are equal, some versions of SciPy say NaN
+    p = 1.0 if np.isnan(test.pvalue) else float(test.pvalue)
+    return {"test": "mann-whitney", "p": p, "effect": float(delta)}
 
 
 def _signed_ranks(a: NDArray[np.float64], b: NDArray[np.float64]) -> Comparison:

@@ -105,7 +105,12 @@ class Gated(nn.Module):
                 size = layers.axis_size(self.model.get_submodule(member.layer), "in")
                 source = sources.setdefault(member.layer, torch.full((size,), total))
                 source[member.index] = gates.expand_as(member.index)
-        return {name: source.to(self.log_alpha.device) for name, source in sources.items()}
+        return sources
+
+    def _read_by(self, name: str, padded: Tensor) -> Tensor:
+        """The gate of each input (..., in) of the consumer `name`, from `padded` (..., G + 1)."""
+        self.sources[name] = self.sources[name].to(padded.device)
+        return padded[..., self.sources[name]]
 
     def of_group(self, name: str) -> Tensor:
         """`log_alpha` (C,) of the group `name`."""
@@ -122,9 +127,9 @@ class Gated(nn.Module):
         }
         weights = {
             f"{name}.weight": layers.scale_inputs(
-                self.model.get_submodule(name), padded[0, source.to(padded.device)]
+                self.model.get_submodule(name), self._read_by(name, padded[0])
             )
-            for name, source in self.sources.items()
+            for name in self.sources
             if name not in by_input
         }
         with self._scaled_inputs(padded, by_input):
@@ -166,7 +171,7 @@ class Gated(nn.Module):
                 self._read[name] = value.numel() // max(1, len(value))
                 if name not in names:
                     return None
-                factor = padded[:, self.sources[name].to(padded.device)]  # (rows, in)
+                factor = self._read_by(name, padded)  # (rows, in)
                 shape = [1] * value.dim()
                 shape[0] = len(factor)
                 shape[1 if layers.is_conv(layer) else value.dim() - 1] = factor.shape[1]
@@ -193,8 +198,9 @@ class Gated(nn.Module):
         """
         padded = torch.cat([settled(self.log_alpha), self.log_alpha.new_ones(1)])  # (G + 1,)
         changed = {}
-        for name, source in self.sources.items():
-            weight = layers.scale_inputs(self.model.get_submodule(name), padded[source])
+        for name in self.sources:
+            factor = self._read_by(name, padded)  # (in,)
+            weight = layers.scale_inputs(self.model.get_submodule(name), factor)
             changed[name] = layers.Resized({"weight": weight.detach().clone()}, {})
         return rebuilt(self.model, changed)
 

@@ -140,7 +140,7 @@ def _openness(
             uniform = torch.rand(size, generator=generator).to(device)
             gates = hard_concrete(log_alpha, uniform)  # (C,)
             loss = weight * (settings.share - open_probability(log_alpha).mean()).square()
-            with safe_convolutions():
+            with safe_convolutions(device):
                 for reader in readers:
                     loss = loss + reader.error(ids.to(device), gates)
             optimizer.zero_grad()
@@ -298,7 +298,7 @@ def _mimicked(
     for _ in settings.lambdas:
         for ids in _shuffled(len(inputs), settings.batch_size, generator):
             ids = ids.to(inputs.device)
-            with safe_convolutions():
+            with safe_convolutions(inputs.device):
                 loss = (layer(inputs[ids]) - target[ids]).square().mean() / variance
             optimizer.zero_grad()
             loss.backward()

@@ -114,7 +114,7 @@ def taylor(model: nn.Module, graph: ChannelGraph, loss: Loss, batches: Iterable[
     with evaluating(model):
         for batch in batches:
             model.zero_grad(set_to_none=True)
-            with safe_convolutions():
+            with safe_convolutions(batch.images.device):
                 value = loss(outputs_of(model, batch.images), batch)  # (B, K) -> scalar
             value.backward()
             for group in graph.groups:

@@ -26,6 +26,8 @@ from edgecompress.run.schema import (
 from edgecompress.run.sections import Sections
 
 if TYPE_CHECKING:
+    import torch
+
     from edgecompress.data import DataSet
     from edgecompress.measure.cost import LayerRow
     from edgecompress.run.stage import RunSettings
@@ -77,9 +79,14 @@ def _renamed(value: object, names: Mapping[str, str]) -> object:
 
 
 def build(
-    recipe: RunSettings, data: DataSet, state: State, ledger: Ledger, root: Path
+    recipe: RunSettings,
+    data: DataSet,
+    state: State,
+    ledger: Ledger,
+    root: Path,
+    device: torch.device,
 ) -> RunResult:
-    """The result of a run whose files stand in `root`."""
+    """The result of a run on `device` whose files stand in `root`."""
     shipped = state.shipped
     artifact = artifact_of(state)
     final: Figures = {}
@@ -107,7 +114,7 @@ def build(
         "images": data.sizes(),
         "image_shape": list(data.image_shape) if data.task.metric == "accuracy" else [],
         **provenance(root),
-        **_environment(ledger),
+        **_environment(ledger, device),
         **cast(Sections, {name: dict(section) for name, section in state.sections.items()}),
     }
     if shipped is not None and shipped.refused:
@@ -180,12 +187,17 @@ def _planned(state: State) -> Figures:
     }
 
 
-def _environment(ledger: Ledger) -> Environment:
+def _environment(ledger: Ledger, device: torch.device) -> Environment:
+    import torch
+
     from edgecompress.measure import machine
 
+    hardware = dict(machine.hardware())
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
     return {
         "wall_s": ledger.spent_s,
         "peak_rss_bytes": ledger.peak_rss_bytes,
         "versions": dict(machine.versions()),
-        "hardware": dict(machine.hardware()),
+        "hardware": hardware,
     }

@@ -51,12 +51,15 @@ def own_device(name: str) -> str:
 
 def start(device: torch.device) -> None:
     """Join the process group, if torchrun started this process: NCCL between GPUs, gloo between
-    CPUs.
+    CPUs, and where processes share a GPU, which NCCL refuses.
     """
     if launched() and not _active():
+        backend = "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            backend = "nccl" if here <= torch.cuda.device_count() else "gloo"
+        dist.init_process_group(backend)
 
 
 def stop() -> None:

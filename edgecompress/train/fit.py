@@ -99,7 +99,8 @@ def fit_together(
         for epoch in range(first, settings.epochs + 1):
             start = time.perf_counter()
             drawn = batches(data, settings, device, seed, epoch, skip=done)
-            _train_epoch(runs, drawn, epoch, done)
+            with safe_convolutions(device):
+                _train_epoch(runs, drawn, epoch, done)
             seconds = time.perf_counter() - start
             done = 0  # only the epoch that a training resumes in has batches done
 
@@ -114,7 +115,6 @@ def fit_together(
 def _train_epoch(runs: Mapping[str, Run], drawn: Iterator[Batch], epoch: int, done: int) -> None:
     """Train on the batches `drawn`, which follow the first `done` of `epoch`."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(safe_convolutions())
         for run in runs.values():
             stack.enter_context(run.training(resumed=done > 0))
 

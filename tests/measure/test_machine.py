@@ -17,8 +17,8 @@ def test_the_machine_is_described() -> None:
 @pytest.mark.parametrize(
     ("features", "name", "effects"),
     [
-        ({"avx2", "avx512f", "avx512_vnni"}, "AVX-512 with VNNI", ()),
-        ({"avx2", "avx512f"}, "AVX-512 without VNNI", ("7 bits",)),
+        ({"avx2", "avx512f", "avx512_vnni"}, "AVX-512 with VNNI", ("oneDNN#6035",)),
+        ({"avx2", "avx512f"}, "AVX-512 without VNNI", ("oneDNN#6035", "7 bits")),
         ({"avx2", "avx_vnni"}, "AVX2 with VNNI", ("oneDNN#6035",)),
         ({"avx2"}, "AVX2 without VNNI", ("oneDNN#6035", "7 bits")),
         ({"asimd", "asimddp"}, "NEON with int8 dot products", ()),

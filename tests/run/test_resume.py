@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[
         paths[name] = folder / "recipe.yaml"
         paths[name].write_text(yaml.safe_dump(values))
     command = [sys.executable, str(SCRIPT), *map(str, paths.values())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    # it forks, and children of a process that uses a GPU cannot use it
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=900, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr
     by_path = json.loads(done.stdout)
     return {name: by_path[str(path)] for name, path in paths.items()}
