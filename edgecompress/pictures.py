@@ -6,7 +6,7 @@ The base install reads images too (`predict` on a device), so this needs Pillow 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ UNREADABLE = (
 """What `read` raises for files that cannot be decoded."""
 FULL_SCALE = 65535
 """White in 16 bits."""
+SAMPLED = 64
+"""Images that are looked at to know their range."""
 TURNED = (5, 6, 7, 8)
 """EXIF orientations (tag 274) that exchange width and height."""
 ORIENTATION = 274
@@ -60,6 +62,28 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         raise ValueError(f"pixels of mode {image.mode} up to {values.max()}: white is not known")
     scaled = (values.astype(np.float64) * (255 / FULL_SCALE)).round()
     return Image.fromarray(scaled.astype(np.uint8))
+
+
+def faint(paths: Sequence[Path]) -> str | None:
+    """A sentence where 16-bit images use the lower quarter of their range at most, as cameras and
+    scanners of 10 to 14 bits write them: they are read as dark as they are stored. Looks at
+    `SAMPLED` of `paths`; None where that is not so.
+    """
+    brightest = 0
+    for path in paths[:: max(1, len(paths) // SAMPLED)]:
+        try:
+            with Image.open(path) as opened:
+                if not opened.mode.startswith("I"):
+                    return None
+                brightest = max(brightest, int(np.asarray(opened).max()))
+        except UNREADABLE:
+            continue
+    if not 0 < brightest <= FULL_SCALE // 4:
+        return None
+    return (
+        f"16-bit images reach {brightest:,} of {FULL_SCALE:,} (data of {brightest.bit_length()} "
+        "bits?) and are read as dark as they are: scale them to 16 bits"
+    )
 
 
 def is_picture(path: Path) -> bool:

@@ -20,6 +20,7 @@ import torch
 from edgecompress import checkpoint, files
 from edgecompress.data import load_data
 from edgecompress.measure import runtime
+from edgecompress.units import parse_size
 from tests.cli.test_cli import THREADS, one_line, process, run
 
 FAST = ("--epochs", 3, "--learning-rate", "1e-3", "--distill-epochs", 2)
@@ -268,6 +269,12 @@ def test_a_target_out_of_reach_exits_3_and_keeps_the_smallest(tmp_path: Path) ->
     assert "smallest reachable" in done.stdout
     assert (tmp_path / "out" / "model.onnx").stat().st_size == result["bytes"] > 2000
     assert abs(result["bytes"] / result["smallest_bytes"] - 1) < 0.05
+
+    asked = run("compress", "lenet5", "--target", "2KB", "--dry-run", cwd=tmp_path).stdout
+    (said,) = [line for line in asked.splitlines() if line.startswith("# smallest file: ")]
+    assert said.endswith("the target of 2 KB is out of reach (exit code 3)")
+    foretold = parse_size(said.removeprefix("# smallest file: ").split(" as ")[0].replace(" ", ""))
+    assert abs(result["smallest_bytes"] / foretold - 1) < 0.02
 
 
 def test_macs_and_latency_are_targets_too(tmp_path: Path) -> None:

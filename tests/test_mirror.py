@@ -206,6 +206,10 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "run/test_resume.py",
         "test_compress.py",
     ),
+    "stages/plan/outlook.py": (
+        "test_resolve.py",
+        "test_compress.py",
+    ),
     "stages/plan/work.py": (
         "run/test_resume.py",
         "test_compress.py",

@@ -36,12 +36,17 @@ def dry_run(recipe: Recipe, origins: Mapping[str, str], root: Path) -> str:
 
 
 def _about(setup: Setup, root: Path) -> Iterator[str]:
+    from edgecompress.stages.plan.outlook import outlook
+
     yield f"data: {setup.data.label}, {setup.data.summary()}"
     parameters = 0
     if setup.network is not None:
         parameters = sum(p.numel() for p in setup.network.parameters())
         yield f"model: {setup.source.name}, {format_count(parameters)} parameters"
     yield f"epochs: {_epochs(setup.recipe)}"
+    smallest = outlook(setup)
+    if smallest is not None:
+        yield smallest
     yield f"device: {setup.device}; {_runtime()}"
     yield _space(root, 4 * parameters * COPIES * len(setup.recipe.stages))
 

@@ -82,6 +82,9 @@ def load_folder(
         )
     tree = _two_trees(root) if (root / "train").is_dir() else _one_tree(root)
     notes = [*tree.notes, *_unread(tree.others)]
+    dark = pictures.faint([path for files in tree.parts.values() for path, _ in files])
+    if dark is not None:
+        notes.append(dark)
     if image_size is None:
         image_size, note = _size_for(tree.parts.values(), default_size)
         notes += note

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -160,3 +161,16 @@ def test_the_central_square_is_cut_out(tmp_path: Path) -> None:
     assert square.shape == (3, 20, 20)
     assert int(square.min()) == 255
     assert _enlarged(torch.zeros(3, 4, 8, dtype=torch.uint8), 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(("white", "named"), [(4095, True), (65535, False)])
+def test_data_of_12_bits_in_files_of_16_are_named(white: int, named: bool, tmp_path: Path) -> None:
+    values = np.linspace(0, white, 32 * 32).reshape(32, 32).astype(np.uint16)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(10):
+            Image.fromarray(values).save(tmp_path / label / f"{number}.png")
+    notes = [note for note in load_data(f"folder:{tmp_path}").notes if "16-bit" in note]
+    assert len(notes) == named
+    if named:
+        assert "reach 4,095 of 65,535 (data of 12 bits?)" in notes[0]

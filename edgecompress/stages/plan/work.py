@@ -142,7 +142,7 @@ class Planned:
     params: float
 
 
-def _planned_formats(
+def planned_formats(
     context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage, round_to: int
 ) -> list[Planned]:
     """The formats that were looked at, the best first: that in which most parameters fit; where
@@ -178,7 +178,7 @@ def _pruned_plan(
 ) -> SizePlan:
     """The plan: the format, and the bytes and MACs that the pruned network may take."""
     round_to = 8 if settings.round_to == "auto" else settings.round_to
-    chosen, *others = _planned_formats(context, model, graph, settings, round_to)
+    chosen, *others = planned_formats(context, model, graph, settings, round_to)
     small = chosen.small
     beside = ", ".join(f"{one.form} {one.params:,.0f}" for one in others)
     more = f" ({chosen.params:,.0f} weights fit; {beside})" if others else ""
