@@ -114,18 +114,29 @@ def chromium() -> str:
     pytest.skip("no Chromium here: apt-get install chromium")
 
 
-@pytest.fixture
-def digits_folder(tmp_path: Path) -> Path:
-    """A small tree of 3 classes with 12 PNG images each, from the digits."""
+def _images_of_digits(root: Path, classes: int, each: int) -> Path:
+    """`each` PNG images of each of so many digits, in `root`."""
     from PIL import Image
 
     from edgecompress.data import load_data
 
     data = load_data("digits")
-    root = tmp_path / "images"
-    for label in range(3):
+    for label in range(classes):
         (root / f"class{label}").mkdir(parents=True)
-        for number, index in enumerate((data.train.labels == label).nonzero()[:12, 0].tolist()):
+        chosen = (data.train.labels == label).nonzero()[:each, 0].tolist()
+        for number, index in enumerate(chosen):
             pixels = data.train.pixels[index].permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(root / f"class{label}" / f"{number}.png")
     return root
+
+
+@pytest.fixture
+def digits_folder(tmp_path: Path) -> Path:
+    """A small tree of 3 classes with 12 PNG images each, from the digits."""
+    return _images_of_digits(tmp_path / "images", 3, 12)
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Data of 20 images of each digit, for tests that ask whether something runs, not how well."""
+    return f"folder:{_images_of_digits(tmp_path_factory.mktemp('few') / 'digits', 10, 20)}"

@@ -227,10 +227,12 @@ def _features_recipe(folder: Path, trained: Path) -> Path:
         "transfer-densenet121",
     ],
 )
-def test_the_distillations_of_the_source_run_at_small_scale(name: str, tmp_path: Path) -> None:
+def test_the_distillations_of_the_source_run_at_small_scale(
+    name: str, few: str, tmp_path: Path
+) -> None:
     """Figures 3.2-3.8; VGG16 and DenseNet-121 as narrow twins."""
     (tmp_path / "narrow.py").write_text(NARROW_VGG + NARROW_DENSENET)
-    more = ["--set", "stages.0.epochs=1"]
+    more = ["--set", f"data={few}", "--set", "stages.0.epochs=1"]
     if name.startswith("distill"):
         more += ["--set", "stages.0.model=narrow.py:make", "--set", "stages.2.epochs=2"]
     else:

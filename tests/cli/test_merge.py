@@ -311,12 +311,15 @@ def test_strategies_are_compared_under_one_budget(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet20"])
-def test_the_experiments_of_the_second_source_run_at_small_scale(name: str, tmp_path: Path) -> None:
+def test_the_experiments_of_the_second_source_run_at_small_scale(
+    name: str, few: str, tmp_path: Path
+) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "pasen2022" / f"{name}.yaml"
     more = ["--set", "stages.0.budget=6", "--set", "stages.0.repeats=2"]
     if name == "resnet20":  # a narrow twin: the network itself takes minutes here
         (tmp_path / "narrow.py").write_text(NARROW_RESNET)
         more += ["--set", "model=narrow.py:make"]
+    more += ["--set", f"data={few}"]
     done = run("run", recipe, *more, "-o", "c", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert result_of(tmp_path / "c")["compare"]["budget"] == 6
@@ -495,9 +498,9 @@ def test_three_networks_at_once(parents: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
-def test_deeper_networks_are_merged(name: str, tmp_path: Path) -> None:
+def test_deeper_networks_are_merged(name: str, few: str, tmp_path: Path) -> None:
     """Residual streams, BatchNorm and depthwise layers, from two files to the one that ships."""
-    data = Lesson().load(lambda _: None)
+    data = Lesson(data=few).load(lambda _: None)
     for seed in (1, 2):
         made = network(name, data, seed)
         checkpoint.save(
@@ -514,6 +517,8 @@ def test_deeper_networks_are_merged(name: str, tmp_path: Path) -> None:
         1,
         "--finetune-epochs",
         0,
+        "--data",
+        few,
         "-o",
         "m",
         "--json",

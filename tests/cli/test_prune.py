@@ -228,7 +228,9 @@ def make(num_classes):
 @pytest.mark.parametrize(
     "name", ["profile", "student3-dynamic", "student3-static", "teacher-dynamic", "teacher-static"]
 )
-def test_the_experiments_of_the_source_run_at_small_scale(name: str, tmp_path: Path) -> None:
+def test_the_experiments_of_the_source_run_at_small_scale(
+    name: str, few: str, tmp_path: Path
+) -> None:
     """Tables 3.1-3.3 and Figures 3.9-3.26; the teachers as narrow twins with VGG16's layer
     names.
     """
@@ -236,6 +238,7 @@ def test_the_experiments_of_the_source_run_at_small_scale(name: str, tmp_path: P
     more = ["--set", "stages.0.epochs=1"] if name == "profile" else ["--set", "stages.1.epochs=4"]
     if name.startswith("teacher"):
         more += ["--set", "model=narrow.py:make"]
+    more += ["--set", f"data={few}"]
     done = run("run", RECIPES / f"{name}.yaml", *more, "-o", "r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path / "r")

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.cli.test_cli import run
+
 
 def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc-per-node 2 -m edgecompress ...` on this machine's processor."""
@@ -77,9 +79,9 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
     assert done.stdout.count("model.safetensors") == 1, "one process prints"
 
 
-def test_a_network_is_cut_alike_in_both_processes(tmp_path: Path) -> None:
+def test_a_network_is_cut_alike_in_both_processes(few: str, tmp_path: Path) -> None:
     """If each process chose its own channels, the next step's gradients could not be summed."""
-    done = torchrun("train", "lenet5", "--epochs", 1, "-o", "a", cwd=tmp_path)
+    done = torchrun("train", "lenet5", "--data", few, "--epochs", 1, "-o", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     done = torchrun(
         "prune", "a", "--amount", "50%", "--epochs", 1, "-o", "b", "--json", cwd=tmp_path
@@ -95,9 +97,10 @@ def test_bad_input_ends_both_processes(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_two_processes_merge(tmp_path: Path) -> None:
+def test_two_processes_merge(few: str, tmp_path: Path) -> None:
     for seed in (1, 2):
-        alone("train", "lenet5", "--epochs", 1, "--seed", seed, "-o", f"p{seed}", cwd=tmp_path)
+        options = ("--data", few, "--epochs", 1, "--seed", seed, "-o", f"p{seed}")
+        assert run("train", "lenet5", *options, cwd=tmp_path).returncode == 0
     done = torchrun(
         "merge",
         "p1",
