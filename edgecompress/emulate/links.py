@@ -21,6 +21,7 @@ from typing import IO, TypedDict, cast
 from edgecompress.emulate import shell
 from edgecompress.emulate.schema import LinkRow, Measurement
 from edgecompress.emulate.topology import Link
+from edgecompress.errors import EdgecompressError
 
 HEADERS = 42
 """Bytes of Ethernet, IP and UDP headers around the payload of a datagram."""
@@ -163,15 +164,24 @@ def _paced(
         shell.inside(built.pids[receiver], *program, "receive", PROBE_PORT, str(3 * seconds)),
         stdout=subprocess.PIPE,
     )
+    sending = None
     try:
         cast(IO[str], receiving.stdout).readline()
         pace = (str(packets), str(interval_us), str(size))
-        sending = shell.inside(built.pids[sender], *program, "send", address, PROBE_PORT, *pace)
-        shell.run(*sending, timeout=3 * seconds + 10)
+        sending = shell.start(
+            shell.inside(built.pids[sender], *program, "send", address, PROBE_PORT, *pace),
+            stderr=subprocess.PIPE,
+        )
+        # it repeats the datagram that ends the measurement until it is stopped
         output, _ = receiving.communicate(timeout=3 * seconds + 10)
+        if sending.poll():
+            message = " ".join(cast(IO[str], sending.stderr).read().split())
+            raise EdgecompressError(f"datagrams to {address} cannot be sent: {message[-300:]}")
         return cast(Arrivals, json.loads(output.strip().splitlines()[-1]))
     finally:
-        shell.stop(receiving)
+        for child in (sending, receiving):
+            if child is not None:
+                shell.stop(child)
 
 
 def _bandwidth(built: Built, sender: int, receiver: int, address: str) -> float:
