@@ -66,16 +66,16 @@ def test_every_stage_is_in_a_recipe() -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
+def found(few: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
     """What the runs of all recipes left, in one process that imports what they need once."""
     paths = {}
     for name, stages in RECIPES.items():
         folder = tmp_path_factory.mktemp(name)
         if stages[0]["stage"] == "load":
-            first = execute(recipe(TRAIN), folder / "first")
+            first = execute(recipe(TRAIN, data=few), folder / "first")
             checkpoint = str(first.root / "model.safetensors")
             stages = [{**stages[0], "checkpoint": checkpoint}, *stages[1:]]
-        values = {"model": SMALL.get(name, "lenet5"), "threads": 1, "stages": stages}
+        values = {"model": SMALL.get(name, "lenet5"), "data": few, "threads": 1, "stages": stages}
         paths[name] = folder / "recipe.yaml"
         paths[name].write_text(yaml.safe_dump(values))
     command = [sys.executable, str(SCRIPT), *map(str, paths.values())]
@@ -98,8 +98,8 @@ def test_a_killed_run_resumes_to_the_same_result(
     assert found[name]["different"] == []
 
 
-def recipe(*stages: dict[str, Any]) -> Any:
-    return validate({"model": "lenet5", "threads": 1, "stages": list(stages)}, "recipe")
+def recipe(*stages: dict[str, Any], **more: str) -> Any:
+    return validate({"model": "lenet5", "threads": 1, "stages": list(stages), **more}, "recipe")
 
 
 @pytest.mark.parametrize("last", [
