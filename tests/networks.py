@@ -167,6 +167,34 @@ class Widths(nn.Module):
         return self.fc(torch.cat([x.mean((2, 3)), more.mean((2, 3))], 1))
 
 
+class Blurred(nn.Module):
+    """Blur pools: a buffer with a filter for each channel and their number as an attribute, one
+    filter that is expanded, and one for each channel that is learned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        filters = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
+        self.channels = 8
+        self.register_buffer("each", filters.expand(8, 1, 3, 3).clone(), persistent=False)
+        self.register_buffer("one", filters[None, None], persistent=False)
+        self.learned = nn.Parameter(torch.randn(12, 1, 3, 3) / 3)
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 10, 3, padding=1)
+        self.conv3 = nn.Conv2d(10, 12, 3, padding=1)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x).relu()
+        x = torch.nn.functional.conv2d(x, self.each, stride=2, padding=1, groups=self.channels)
+        x = self.conv2(x).relu()
+        filters = self.one.expand(x.shape[1], -1, -1, -1)
+        x = torch.nn.functional.conv2d(x, filters, stride=2, padding=1, groups=x.shape[1])
+        x = self.conv3(x).relu()
+        x = torch.nn.functional.conv2d(x, self.learned, None, 1, 1, 1, x.shape[1])
+        return self.fc(x.mean((2, 3)))
+
+
 torchvision()
 NARROW: dict[str, Callable[[], nn.Module]] = {
     "vgg16": lambda: _vgg(False),
@@ -182,6 +210,7 @@ NARROW: dict[str, Callable[[], nn.Module]] = {
     "heads": Heads,
     "fused heads": lambda: Heads(fused=True),
     "widths": Widths,
+    "blurred": Blurred,
     **{
         name: (lambda name=name: build(ModelSource(name, 5, (3, 32, 32))))
         for name in ("student1", "student2", "student3", "lenet5")

@@ -231,7 +231,7 @@ def test_buffers_that_are_not_persistent_come_back(name: str, tmp_path: Path) ->
         torch.testing.assert_close(checkpoint.load(path)[0](x), model(x))
 
 
-@pytest.mark.parametrize("name", ["heads", "widths"])
+@pytest.mark.parametrize("name", ["heads", "widths", "blurred"])
 def test_numbers_of_the_user_s_code_come_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

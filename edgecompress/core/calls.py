@@ -41,6 +41,10 @@ class Call:
         """Run the operation on the labels themselves."""
         return self.function(*self.labels, **self.label_kwargs)
 
+    def given(self, place: int, name: str) -> Argument:
+        """The argument at `place`, or called `name`, as it is in the code; None without one."""
+        return self.node.kwargs.get(name, self.written(place))
+
     def written(self, place: int, default: Argument = None) -> Argument:
         """The positional argument at `place` as it is in the code."""
         return self.node.args[place] if len(self.node.args) > place else default

@@ -4,10 +4,11 @@ they mix channels these are frozen; the channels of other dimensions, such as wh
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from edgecompress.core.calls import Argument, Call, unknown
-from edgecompress.core.ledger import Ledger, anonymous, varies
+from edgecompress.core.ledger import Ledger, anonymous, spread, varies
+from edgecompress.core.numbers import Number, follows, is_number
 
 
 def matmul(ledger: Ledger, call: Call, out: Tensor) -> Argument:
@@ -51,6 +52,53 @@ def attention(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     pairs = query.shape[:-1].numel() * key.shape[-2]
     ledger.multiply(value.narrow(-2, 0, 1), pairs * (query.shape[-1] + value.shape[-1]))
     return value.narrow(-2, 0, 1).expand(out.shape)
+
+
+def depthwise(ledger: Ledger, call: Call, out: Tensor) -> Argument:
+    """A convolution by a bare tensor of filters, one for each channel, as blur pools have them:
+    (C, 1, ...), or a single filter that is expanded to the width of the input.
+    """
+    weight, groups = call.given(1, "weight"), call.given(6, "groups")
+    labels = call.label_tensors[0]
+    filters = call.args[1] if len(call.args) > 1 else call.kwargs.get("weight")
+    if call.given(2, "bias") is not None or not isinstance(weight, fx.Node):
+        return unknown(ledger, call, out)
+    width = labels.shape[1]
+    if labels.dim() != out.dim() or tuple(filters.shape[:2]) != (width, 1):
+        return unknown(ledger, call, out)
+    channels = ledger.along(labels, 1, call.name)
+    sizes = [groups]
+    if weight.op == "get_attr" and _is_bare(ledger, str(weight.target)):
+        ledger.record(str(weight.target), "dim0", channels)
+    elif _expands_one(weight):
+        sizes.append(weight.args[1])
+    else:
+        return unknown(ledger, call, out)
+    for size in sizes:
+        follows_cut = isinstance(size, Number) and follows(ledger, size, channels)
+        if not (isinstance(size, fx.Node) or follows_cut):
+            return unknown(ledger, call, out)
+    ledger.multiply(channels, out.numel() * filters[0].numel())
+    return spread(channels, 1, out)
+
+
+def _is_bare(ledger: Ledger, name: str) -> bool:
+    """Is `name` a parameter or buffer that is no layer's?"""
+    owner = name.rpartition(".")[0]
+    made = name.startswith("_tensor_constant")  # by the code itself, at each call
+    taken = (layer == owner and not is_number(axis) for layer, axis in ledger.recorded)
+    return not made and not any(taken)
+
+
+def _expands_one(node: fx.Node) -> bool:
+    """Is it one filter, expanded to so many?"""
+    source = node.args[0] if node.args else None
+    return (
+        str(node.target) in ("expand", "repeat")
+        and isinstance(source, fx.Node)
+        and source.op == "get_attr"
+        and len(node.args) > 1
+    )
 
 
 def along_others(ledger: Ledger, call: Call, out: Tensor) -> Argument:
