@@ -60,7 +60,7 @@ def depthwise(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     """
     weight, groups = call.given(1, "weight"), call.given(6, "groups")
     labels = call.label_tensors[0]
-    filters = call.args[1] if len(call.args) > 1 else call.kwargs.get("weight")
+    filters = call.args[1] if len(call.args) > 1 else call.kwargs["weight"]
     if call.given(2, "bias") is not None or not isinstance(weight, fx.Node):
         return unknown(ledger, call, out)
     width = labels.shape[1]
