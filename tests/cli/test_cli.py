@@ -37,10 +37,10 @@ def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.Complet
     if environment:
         return process(*arguments, cwd=cwd, **environment)
     out, err, before, folder = io.StringIO(), io.StringIO(), dict(os.environ), Path.cwd()
-    threads = torch.get_num_threads()
+    threads, own = torch.get_num_threads(), _environment()
     try:
         os.environ.clear()
-        os.environ.update(_environment())
+        os.environ.update(own)
         os.chdir(cwd)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run_command([str(argument) for argument in arguments])
