@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgecompress.measure.cost import LayerRow
     from edgecompress.pipeline import Outcome
     from edgecompress.run.schema import ConstantRow, RunResult, StageRecord
-    from edgecompress.run.sections import CompareSection, ProfileSection
+    from edgecompress.run.sections import CompareSection, FrozenSection, ProfileSection
 
 
 def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
@@ -71,6 +71,8 @@ def _sure(row: StageRecord) -> str:
 
 def show_sections(result: RunResult, *, verbose: bool) -> None:
     """What the stages report of themselves."""
+    if verbose and "frozen" in result and result["frozen"]["reasons"]:
+        show_frozen(result["frozen"])
     if "distill" in result and result["distill"]["teacher"]:
         from edgecompress.report.html import distillation
 
@@ -85,6 +87,16 @@ def show_sections(result: RunResult, *, verbose: bool) -> None:
     left_alone = result["gradual"]["left_alone"] if "gradual" in result else {}
     for name, reason in left_alone.items():
         print_line(f"left alone: {name}: {reason}")
+
+
+def show_frozen(frozen: FrozenSection) -> None:
+    """A row for each reason why something cannot be cut, with the lines of code that call it."""
+    lines = frozen.get("lines", {})
+    rows = [
+        (reason, f"{share:.1%}", ", ".join(lines.get(reason, [])))
+        for reason, share in frozen["reasons"].items()
+    ]
+    stderr().print(table("what cannot be cut", ["reason", "parameters", "lines"], rows))
 
 
 def show_constant_channels(channels: Sequence[ConstantRow]) -> None:

@@ -13,8 +13,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,6 +36,23 @@ _PLAIN = (bool, str, torch.dtype, torch.device, torch.layout, torch.memory_forma
 """Types of values that no cut changes: the traced code gets them as they are."""
 _OF_RANK = ("ndim", "dim", "ndimension", "is_contiguous", "is_floating_point", "element_size")
 """Attributes and methods of a tensor whose results no cut changes."""
+
+
+LINE = "line"
+"""Under this name the metadata of a node has the line of code that called it, `net.py:12`."""
+_LIBRARIES = tuple(str(Path(module.__file__ or "").parent) + os.sep for module in (torch, layers))
+"""Folders whose code is not the network's own."""
+
+
+def _calling_line() -> str:
+    """The innermost line of the network's own code that is running; "" where PyTorch's runs it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not concrete_trace.__code__:
+        path = frame.f_code.co_filename
+        if not path.startswith(("<", *_LIBRARIES)):
+            return f"{Path(path).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 @dataclass(frozen=True)
@@ -197,6 +218,7 @@ class _ConcreteTracer(ThreadTracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         """A node, with its value."""
         node = super().create_node(kind, *args, **kwargs)
+        node.meta[LINE] = _calling_line()
         if kind != "output":
             with self._values_only():
                 self.values[node] = self._run(node)

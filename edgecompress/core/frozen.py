@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -20,6 +20,8 @@ class Frozen:
     params: float
     macs: float
     reasons: dict[str, float]
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    """The lines of code behind a reason (`net.py:12`), where they are known."""
 
     def text(self) -> str:
         """`12 % of the parameters and 3 % of the MACs cannot be cut: ...`."""
@@ -50,7 +52,8 @@ def frozen_share(model: nn.Module, graph: ChannelGraph) -> Frozen:
         macs += graph.macs.get(name, 0) if held else 0
     ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]))
     all_macs = sum(graph.macs.values()) or 1
-    return Frozen(sum(ordered.values()), macs / all_macs, ordered)
+    lines = {reason: list(graph.lines[reason]) for reason in ordered if reason in graph.lines}
+    return Frozen(sum(ordered.values()), macs / all_macs, ordered, lines)
 
 
 def _held(layer: str, movable: set[str]) -> bool:

@@ -102,6 +102,10 @@ class ChannelGraph:
     """Those of products of activations (attention) that go with one channel of each group, by the
     group's name.
     """
+    lines: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By reason for which something is frozen, the lines of code that call it (`net.py:12`); some
+    reasons have none.
+    """
 
     def group(self, name: str) -> ChannelGroup:
         """The prunable group called `name`. Raises `UsageError` naming the known ones."""
@@ -189,6 +193,7 @@ def _graph(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
         input_shape,
         output_shapes=dict(tracer.output_shapes),
         product_macs=_product_macs(ledger, channel_of, grouping, groups, input_shape[0]),
+        lines={reason: tuple(lines) for reason, lines in ledger.lines.items()},
     )
 
 

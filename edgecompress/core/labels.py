@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from edgecompress.core import layers, rules
 from edgecompress.core.calls import Argument, Call
-from edgecompress.core.concrete import Traced, called
+from edgecompress.core.concrete import LINE, Traced, called
 from edgecompress.core.ledger import Axis, Ledger, anonymous, flat, spread
 
 INPUT = "the network's input"
@@ -40,7 +40,9 @@ class LabelTracer:
     def run(self) -> None:
         """Visit every node."""
         for node in self._graph.nodes:
+            self.ledger.line = str(node.meta.get(LINE, ""))
             self._labels[node] = self._labelled(node)
+        self.ledger.line = ""
         for names in self._shared:
             self._couple_shared(names)
 

@@ -26,6 +26,8 @@ class Ledger:
     products   [(labels, number), ...]           products of activations: what each position of a
                                                  channel costs, in MACs of the whole batch
     count                                        number of labels in use
+    line                                         where the code calls what is being looked at
+    lines      {reason: {line: None}}            where the code calls what freezes
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,8 @@ class Ledger:
         ]
         self.products: list[tuple[Tensor, float]] = []
         self.count = 1
+        self.line = ""
+        self.lines: dict[str, dict[str, None]] = {}
 
     def fresh(self, size: int) -> Tensor:
         """`size` labels never used before, (size,)."""
@@ -58,6 +62,8 @@ class Ledger:
 
     def freeze(self, labels: object, reason: str) -> None:
         """All labels in `labels` (a tensor, or tensors in containers) must stay, for `reason`."""
+        if self.line:
+            self.lines.setdefault(reason, {})[self.line] = None
         for part in flat(labels):
             if isinstance(part, Tensor):
                 self.freezes.append((narrowed(part).unique(), reason))

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 class FrozenSection(TypedDict):
-    """What of the network cannot be cut: shares (0..1) of its parameters and MACs, and the share of
-    the parameters by reason.
+    """What of the network cannot be cut: shares (0..1) of its parameters and MACs, the share of the
+    parameters by reason, and the lines of code behind a reason.
     """
 
     params: float
     macs: float
     reasons: dict[str, float]
+    lines: dict[str, list[str]]
 
 
 class CutRow(TypedDict):

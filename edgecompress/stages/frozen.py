@@ -24,5 +24,6 @@ def with_frozen(context: Context, state: State, model: nn.Module, graph: Channel
         "params": round(found.params, 6),
         "macs": round(found.macs, 6),
         "reasons": {reason: round(share, 6) for reason, share in found.reasons.items()},
+        "lines": found.lines,
     }
     return state.with_section(SECTION, section)

@@ -34,3 +34,24 @@ def test_a_single_layer_stands_between_input_and_output() -> None:
     found = frozen_share(model, trace(model, EXAMPLE))
     assert (found.params, found.macs) == (1, 1)
     assert found.reasons == {"the network's input": 1}
+
+
+class Gram(Net):
+    """Its channels meet in a product, called from a function beside it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.b(self.a(x)).flatten(2)
+        return self.fc(products(tokens).mean(2))
+
+
+def products(tokens: torch.Tensor) -> torch.Tensor:
+    return (tokens @ tokens.transpose(1, 2)) @ tokens
+
+
+def test_a_reason_names_the_lines_that_call_it() -> None:
+    model = Gram()
+    found = frozen_share(model, trace(model, EXAMPLE))
+    line = products.__code__.co_firstlineno + 1
+    assert {place for lines in found.lines.values() for place in lines} == {
+        f"test_frozen.py:{line}"
+    }

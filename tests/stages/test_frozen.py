@@ -25,6 +25,12 @@ PARTLY = """
         y = torch.relu(self.a(x))
         return self.fc(torch.relu(self.b(y * y.shape[1] ** -0.5)).mean((2, 3)))
 """
+ATTENTIVE = """
+    def forward(self, x):
+        y = torch.relu(self.a(x)).flatten(2)
+        y = (y @ y.transpose(1, 2)).softmax(-1) @ y
+        return self.fc(torch.relu(self.b(y.unflatten(-1, (32, 32)))).mean((2, 3)))
+"""
 NOWHERE = """
     def forward(self, x):
         y = torch.relu(self.a(x))
@@ -35,7 +41,7 @@ NOWHERE = """
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, body in (("partly", PARTLY), ("nowhere", NOWHERE)):
+    for name, body in (("partly", PARTLY), ("attentive", ATTENTIVE), ("nowhere", NOWHERE)):
         (tmp_path / f"{name}.py").write_text(HEAD + body)
     return tmp_path
 
@@ -51,6 +57,20 @@ def test_the_share_that_cannot_be_cut_is_said_and_kept(folder: Path) -> None:
     widths = result["widths"]
     assert set(widths) == {"b"}
     assert widths["b"][1] < widths["b"][0]
+
+
+def test_the_lines_that_call_what_cannot_be_cut_are_shown_with_v(folder: Path) -> None:
+    """The product of channels with channels, in the line of the user's file."""
+    done = run("compress", "attentive.py:Net", "--target-macs", "9M", "--epochs", 1,
+               "--distill-epochs", 1, "-v", "-o", "out", cwd=folder)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    line = (HEAD + ATTENTIVE).split("\n").index(next(
+        text for text in ATTENTIVE.split("\n") if "transpose" in text
+    )) + 1  # fmt: skip
+    (shown,) = [text for text in done.stderr.splitlines() if f"attentive.py:{line}" in text]
+    assert "channels" in shown
+    result = json.loads((folder / "out" / "result.json").read_text())
+    assert [f"attentive.py:{line}"] in result["frozen"]["lines"].values()
 
 
 RECIPE = """
