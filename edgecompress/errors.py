@@ -14,10 +14,13 @@ A message is one line: the value received, what is allowed, and the fix.
 from __future__ import annotations
 
 import difflib
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+_NO_KERNEL = re.compile(r"Could not run '([^']+)' with arguments from the '(\w+)' backend")
 
 
 class EdgecompressError(Exception):
@@ -92,9 +95,17 @@ def blamed(error: BaseException) -> str:
     own = (part for part in chain if not type(part).__module__.startswith("torch.onnx"))
     cause = next(own, chain[-1])
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    reason = ": ".join([type(cause).__name__, *lines[:1]])
+    reason = missing_kernel(cause) or ": ".join([type(cause).__name__, *lines[:1]])
     places = [place for part in chain for place in _places(part)]
     return f"{reason} ({places[-1]})" if places else reason
+
+
+def missing_kernel(error: BaseException) -> str | None:
+    """`operator torchvision::nms has no kernel for CUDA`, where that is what PyTorch says in many
+    lines.
+    """
+    found = _NO_KERNEL.search(str(error)) if isinstance(error, NotImplementedError) else None
+    return f"operator {found[1]} has no kernel for {found[2]}" if found else None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

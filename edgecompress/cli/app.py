@@ -31,7 +31,7 @@ from edgecompress.cli import (
 from edgecompress.cli.console import print_error, print_line
 from edgecompress.cli.grouped import GroupedCommand
 from edgecompress.cli.mistakes import mistake
-from edgecompress.errors import EdgecompressError
+from edgecompress.errors import EdgecompressError, blamed, missing_kernel
 
 app = typer.Typer(
     name="edgecompress",
@@ -134,6 +134,9 @@ def _failed(error: Exception, debug: bool) -> int:
         return error.exit_code
     if isinstance(error, ModuleNotFoundError):
         print_error(f"package '{error.name}' is not installed: run pip install 'edgecompress[all]'")
+        return 4
+    if missing_kernel(error) is not None:
+        print_error(f"{blamed(error)}: choose another --device, or another operator")
         return 4
     text = " ".join(str(error).split()) or type(error).__name__
     print_error(f"{type(error).__name__}: {text}; run again with --debug for the traceback")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import one_line, run
+from tests.cli.test_cli import one_line, process, run
 
 NETWORKS = """
 import torch
@@ -93,3 +93,30 @@ def test_the_reason_of_the_exporter_is_shown(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_run(code: str, exit_code: int, part: str, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(code)
     assert part in one_line(run("train", "net.py:make", cwd=tmp_path), exit_code)
+
+
+NO_KERNEL = """
+import torch
+from torch import nn
+
+lib = torch.library.Library("edgecompress_tests", "DEF")
+lib.define("twice(Tensor x) -> Tensor")
+lib.impl("twice", lambda x: x * 2, "CUDA")
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.fc = nn.Linear(3072, num_classes)
+
+    def forward(self, x):
+        return self.fc(torch.ops.edgecompress_tests.twice(x.flatten(1)))
+"""
+
+
+def test_an_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(NO_KERNEL)
+    done = process("train", "own.py:Net", "--device", "cpu", "-o", "t", cwd=tmp_path)
+    line = NO_KERNEL.split("\n").index(NO_KERNEL.rstrip().split("\n")[-1]) + 1
+    assert "operator edgecompress_tests::twice has no kernel for CPU" in one_line(done, 2)
+    assert f"own.py:{line}" in done.stderr
+    assert not (tmp_path / "t").exists()
