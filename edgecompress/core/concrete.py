@@ -15,6 +15,7 @@ import functools
 import operator
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,17 +43,29 @@ LINE = "line"
 """Under this name the metadata of a node has the line of code that called it, `net.py:12`."""
 _LIBRARIES = tuple(str(Path(module.__file__ or "").parent) + os.sep for module in (torch, layers))
 """Folders whose code is not the network's own."""
+_INSTALLED = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 
 
 def _calling_line() -> str:
-    """The innermost line of the network's own code that is running; "" where PyTorch's runs it."""
+    """The innermost line of the network's own code that is running, of an installed package only
+    where no other is; "" where PyTorch alone runs.
+    """
     frame: FrameType | None = sys._getframe(1)
+    installed = ""
     while frame is not None and frame.f_code is not concrete_trace.__code__:
         path = frame.f_code.co_filename
         if not path.startswith(("<", *_LIBRARIES)):
-            return f"{Path(path).name}:{frame.f_lineno}"
+            line = f"{_shown(Path(path))}:{frame.f_lineno}"
+            if not path.startswith(_INSTALLED):
+                return line
+            installed = installed or line
         frame = frame.f_back
-    return ""
+    return installed
+
+
+def _shown(path: Path) -> str:
+    """`net.py`, or `package/__init__.py`."""
+    return f"{path.parent.name}/{path.name}" if path.name == "__init__.py" else path.name
 
 
 @dataclass(frozen=True)

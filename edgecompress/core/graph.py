@@ -193,8 +193,18 @@ def _graph(tracer: LabelTracer, input_shape: tuple[int, ...]) -> ChannelGraph:
         input_shape,
         output_shapes=dict(tracer.output_shapes),
         product_macs=_product_macs(ledger, channel_of, grouping, groups, input_shape[0]),
-        lines={reason: tuple(lines) for reason, lines in ledger.lines.items()},
+        lines=_lines(ledger, channel_of, grouping),
     )
+
+
+def _lines(ledger: Ledger, channel_of: Tensor, grouping: _Grouping) -> dict[str, tuple[str, ...]]:
+    """By reason the lines of code whose calls hold a group for it."""
+    lines: dict[str, dict[str, None]] = defaultdict(dict)
+    for labels, reason, line in ledger.called:
+        groups = grouping.group_of[channel_of[labels]].unique().tolist()
+        if any(number >= 0 and grouping.reasons[number] == reason for number in groups):
+            lines[reason][line] = None
+    return {reason: tuple(found) for reason, found in lines.items()}
 
 
 def _product_macs(

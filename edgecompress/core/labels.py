@@ -132,7 +132,8 @@ class LabelTracer:
         owner, _, own = name.rpartition(".")
         module = self.modules.get(owner)
         if module is None or not layers.axes(module):
-            return None
+            bare = (name, "dim0")
+            return [bare] if bare in self.ledger.recorded else None
         if not layers.is_mixing(module):
             return [(owner, "through")]
         return (

@@ -27,7 +27,7 @@ class Ledger:
                                                  channel costs, in MACs of the whole batch
     count                                        number of labels in use
     line                                         where the code calls what is being looked at
-    lines      {reason: {line: None}}            where the code calls what freezes
+    called     [(labels, reason, line), ...]     where the code calls what freezes
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Ledger:
         self.products: list[tuple[Tensor, float]] = []
         self.count = 1
         self.line = ""
-        self.lines: dict[str, dict[str, None]] = {}
+        self.called: list[tuple[Tensor, str, str]] = []
 
     def fresh(self, size: int) -> Tensor:
         """`size` labels never used before, (size,)."""
@@ -62,11 +62,12 @@ class Ledger:
 
     def freeze(self, labels: object, reason: str) -> None:
         """All labels in `labels` (a tensor, or tensors in containers) must stay, for `reason`."""
-        if self.line:
-            self.lines.setdefault(reason, {})[self.line] = None
         for part in flat(labels):
             if isinstance(part, Tensor):
-                self.freezes.append((narrowed(part).unique(), reason))
+                held = narrowed(part).unique()
+                self.freezes.append((held, reason))
+                if self.line:
+                    self.called.append((held, reason, self.line))
 
     def record(self, layer: str, axis: str, labels: Tensor) -> Tensor:
         """Enter the labels (size,) of an axis; returns those of its first call.

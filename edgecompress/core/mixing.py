@@ -10,6 +10,8 @@ from edgecompress.core.calls import Argument, Call, unknown
 from edgecompress.core.ledger import Ledger, anonymous, spread, varies
 from edgecompress.core.numbers import Number, follows, is_number
 
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+
 
 def matmul(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     """A product of two activations, (..., i, d) and (..., d, j): each of the leading dimensions is
@@ -68,7 +70,7 @@ def depthwise(ledger: Ledger, call: Call, out: Tensor) -> Argument:
         return unknown(ledger, call, out)
     channels = ledger.along(labels, 1, call.name)
     sizes = [groups]
-    if weight.op == "get_attr" and _is_bare(ledger, str(weight.target)):
+    if weight.op == "get_attr" and _is_bare(ledger, str(weight.target)) and _only_filters(weight):
         ledger.record(str(weight.target), "dim0", channels)
     elif _expands_one(weight):
         sizes.append(weight.args[1])
@@ -88,6 +90,20 @@ def _is_bare(ledger: Ledger, name: str) -> bool:
     made = name.startswith("_tensor_constant")  # by the code itself, at each call
     taken = (layer == owner and not is_number(axis) for layer, axis in ledger.recorded)
     return not made and not any(taken)
+
+
+def _only_filters(node: fx.Node) -> bool:
+    """Is the tensor of `node` read as the weight of convolutions only, everywhere?"""
+    reads = [
+        each for each in node.graph.nodes if each.op == "get_attr" and each.target == node.target
+    ]
+    return all(
+        str(getattr(user.target, "__name__", "")) in CONVOLUTIONS
+        and user.args[:1] != (read,)
+        and read in (*user.args[1:2], user.kwargs.get("weight"))
+        for read in reads
+        for user in read.users
+    )
 
 
 def _expands_one(node: fx.Node) -> bool:

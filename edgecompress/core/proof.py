@@ -259,9 +259,11 @@ class _Probe:
             for store in (module._parameters, module._buffers):
                 for name, tensor in store.items():
                     if tensor is not None and (tensor.is_meta or tensor.is_floating_point()):
-                        new = made.setdefault(id(tensor), self._random(name, tensor))
-                        is_parameter = isinstance(tensor, nn.Parameter)
-                        store[name] = nn.Parameter(new, False) if is_parameter else new  # type: ignore[assignment]
+                        if id(tensor) not in made:  # one tensor under two names stays one
+                            new = self._random(name, tensor)
+                            tied = isinstance(tensor, nn.Parameter)
+                            made[id(tensor)] = nn.Parameter(new, False) if tied else new
+                        store[name] = made[id(tensor)]  # type: ignore[assignment]
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) and value.is_meta:
                     vars(module)[name] = made.setdefault(id(value), self._random(name, value))

@@ -337,7 +337,7 @@ RULES: dict[str, Rule] = {
     "ChannelShuffle": _shuffle,
     "roll": _roll,
     **dict.fromkeys(("matmul", "__matmul__", "bmm"), mixing.matmul),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), mixing.depthwise),
+    **dict.fromkeys(mixing.CONVOLUTIONS, mixing.depthwise),
     "scaled_dot_product_attention": mixing.attention,
     **dict.fromkeys(operations.ALONG_OTHERS, mixing.along_others),
 }

@@ -41,10 +41,11 @@ def launched() -> bool:
 
 
 def own_device(name: str) -> str:
-    """The device of this process. Under torchrun, `auto` and `cuda` become the GPU of its local
-    rank.
+    """The device of this process. Under torchrun, `auto`, `cuda` and `cuda:N` become the GPU of its
+    local rank.
     """
-    if launched() and name in ("auto", "cuda") and torch.cuda.is_available():
+    gpu = name == "auto" or name.startswith("cuda")
+    if launched() and gpu and torch.cuda.is_available():
         return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     return name
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from edgecompress.core.macs import macs_by_module
 from edgecompress.core.proof import trace
-from edgecompress.core.shrink import shrink
-from tests.networks import EXAMPLE, NARROW
+from edgecompress.core.shrink import masked, shrink
+from tests.networks import EXAMPLE, NARROW, random_keep
 
 
 class SumsOverChannels(nn.Module):
@@ -106,3 +106,49 @@ def test_products_cost_what_their_heads_cost(name: str) -> None:
     small = shrink(model, {graph.group("qkv"): torch.tensor([True, True, False, False])})
     whole, half = (macs_by_module(net, EXAMPLE.float())[""] for net in (model, small))
     assert (whole, half) == (4 * 1536, 2 * 1536)
+
+
+class Filters(nn.Module):
+    """A bare tensor of filters that something beside a convolution reads, or that has two names."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.channels = how, 8
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.fc = nn.Linear(8, 5)
+        filters = torch.randn(8, 1, 3, 3) / 3
+        if how == "tied to a layer":
+            self.dw = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+            self.filters = self.dw.weight
+        else:
+            self.filters = nn.Parameter(filters)
+            self.other = self.filters if how == "two names" else nn.Parameter(filters.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x).relu()
+        if self.how == "tied to a layer":
+            y = self.dw(y)
+        elif self.how == "two names":
+            y = nn.functional.conv2d(y, self.other, groups=self.channels)
+        y = self.conv2(y).relu()
+        y = nn.functional.conv2d(y, self.filters, groups=self.channels)
+        if self.how == "read elsewhere":
+            y = y * self.filters.norm().clamp(max=1)
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["read elsewhere", "two names", "tied to a layer"])
+def test_filters_with_other_readers_are_cut_alike_or_not_at_all(how: str) -> None:
+    torch.manual_seed(0)
+    model = Filters(how).double().eval()
+    example = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    graph = trace(model, example)
+    prunable = {group.name for group in graph.groups}
+    if how == "read elsewhere":
+        assert prunable == {"conv1"}
+    elif how == "two names":
+        assert prunable == {"conv1"}, "both convolutions lose the same channels"
+    for seed in range(3):
+        keep = random_keep(graph.groups, seed, 0.5)
+        with torch.no_grad():
+            torch.testing.assert_close(shrink(model, keep)(example), masked(model, keep)(example))

@@ -18,7 +18,7 @@ from edgecompress.run.context import Context, Silent, stage_seed
 from edgecompress.run.directory import RunDirectory
 from edgecompress.stages.common import FORMAT_OF, file_bytes
 from edgecompress.stages.plan import PlanStage
-from edgecompress.stages.plan.work import narrowest, planned_formats
+from edgecompress.stages.plan.work import allowed, narrowest
 from edgecompress.stages.search import SearchStage
 from edgecompress.stages.train.work import start
 from edgecompress.units import format_size
@@ -69,13 +69,21 @@ def _smallest(context: Context, setup: Setup, settings: PlanStage | SearchStage)
     model = _network(context, setup)
     graph = trace(model, context.example)
     round_to = 8 if settings.round_to == "auto" else settings.round_to
-    if isinstance(settings, SearchStage):
-        form = FORMAT_OF.get(settings.quantize, "int8-qdq")
+    forms = allowed(settings.quantize)
+    if isinstance(settings, SearchStage):  # it looks in one format
+        forms = (FORMAT_OF.get(settings.quantize, "int8-qdq"),)
+    found: list[tuple[int, str]] = []
+    refused: EdgecompressError | None = None
+    for form in forms:
         in_form = partial(file_bytes, context, form)
-        return narrowest(model, graph, form, settings.floor, round_to, in_form).bytes, form
-    planned = planned_formats(context, model, graph, settings, round_to)
-    best = min(planned, key=lambda one: one.small.bytes)
-    return best.small.bytes, best.form
+        try:
+            small = narrowest(model, graph, form, settings.floor, round_to, in_form)
+            found.append((small.bytes, form))
+        except EdgecompressError as error:
+            refused = error
+    if not found and refused is not None:
+        raise refused
+    return min(found)
 
 
 def _network(context: Context, setup: Setup) -> nn.Module:

@@ -54,7 +54,7 @@ def plan(context: Context, settings: PlanStage, state: State) -> State:
     limits = _limits(settings.targets)
     fitting = tuple(
         form
-        for form in _allowed(settings.quantize)
+        for form in allowed(settings.quantize)
         if _fits(context, model, graph, form, settings.targets)
     )
     if fitting:
@@ -65,7 +65,8 @@ def plan(context: Context, settings: PlanStage, state: State) -> State:
     return replace(state, plan=_pruned_plan(context, model, graph, settings))
 
 
-def _allowed(quantize: str) -> tuple[str, ...]:
+def allowed(quantize: str) -> tuple[str, ...]:
+    """The formats that a file may have."""
     return ("fp32", "fp16", "int8-qdq") if quantize == "auto" else (FORMAT_OF[quantize],)
 
 
@@ -142,7 +143,7 @@ class Planned:
     params: float
 
 
-def planned_formats(
+def _planned_formats(
     context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage, round_to: int
 ) -> list[Planned]:
     """The formats that were looked at, the best first: that in which most parameters fit; where
@@ -151,7 +152,7 @@ def planned_formats(
     leaves none.
     """
     target = settings.targets.bytes
-    forms = [form for form in BYTES_PER_WEIGHT if form in _allowed(settings.quantize)]
+    forms = [form for form in BYTES_PER_WEIGHT if form in allowed(settings.quantize)]
     found: list[Planned] = []
     refused: EdgecompressError | None = None
     for form in forms:
@@ -178,7 +179,7 @@ def _pruned_plan(
 ) -> SizePlan:
     """The plan: the format, and the bytes and MACs that the pruned network may take."""
     round_to = 8 if settings.round_to == "auto" else settings.round_to
-    chosen, *others = planned_formats(context, model, graph, settings, round_to)
+    chosen, *others = _planned_formats(context, model, graph, settings, round_to)
     small = chosen.small
     beside = ", ".join(f"{one.form} {one.params:,.0f}" for one in others)
     more = f" ({chosen.params:,.0f} weights fit; {beside})" if others else ""
