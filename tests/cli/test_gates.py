@@ -11,7 +11,7 @@ import torch
 from edgecompress.data import load_data
 from edgecompress.export import onnx as exporter
 from edgecompress.report.ci import checks
-from tests.cli.test_cli import run
+from tests.cli.test_cli import one_line, run
 
 ROW = {"name": "accuracy", "text": ""}
 
@@ -85,3 +85,15 @@ def test_a_gate_of_three_verdicts_is_shown_like_latency(
 ) -> None:
     result: dict[str, object] = {"gates": [{**ROW, **row}]}
     assert checks(result, strict) == [("accuracy", status, "")]  # type: ignore[arg-type]
+
+
+def test_other_classes_than_those_of_the_data_are_an_error(tmp_path: Path) -> None:
+    """A file of 4 classes has no accuracy on data of 10."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 4))
+    data = load_data("digits")
+    metadata = exporter.InputSpec((3, 32, 32), data.preprocess, data.classes, "").metadata()
+    proto = exporter.to_onnx(network, torch.zeros(1, 3, 32, 32), metadata)
+    exporter.save(proto, tmp_path / "four.onnx")
+    message = one_line(run("predict", "four.onnx", "--data", "digits", cwd=tmp_path), 2)
+    assert "4 outputs" in message
+    assert "10 classes" in message

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import cast
 
 from docs.scripts.markdown import table
 from docs.scripts.results.files import percent, read
-from edgecompress.units import format_count, format_size
+from edgecompress.report.html import comparison
+from edgecompress.run.schema import RunResult
 
 
 def demo() -> str:
     """What `make demo` ends with."""
     result = read("demo-vnni")
-    before, after = result["teacher"], result["student"]
-    points = 100 * (after["accuracy"] - before["accuracy"])
-    old_ms, new_ms = before["latency_ms"]["p50"], after["latency_ms"]["p50"]
-    rows = [
-        _smaller("file", before["bytes"], after["bytes"], format_size),
-        _smaller("parameters", before["params"], after["params"], format_count),
-        _smaller("MACs per image", before["macs"], after["macs"], format_count),
-        (
-            "test accuracy",
-            percent(before["accuracy"], 2),
-            percent(after["accuracy"], 2),
-            f"{points:+.2f} points",
-        ),
-        (
-            f"p50 latency, {after['threads']} threads",
-            f"{old_ms:.1f} ms",
-            f"{new_ms:.2f} ms",
-            f"{old_ms / new_ms:.1f}x faster",
-        ),
-    ]
     hardware = result["hardware"]
     processor = f"{hardware['cpu']}{' with VNNI' if hardware['int8_dot'] else ''}"
     caption = (
@@ -39,13 +20,8 @@ def demo() -> str:
         f"no GPU: {result['make_demo_s']:.0f} s after the installation "
         "(`benchmarks/results/demo-vnni.json`)."
     )
-    return f"{table(['', 'before', 'after', 'change'], rows)}\n\n{caption}"
-
-
-def _smaller(
-    name: str, old: float, new: float, shown: Callable[[float], str]
-) -> tuple[str, str, str, str]:
-    return name, shown(old), shown(new), f"{old / new:.3g}x less"
+    rows = comparison(cast(RunResult, result))  # as the command prints it
+    return f"{table(['', 'before', 'after', 'ratio'], rows)}\n\n{caption}"
 
 
 def proven() -> str:
