@@ -224,7 +224,7 @@ def load_note(load: float) -> str:
 
 def measure_all(bench: Bench) -> None:
     """All cases under both limits; the result is written after every case."""
-    effort = bench.size(Effort(15, 30, 30.0), Effort(2, 2, 60.0))
+    effort = bench.size(Effort(15, 30, 60.0), Effort(2, 2, 60.0))
     network_effort = bench.size(Effort(9, 2, 90.0), Effort(1, 1, 60.0))
     cases = bench.size((*CONVOLUTIONS, *NETWORKS), SMOKE)
     parts: Row = {"seed": SEED, "threads": THREADS, "note": load_note(os.getloadavg()[0])}

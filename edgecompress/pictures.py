@@ -66,15 +66,15 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 def faint(paths: Sequence[Path]) -> str | None:
     """A sentence where 16-bit images use the lower quarter of their range at most, as cameras and
-    scanners of 10 to 14 bits write them: they are read as dark as they are stored. Looks at
+    scanners of 10 to 14 bits write them: they are read as dark as they are stored. Looks at most at
     `SAMPLED` of `paths`; None where that is not so.
     """
     brightest = 0
-    for path in paths[:: max(1, len(paths) // SAMPLED)]:
+    for path in paths[:: max(1, -(-len(paths) // SAMPLED))]:
         try:
             with Image.open(path) as opened:
                 if not opened.mode.startswith("I"):
-                    return None
+                    continue
                 brightest = max(brightest, int(np.asarray(opened).max()))
         except UNREADABLE:
             continue

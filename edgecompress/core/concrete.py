@@ -51,16 +51,17 @@ def _calling_line() -> str:
     where no other is; "" where PyTorch alone runs.
     """
     frame: FrameType | None = sys._getframe(1)
-    installed = ""
+    found = ""  # the innermost line of an installed package
     while frame is not None and frame.f_code is not concrete_trace.__code__:
         path = frame.f_code.co_filename
         if not path.startswith(("<", *_LIBRARIES)):
-            line = f"{_shown(Path(path))}:{frame.f_lineno}"
-            if not path.startswith(_INSTALLED):
-                return line
-            installed = installed or line
+            own = not path.startswith(_INSTALLED)
+            if own or not found:
+                found = f"{_shown(Path(path))}:{frame.f_lineno}"
+            if own:
+                return found
         frame = frame.f_back
-    return installed
+    return found
 
 
 def _shown(path: Path) -> str:

@@ -3,9 +3,9 @@
 oneDNN's backward pass of a 1x1 convolution with a stride and few input channels, in channels_last
 order, writes past its workspace on x86 (uxlfoundation/oneDNN#6035): fewer than 8 channels without
 AVX-512, fewer than 16 with it (seen with several threads). It hangs, crashes, or returns wrong
-gradients. Pruning makes such
-layers: the shortcut of a residual block that was cut to a few channels. A strided slice of the
-input followed by a 1x1 convolution of stride 1 is the same function, without that kernel.
+gradients. Pruning makes such layers: the shortcut of a residual block that was cut to a few
+channels. A strided slice of the input followed by a 1x1 convolution of stride 1 is the same
+function, without that kernel.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ rank 0, which alone writes files and prints. Without torchrun every function her
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -44,7 +45,7 @@ def own_device(name: str) -> str:
     """The device of this process. Under torchrun, `auto`, `cuda` and `cuda:N` become the GPU of its
     local rank.
     """
-    gpu = name == "auto" or name.startswith("cuda")
+    gpu = re.fullmatch(r"auto|cuda(:\d+)?", name)
     if launched() and gpu and torch.cuda.is_available():
         return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     return name

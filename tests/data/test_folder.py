@@ -168,7 +168,8 @@ def test_data_of_12_bits_in_files_of_16_are_named(white: int, named: bool, tmp_p
     values = np.linspace(0, white, 32 * 32).reshape(32, 32).astype(np.uint16)
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
-        for number in range(10):
+        Image.new("RGB", (32, 32)).save(tmp_path / label / "0.png")  # beside images of 8 bits too
+        for number in range(1, 10):
             Image.fromarray(values).save(tmp_path / label / f"{number}.png")
     notes = [note for note in load_data(f"folder:{tmp_path}").notes if "16-bit" in note]
     assert len(notes) == named
