@@ -261,8 +261,8 @@ class _Probe:
                     if tensor is not None and (tensor.is_meta or tensor.is_floating_point()):
                         if id(tensor) not in made:  # one tensor under two names stays one
                             new = self._random(name, tensor)
-                            tied = isinstance(tensor, nn.Parameter)
-                            made[id(tensor)] = nn.Parameter(new, False) if tied else new
+                            is_parameter = isinstance(tensor, nn.Parameter)
+                            made[id(tensor)] = nn.Parameter(new, False) if is_parameter else new
                         store[name] = made[id(tensor)]  # type: ignore[assignment]
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) and value.is_meta:
