@@ -4,12 +4,14 @@ tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from edgecompress.export.quantize import COMPUTE
+from edgecompress.measure import names as long_names
 from edgecompress.measure.runtime import fused_graph
 
 FLOAT_KERNELS = (*COMPUTE, "FusedConv", "FusedGemm", "FusedMatMul")
@@ -27,19 +29,21 @@ def float_layers(path: Path) -> list[str]:
     These are the layers that the file leaves in float, and those that look quantized but have no
     int8 kernel.
     """
-    layers = _layers_by_name(onnx.load(str(path)).graph)
+    known = long_names.recorded(path)
+    layers = _layers_by_name(onnx.load(str(path)).graph, known)
     in_float = []
     for node in fused_graph(path).graph.node:
         if node.op_type in FLOAT_KERNELS:
             names = (node.name, node.output[0], node.input[1])
-            known = [layers[name] for name in names if name in layers]
-            in_float.append(known[0] if known else node.name or node.output[0])
+            found = [layers[name] for name in names if name in layers]
+            unknown = node.name or known.get(node.output[0], node.output[0])
+            in_float.append(found[0] if found else unknown)
     return list(dict.fromkeys(in_float))
 
 
-def _layers_by_name(graph: onnx.GraphProto) -> dict[str, str]:
+def _layers_by_name(graph: onnx.GraphProto, known: Mapping[str, str]) -> dict[str, str]:
     """The layer that each node computes, by the names that survive fusion: those of its weight, of
-    the node and of its output.
+    the node and of its output. `known` are the names in the network of lean ones.
     """
     dequantized = {
         node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
@@ -47,10 +51,13 @@ def _layers_by_name(graph: onnx.GraphProto) -> dict[str, str]:
     layers: dict[str, str] = {}
     for node in graph.node:
         if node.op_type in COMPUTE:
-            weight = dequantized.get(node.input[1], node.input[1]).removesuffix("_quantized")
+            stored = dequantized.get(node.input[1], node.input[1])
+            weight = known.get(stored, stored).removesuffix("_quantized")
             is_named = weight.endswith(".weight")
-            layer = weight.removesuffix(".weight") if is_named else node.name or node.output[0]
-            layers.update(dict.fromkeys((node.input[1], node.name, node.output[0]), layer))
+            output = known.get(node.output[0], node.output[0])
+            layer = weight.removesuffix(".weight") if is_named else node.name or output
+            keys = [name for name in (node.input[1], node.name, node.output[0]) if name]
+            layers.update(dict.fromkeys(keys, layer))
     return layers
 
 

@@ -27,6 +27,7 @@ from edgecompress.core.simplify import fold_batchnorm
 from edgecompress.data import Preprocess
 from edgecompress.errors import EdgecompressError, UsageError, blamed
 from edgecompress.export.operations import operations_kept
+from edgecompress.export.pools import pools
 
 OPSET = 18
 INPUT, OUTPUT = "input", "logits"
@@ -119,6 +120,7 @@ def _exported(model: nn.Module, batch: Tensor, name: str) -> onnx.ModelProto:
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 optimize=True,
                 verbose=False,
+                custom_translation_table=pools(),
             )
     except Exception as error:  # the exporter raises many kinds; each names the operation
         raise EdgecompressError(f"torch.onnx cannot export {name}: {blamed(error)}") from error

@@ -141,10 +141,12 @@ def _layer_row(old: LayerCost, new: LayerCost) -> LayerRow:
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 1.0}
 """Bytes of one weight in the file."""
-BYTES_PER_BIAS = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 12.0}
-"""Bytes of one bias in the file; in int8-qdq an int32 with its scale and zero point."""
-BYTES_PER_SCALE = {"fp32": 0.0, "fp16": 0.0, "int8-qdq": 5.0}
-"""Bytes of the scale and the zero point of one output channel's weights."""
+BYTES_PER_BIAS = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 4.0}
+"""Bytes of one bias in the file; an int32 in int8-qdq."""
+BYTES_PER_SCALE = {"fp32": 0.0, "fp16": 0.0, "int8-qdq": 4.0}
+"""Bytes of the scale of one output channel's weights."""
+BYTES_PER_BIAS_SCALE = 4.0
+"""Bytes of the scale of a bias, which an int8-qdq file has where its layer is no convolution."""
 
 
 def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -> Price:
@@ -159,6 +161,9 @@ def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -
     for name in graph.output_shapes:
         has_bias = getattr(folded.get_submodule(name), "bias", None) is not None
         outputs[name] = BYTES_PER_SCALE[form] + (BYTES_PER_BIAS[form] if has_bias else 0.0)
+        is_joined = layers.is_conv(folded.get_submodule(name))
+        if form == "int8-qdq" and has_bias and not is_joined:
+            outputs[name] += BYTES_PER_BIAS_SCALE
     each = 4 * (2.0 if form == "fp16" else 4.0)
     norms = {
         name: each

@@ -10,6 +10,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgecompress.measure.names import recorded
+
 
 def first_not_finite(path: Path, feeds: Mapping[str, NDArray[np.generic]]) -> str | None:
     """`layer 'NAME' (OPERATOR)`, the first in the order of the file whose output for `feeds` has
@@ -19,12 +21,12 @@ def first_not_finite(path: Path, feeds: Mapping[str, NDArray[np.generic]]) -> st
     """
     try:
         proto = onnx.load(str(path))
-        known = {value.name for value in proto.graph.output}
+        given = {value.name for value in proto.graph.output}
         proto.graph.output.extend(
             onnx.ValueInfoProto(name=name)
             for node in proto.graph.node
             for name in node.output
-            if name and name not in known
+            if name and name not in given
         )
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -36,11 +38,12 @@ def first_not_finite(path: Path, feeds: Mapping[str, NDArray[np.generic]]) -> st
         values = dict(zip(names, session.run(None, dict(feeds)), strict=True))
     except Exception:  # the network was only run to explain an error that is reported anyway
         return None
+    known = recorded(path)
     for node in proto.graph.node:
         for name in node.output:
             value = values.get(name)
             if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
                 continue
             if not np.isfinite(value).all():
-                return f"layer '{node.name or name}' ({node.op_type})"
+                return f"layer '{node.name or known.get(name, name)}' ({node.op_type})"
     return None

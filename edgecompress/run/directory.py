@@ -25,6 +25,7 @@ FILES = (
     "history.csv",
     "log.jsonl",
     "model.onnx",
+    "names.json",
     "model-fp32.onnx",
     "model.safetensors",
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgecompress.data import DataSet, Images
 from edgecompress.errors import EdgecompressError
-from edgecompress.export import fp16, portable
+from edgecompress.export import fp16, lean, portable
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.onnx import InputSpec
@@ -260,6 +260,11 @@ def reads_pixels(context: Context) -> bool:
     return settings is not None and settings.embed_preprocess
 
 
+def ships_lean(context: Context) -> bool:
+    """Does the recipe end in `model.onnx`, which is lean, and not in `model-fp32.onnx`?"""
+    return any(stage.stage == "quantize" for stage in context.recipe.stages)
+
+
 def int8_processor(context: Context) -> str:
     """Where the recipe's int8 file will run."""
     found = (stage for stage in context.recipe.stages if stage.stage == "quantize")
@@ -285,7 +290,7 @@ def fp32_bytes(data: DataSet, model: nn.Module) -> int:
     """
     metadata = _input_spec(data, "0" * DIGEST_LENGTH, 0.0).metadata()
     proto = onnx_export.to_onnx(model, torch.zeros(1, *data.image_shape), metadata)
-    return int(proto.ByteSize())
+    return int(lean.shipped(proto)[0].ByteSize())
 
 
 def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:
@@ -356,7 +361,8 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
     path = context.folder / "candidate.onnx"
     try:
         onnx_export.save(fp32_file(context, model), fp32)
-        onnx_export.save(make_format(context, fp32, form, images), path)
+        proto = make_format(context, fp32, form, images)
+        onnx_export.save(lean.shipped(proto)[0] if ships_lean(context) else proto, path)
         processes.try_out(path)
     except EdgecompressError:
         path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress.errors import UsageError
-from edgecompress.export import onnx as onnx_export
+from edgecompress.export import lean
 from edgecompress.measure import processes, runtime
 from edgecompress.measure.cost import Cost, cost
 from edgecompress.measure.load import sentence
@@ -119,7 +119,7 @@ def _as_shipped(context: Context, fp32: Path, form: str) -> Path:
     if form == "fp32":
         return fp32
     path = fp32.with_name(f"control-{form}.onnx")
-    onnx_export.save(make_format(context, fp32, form), path)
+    lean.write(make_format(context, fp32, form), path)
     processes.try_out(path)
     return path
 

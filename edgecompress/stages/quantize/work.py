@@ -13,9 +13,8 @@ from torch import Tensor
 
 from edgecompress import checkpoint, files
 from edgecompress.errors import EdgecompressError, UsageError
-from edgecompress.export import in_float
-from edgecompress.export import onnx as onnx_export
-from edgecompress.measure import latency, processes, runtime
+from edgecompress.export import in_float, lean
+from edgecompress.measure import latency, names, processes, runtime
 from edgecompress.measure.machine import has_int8_dot
 from edgecompress.run.context import Context
 from edgecompress.run.stage import Stage, StageResult
@@ -118,25 +117,24 @@ def measure_formats(
     context: Context, settings: QuantizeStage, state: State, forms: list[str]
 ) -> Made:
     """Make the formats, and measure each that ONNX Runtime can load and run."""
-    fp32 = context.run.root / "model-fp32.onnx"
     rows, int8, refused = list[FormatRow](), None, dict[str, str]()
     outputs: dict[str, Tensor] = {}
     for number, form in enumerate(forms):
         context.reporter.step(number, len(forms), f"make {form}")
-        path = fp32
-        if form != "fp32":
-            path = context.folder / f"{form}.onnx"
-            try:
-                made = _made(context, settings, state, form, path)
-            except EdgecompressError as error:
-                path.unlink(missing_ok=True)
-                refused[form] = str(error)
-                context.reporter.note(f"no {form}: {error}")
-                continue
-            int8 = made or int8
+        path = context.folder / f"{form}.onnx"
+        try:
+            made = _made(context, settings, state, form, path)
+        except EdgecompressError as error:
+            if form == "fp32":
+                raise
+            path.unlink(missing_ok=True)
+            refused[form] = str(error)
+            context.reporter.note(f"no {form}: {error}")
+            continue
+        int8 = made or int8
         rows.append(_format_row(context, form, path, int8, outputs))
         if rows[-1].float_bytes is not None:
-            context.reporter.note(not_shrunk(rows[-1], fp32.stat().st_size))
+            context.reporter.note(not_shrunk(rows[-1], rows[0].bytes))
     return Made(tuple(_timed(context, rows)), int8, refused)
 
 
@@ -149,7 +147,7 @@ def _made(
     fp32 = context.run.root / "model-fp32.onnx"
     int8 = make_int8(context, settings, state, fp32) if form == "int8-qdq" else None
     proto = int8.proto if int8 is not None else make_format(context, fp32, form)
-    onnx_export.save(proto, path)
+    lean.write(proto, path)
     processes.try_out(path)
     return int8
 
@@ -183,8 +181,7 @@ def _format_row(
     if form != "int8-qdq" or int8 is None:
         return row
     row = replace(row, float_layers=tuple(in_float.float_layers(path)))
-    fp32 = (context.run.root / "model-fp32.onnx").stat().st_size
-    if size <= in_float.SHRUNK * fp32:
+    if size <= in_float.SHRUNK * (context.folder / "fp32.onnx").stat().st_size:
         return row
     return replace(row, float_bytes=in_float.float_tensors(int8.proto))
 
@@ -340,10 +337,12 @@ def _ship(context: Context, state: State, chosen: FormatRow, reason: str) -> Sta
     root = context.run.root
     proto = finished(context, root / chosen.file, chosen.accuracy)
     made = context.folder / "model.onnx"
-    size = onnx_export.save(proto, made)
+    size = lean.write(proto, made, like=root / chosen.file)
     if reads_pixels(context):
         processes.try_out(made)  # the preprocessing in the graph is new
+    known = names.recorded(made)
     made.replace(root / "model.onnx")
+    names.record(root / "model.onnx", known)
     context.reporter.note(reason)
     name = f"quantize {chosen.format}"
     parameters = count(state.need_model())

@@ -16,6 +16,7 @@ from torch import nn
 from edgecompress.core import shrink
 from edgecompress.core.proof import trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
+from edgecompress.export import lean
 from edgecompress.export import onnx as onnx_export
 from edgecompress.measure import processes
 from edgecompress.measure.cost import byte_price
@@ -122,7 +123,8 @@ def _candidate(context: Context, model: nn.Module, form: str) -> Candidate:
     fp32, path = context.folder / "try-fp32.onnx", context.folder / "try.onnx"
     try:
         onnx_export.save(fp32_file(context, model), fp32)
-        size = onnx_export.save(make_format(context, fp32, form), path)
+        proto, _ = lean.shipped(make_format(context, fp32, form))
+        size = onnx_export.save(proto, path)
         processes.try_out(path)
         return Candidate(model, file_accuracy(context, path, context.data.validation), size)
     finally:
