@@ -1,8 +1,8 @@
 """`compress`: from a model's name and targets to the stages of a recipe. The pipeline does the
 rest.
 
-    teacher -> lossless steps -> plan -> prune in steps, distilling between them
-            -> distil -> export -> quantize -> measure
+    teacher -> lossless steps -> plan -> contest of formats -> prune in steps, distilling between
+            -> distil -> fine-tune on the grid -> export -> quantize -> measure
 
 With `max_drop` as the only target the plan becomes a search: the smallest file whose accuracy stays
 within it.
@@ -28,15 +28,16 @@ def recipe_for(
     plan: Values | None = None,
     prune: Values | None = None,
     distill: Values | None = None,
+    qat: Values | None = None,
     quantize: str = "auto",
     **run: object,
 ) -> Recipe:
     """The recipe of `edgecompress compress`. `targets` has `bytes`, `macs`, `latency` and
     `max_drop`, as text or parsed (bytes always as text: `4MB`).
 
-    `train`, `plan`, `prune` and `distill` are settings of these stages; `run` takes `data`, `seed`,
-    `device`, `threads`, `image_size` and what else a recipe has. Raises `UsageError` without a
-    target.
+    `train`, `plan`, `prune`, `distill` and `qat` are settings of these stages; `run` takes `data`,
+    `seed`, `device`, `threads`, `image_size` and what else a recipe has. Raises `UsageError`
+    without a target.
     """
     stages = stages_for(
         targets,
@@ -44,6 +45,8 @@ def recipe_for(
         plan={"stage": "plan", "quantize": quantize, **(plan or {})},
         prune={"stage": "prune", **(prune or {})},
         distill={"stage": "distill", **(distill or {})},
+        contest={"stage": "contest"},
+        qat={"stage": "qat", **(qat or {})},
         search={"stage": "search", "quantize": quantize},
         quantize={"stage": "quantize", "quantize": quantize},
         teacher=teacher,
@@ -58,6 +61,8 @@ def stages_for(
     plan: dict[str, object],
     prune: dict[str, object],
     distill: dict[str, object],
+    contest: dict[str, object],
+    qat: dict[str, object],
     search: dict[str, object],
     quantize: dict[str, object],
     teacher: str | None = None,
@@ -81,9 +86,16 @@ def stages_for(
         if search.get("round_to", "auto") == "auto":
             search["round_to"] = 8
         search["max_drop"] = targets["max_drop"]
+        if search.get("quantize") in ("int4", "int2"):
+            raise UsageError(
+                f"--max-drop alone searches in formats that need no training on their grid, not in "
+                f"{search['quantize']}: give --target too"
+            )
         middle = [search]
     else:
         plan["targets"] = targets
-        middle = [plan, prune, distill]
+        if qat.get("epochs") is None:
+            qat["only_low_bits"] = True
+        middle = [plan, contest, prune, distill, qat]
     last: list[Values] = [{"stage": "export"}, quantize, {"stage": "measure"}]
     return [first, {"stage": "simplify"}, *middle, *last]

@@ -18,6 +18,7 @@ ORDER = [
     "interrupts",
     "units",
     "files",
+    "formats",
     "git",
     "pictures",
     "proportions",

@@ -98,6 +98,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "export/test_quantize.py",
     ),
     "export/integer.py": ("export/test_lean.py",),
+    "export/narrow.py": ("export/test_low_bits.py",),
     "lesson/attend.py": ("online/test_commands.py",),
     "lesson/networks.py": ("online/test_lesson.py",),
     "lesson/serve.py": ("online/test_commands.py",),
@@ -159,6 +160,8 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "run/test_resume.py",
         "cli/test_merge.py",
     ),
+    "stages/contest/__init__.py": ("stages/test_contest.py",),
+    "stages/contest/work.py": ("stages/test_contest.py",),
     "stages/distill/__init__.py": (
         "run/test_resume.py",
         "cli/test_distill.py",

@@ -105,7 +105,8 @@ def test_a_dry_run_says_what_it_would_do(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert "1,169 training, 269 validation, 359 test images of 10 classes, 32x32" in lines[0]
     assert lines[1] == "# model: vgg16, 134 M parameters"
-    assert lines[2].startswith("# epochs: 4 or more in all (train 4, prune 1 in each of its steps")
+    assert lines[2].startswith("# epochs: 4 or more in all (train 4, contest chosen on the way, ")
+    assert "prune 1 in each of its steps" in lines[2]
     assert lines[3].startswith("# smallest file: ")
     assert "ONNX Runtime" in lines[4]
     assert "free" in lines[5]

@@ -10,15 +10,18 @@ import typer
 from edgecompress.cli.checkpoints import Model
 from edgecompress.cli.options import DATA, RUN, Given, for_kinds, options_of, verb
 from edgecompress.errors import UsageError
+from edgecompress.stages.contest import ContestStage
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.plan import PlanStage, Targets
 from edgecompress.stages.prune import PruneStage
+from edgecompress.stages.qat import QatStage
 from edgecompress.stages.quantize import QuantizeStage
 from edgecompress.stages.search import SearchStage
 from edgecompress.stages.train import TrainStage
 
 EVERY_TRAINING = ("optimizer", "weight_decay", "lr_schedule", "patience", "precision")
 """Settings of all trainings of the run; the others are those of the first one."""
+OTHER_TRAININGS = (PruneStage, DistillStage, SearchStage, ContestStage, QatStage)
 TARGETS = options_of(Targets, "Targets")
 FORMAT = options_of(PlanStage, "Targets", only=("quantize",), also=(QuantizeStage, SearchStage))
 WIDTHS = for_kinds(
@@ -27,9 +30,7 @@ WIDTHS = for_kinds(
 STEPS = options_of(PruneStage, "Pruning", only=("steps",))
 CRITERION = options_of(PruneStage, "Pruning", only=("criterion",), also=(SearchStage,))
 FIRST = options_of(TrainStage, "Training", without=EVERY_TRAINING)
-EVERY = options_of(
-    TrainStage, "Training", only=EVERY_TRAINING, also=(PruneStage, DistillStage, SearchStage)
-)
+EVERY = options_of(TrainStage, "Training", only=EVERY_TRAINING, also=OTHER_TRAININGS)
 DISTILLING = options_of(
     DistillStage,
     "Training",
@@ -37,6 +38,7 @@ DISTILLING = options_of(
     renamed={"epochs": "distill_epochs"},
     also=(SearchStage,),
 )
+TUNING = options_of(QatStage, "Training", only=("epochs",), renamed={"epochs": "qat_epochs"})
 
 Teacher = Annotated[
     str | None,
@@ -44,7 +46,7 @@ Teacher = Annotated[
 ]
 
 
-@verb(TARGETS, FORMAT, STEPS, CRITERION, WIDTHS, FIRST, EVERY, DISTILLING, DATA, RUN)
+@verb(TARGETS, FORMAT, STEPS, CRITERION, WIDTHS, FIRST, EVERY, DISTILLING, TUNING, DATA, RUN)
 def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
     """Train (or take) a network, make it fit the targets, and prove what it lost.
 
@@ -67,6 +69,8 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
         plan=given.draft(PlanStage),
         prune=given.draft(PruneStage),
         distill=given.draft(DistillStage),
+        contest=given.draft(ContestStage),
+        qat=given.draft(QatStage),
         search=search,
         quantize=given.draft(QuantizeStage),
         teacher=_path(teacher),

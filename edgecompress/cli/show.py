@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from edgecompress.measure.cost import LayerRow
     from edgecompress.pipeline import Outcome
     from edgecompress.run.schema import ConstantRow, RunResult, StageRecord
-    from edgecompress.run.sections import CompareSection, FrozenSection, ProfileSection
+    from edgecompress.run.sections import (
+        CompareSection,
+        ContestSection,
+        FrozenSection,
+        ProfileSection,
+    )
 
 
 def show(outcome: Outcome, *, as_json: bool, verbose: bool) -> None:
@@ -73,6 +78,11 @@ def show_sections(result: RunResult, *, verbose: bool) -> None:
     """What the stages report of themselves."""
     if verbose and "frozen" in result and result["frozen"]["reasons"]:
         show_frozen(result["frozen"])
+    if verbose and (weights := shipped_weights(result)):
+        columns = ["layer", "bits", "storage", "bytes"]
+        stdout().print(table(f"weights in {result['format']}", columns, weights))
+    if "contest" in result:
+        show_contest(result["contest"])
     if "distill" in result and result["distill"]["teacher"]:
         from edgecompress.report.html import distillation
 
@@ -87,6 +97,32 @@ def show_sections(result: RunResult, *, verbose: bool) -> None:
     left_alone = result["gradual"]["left_alone"] if "gradual" in result else {}
     for name, reason in left_alone.items():
         print_line(f"left alone: {name}: {reason}")
+
+
+def shipped_weights(result: RunResult) -> list[tuple[str, ...]]:
+    """A row for each weight of the file that ships, where it has integers."""
+    return [
+        (row["layer"], str(row["bits"]), row["storage"], f"{row['bytes']:,}")
+        for form in result.get("formats", [])
+        if form["format"] == result.get("format")
+        for row in form.get("weights", [])
+    ]
+
+
+def show_contest(section: ContestSection) -> None:
+    """A row for each format that competed for the bytes of the target."""
+    rows = [
+        (
+            row["format"] + (" (won)" if row["format"] == section["winner"] else ""),
+            format_count(row["params"]),
+            str(row["epochs"]),
+            f"{row['accuracy']:.2%}",
+        )
+        for row in section["rows"]
+    ]
+    title = f"short trainings in the formats that fit, validation, n {section['n']}"
+    columns = ["format", "parameters", "epochs", "accuracy"]
+    stdout().print(table(title, columns, rows))
 
 
 def show_frozen(frozen: FrozenSection) -> None:

@@ -67,7 +67,7 @@ QatEpochs = Annotated[
     int,
     typer.Option(
         "--qat-epochs",
-        help="fine-tune on the int8 grid first, for so many epochs",
+        help="fine-tune on the grid of the format first, for so many epochs",
         min=0,
         rich_help_panel="Number format",
     ),
@@ -84,7 +84,9 @@ def quantize(
     path, name = named_checkpoint(checkpoint, model)
     form = given["quantize"]
     if qat_epochs and form in ("fp16", "none"):
-        raise UsageError(f"--qat-epochs tunes for int8: with --quantize {form} leave it out")
+        raise UsageError(
+            f"--qat-epochs tunes for int8, int4 or int2: with --quantize {form} leave it out"
+        )
     tuned = [given.draft(QatStage, epochs=qat_epochs)] if qat_epochs else []
     stages = [
         given.draft(LoadStage, checkpoint=path),

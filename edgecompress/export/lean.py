@@ -13,6 +13,7 @@ import functools
 import itertools
 import string
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgecompress.export.integer import links, remove_unread, with_integer_convolutions
+from edgecompress.export.narrow import narrowed
 from edgecompress.export.onnx import opset_of, save
-from edgecompress.export.packing import packed
+from edgecompress.export.packing import Stored, as_int8, packed
 from edgecompress.measure import names as long_names
 
 CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv")
@@ -50,25 +52,37 @@ def lean(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
     return proto, names
 
 
-def shipped(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """`proto` as it ships, the smallest of the ways to write it, and the former name of each of its
-    values.
-    """
+@dataclass(frozen=True)
+class Shipped:
+    """A lean model, the former name of each of its values, and how its int8 weights are stored."""
+
+    proto: onnx.ModelProto
+    names: dict[str, str]
+    stored: tuple[Stored, ...]
+
+
+def shipped(proto: onnx.ModelProto) -> Shipped:
+    """`proto` as it ships: the smallest of the ways to write it."""
     plain = with_integer_convolutions(proto)
-    ways = (lean(plain), lean(packed(plain)[0]))
-    return min(ways, key=lambda way: int(way[0].ByteSize()))
+    small, stored = packed(plain)
+    ways = [
+        Shipped(*lean(plain), tuple(as_int8(one) for one in stored)),
+        Shipped(*lean(small), tuple(stored)),
+        Shipped(*lean(narrowed(small)), tuple(stored)),
+    ]
+    return min(ways, key=lambda way: int(way.proto.ByteSize()))
 
 
-def write(proto: onnx.ModelProto, path: Path, like: Path | None = None) -> int:
-    """Write `proto` as it ships to `path`, and its names beside it. Returns its bytes.
+def write(proto: onnx.ModelProto, path: Path, like: Path | None = None) -> Shipped:
+    """Write `proto` as it ships to `path`, and its names beside it.
 
     `like` is the file that it was made of, where that is lean already.
     """
-    small, names = shipped(proto)
+    made = shipped(proto)
     known = {} if like is None else long_names.recorded(like)
-    size = save(small, path)
-    long_names.record(path, {short: known.get(name, name) for short, name in names.items()})
-    return size
+    save(made.proto, path)
+    long_names.record(path, {short: known.get(name, name) for short, name in made.names.items()})
+    return made
 
 
 def overhead(proto: onnx.ModelProto) -> int:

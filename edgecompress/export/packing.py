@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -40,20 +40,31 @@ NODE = 30
 
 @dataclass(frozen=True)
 class Stored:
-    """How a weight is stored: the bits of a code (8: as it is), with a bitmap of zeros or not, and
-    the bytes of its values.
+    """How the weight of a `layer` is stored: the bits of a code (8: as it is), with a bitmap of
+    zeros or not, and the bytes of its values, of which it has `count`.
     """
 
     name: str
     bits: int
     has_mask: bool
     bytes: int
+    count: int
+
+    @property
+    def layer(self) -> str:
+        """The layer in the network."""
+        return self.name.removesuffix("_quantized").removesuffix(".weight")
 
     @property
     def text(self) -> str:
         """`4-bit codes`, `bitmap and 2-bit codes`, `int8`."""
         codes = "int8" if self.bits == 8 else f"{self.bits}-bit codes"
         return f"bitmap and {codes}" if self.has_mask else codes
+
+
+def as_int8(stored: Stored) -> Stored:
+    """The same weight, stored as it is."""
+    return replace(stored, bits=8, has_mask=False, bytes=stored.count)
 
 
 def packed(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Stored]]:
@@ -97,13 +108,15 @@ def _is_weight(tensor: TensorProto) -> bool:
 def _cheapest(name: str, values: Array) -> tuple[Stored, Array]:
     """How `values` int8 take the fewest bytes, and their codebook (empty: none)."""
     as_they_are = np.zeros(0, np.int8)
-    ways = [(values.size, Stored(name, 8, False, values.size), as_they_are)]
+    ways = [(values.size, Stored(name, 8, False, values.size, values.size), as_they_are)]
     for has_mask, kept in ((False, values), (True, values[values != 0])):
         for bits, book in ((8, as_they_are), _codes(kept)):
             size = -(-kept.size * bits // 8) + has_mask * -(-values.size // 8)
             own = len(book) and not np.array_equal(book, GRIDS[bits])
             nodes = 2 + 6 * has_mask + 6 * bool(own)
-            ways.append((size + nodes * NODE, Stored(name, bits, has_mask, size), book))
+            ways.append(
+                (size + nodes * NODE, Stored(name, bits, has_mask, size, values.size), book)
+            )
     _, how, book = min(ways, key=lambda way: way[0])
     return how, book
 

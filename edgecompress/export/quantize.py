@@ -30,9 +30,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import onnx as onnx_export
+from edgecompress.formats import bits_by_layer
 from edgecompress.measure.runtime import WEIGHT_BITS, Array
 
-FORMATS = ("fp32", "fp16", "int8-qdq")
 COMPUTE = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 MOVES = (
     "Reshape",
@@ -186,15 +186,21 @@ def quantized(
     exclude: Collection[str] = (),
     only: Collection[str] | None = None,
     scales: Mapping[str, tuple[float, int]] | None = None,
+    bits: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
     """The int8 QDQ format: activations uint8 per tensor, weights int8 per output channel, biases
     int32. Metadata are kept.
+
+    `bits` names layers whose weights take the values of 4 or 2 bits.
 
     With `reduce_range` weights have 7 bits, which hold on every processor; the metadata say how
     many. `exclude` names layers that stay in float, `only` the
     only ones that do not. `scales` overrides the calibrated scale and zero point of the input of a
     layer: {layer: (scale, zero point)}. Raises `UsageError` for a layer that is not in the file.
     """
+    from edgecompress.export.low_bits import on_low_bits
+
+    calibrated, steps = on_low_bits(calibrated, bits or {})
     nodes = calibrated.layers()
     unknown = [name for name in (*exclude, *(only or ()), *(scales or {})) if name not in nodes]
     if unknown:
@@ -206,15 +212,17 @@ def quantized(
         reduce_range=reduce_range,
         only=[] if only is None else [node for name in only for node in nodes[name]],
         exclude=in_float,
-        overrides=_overrides(calibrated, scales or {}) | _of_grouped_transposed(calibrated),
+        overrides=(
+            _overrides(calibrated, scales or {}) | _of_grouped_transposed(calibrated) | steps
+        ),
     )
     model.topological_sort()
     _shield_float(model, in_int8.difference(in_float))
     model.topological_sort()
     proto: onnx.ModelProto = model.model
     onnx_export.finish_like(proto, calibrated.original)
-    bits = proto.metadata_props.add()
-    bits.key, bits.value = WEIGHT_BITS, "7" if reduce_range else "8"
+    widest = proto.metadata_props.add()
+    widest.key, widest.value = WEIGHT_BITS, "7" if reduce_range else "8"
     return proto
 
 
@@ -239,6 +247,7 @@ class Override(TypedDict, total=False):
     quant_type: QuantType
     scale: Array
     zero_point: Array
+    axis: int
 
 
 Overrides = dict[str, list[Override]]
@@ -345,11 +354,14 @@ def to_int8(
     *,
     reduce_range: bool = True,
     method: str = "minmax",
+    form: str = "int8-qdq",
 ) -> onnx.ModelProto:
-    """The int8 QDQ format of the model at `fp32`, calibrated on `batches()` of `(N, C, H, W)`
-    float32: `quantized(calibrate(...))`.
+    """The int8 QDQ format of the model at `fp32`, or one of fewer bits, calibrated on `batches()`
+    of `(N, C, H, W)` float32: `quantized(calibrate(...))`.
     """
-    return quantized(calibrate(fp32, batches(), method), reduce_range=reduce_range)
+    calibrated = calibrate(fp32, batches(), method)
+    bits = bits_by_layer(form, [*calibrated.layers()])
+    return quantized(calibrated, reduce_range=reduce_range, bits=bits)
 
 
 def batches_of(values: Array, size: int = 32) -> Iterator[Array]:

@@ -20,6 +20,7 @@ from edgecompress.core.macs import macs_by_module
 from edgecompress.core.select import Price, full_widths, pricer
 from edgecompress.core.simplify import fold_batchnorm
 from edgecompress.errors import UsageError
+from edgecompress.formats import BIAS_SCALE, FORMATS, bits_by_layer
 
 
 @dataclass(frozen=True)
@@ -139,16 +140,6 @@ def _layer_row(old: LayerCost, new: LayerCost) -> LayerRow:
     }
 
 
-BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 1.0}
-"""Bytes of one weight in the file."""
-BYTES_PER_BIAS = {"fp32": 4.0, "fp16": 2.0, "int8-qdq": 4.0}
-"""Bytes of one bias in the file; an int32 in int8-qdq."""
-BYTES_PER_SCALE = {"fp32": 0.0, "fp16": 0.0, "int8-qdq": 4.0}
-"""Bytes of the scale of one output channel's weights."""
-BYTES_PER_BIAS_SCALE = 4.0
-"""Bytes of the scale of a bias, which an int8-qdq file has where its layer is no convolution."""
-
-
 def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -> Price:
     """Bytes of the ONNX file of `model` in format `form` as a price over widths; `fixed` are the
     bytes of the graph itself.
@@ -157,17 +148,20 @@ def byte_price(model: nn.Module, graph: ChannelGraph, form: str, fixed: float) -
     one that stays (before its convolution, as in DenseNet) keeps four numbers per channel.
     """
     folded = fold_batchnorm(meta_copy(model), torch.zeros(graph.input_shape))
+    numbers = FORMATS[form]
     outputs = {}
     for name in graph.output_shapes:
-        has_bias = getattr(folded.get_submodule(name), "bias", None) is not None
-        outputs[name] = BYTES_PER_SCALE[form] + (BYTES_PER_BIAS[form] if has_bias else 0.0)
-        is_joined = layers.is_conv(folded.get_submodule(name))
-        if form == "int8-qdq" and has_bias and not is_joined:
-            outputs[name] += BYTES_PER_BIAS_SCALE
+        layer = folded.get_submodule(name)
+        outputs[name] = numbers.scale
+        if getattr(layer, "bias", None) is not None:
+            outputs[name] += numbers.bias
+            if numbers.is_integer and not layers.is_conv(layer):
+                outputs[name] += BIAS_SCALE
     each = 4 * (2.0 if form == "fp16" else 4.0)
     norms = {
         name: each
         for name, module in folded.named_modules()
         if isinstance(module, layers.BatchNorm)
     }
-    return Price(dict.fromkeys(outputs, BYTES_PER_WEIGHT[form]), outputs, fixed, norms)
+    bits = bits_by_layer(form, [*outputs])
+    return Price({name: width / 8 for name, width in bits.items()}, outputs, fixed, norms)

@@ -10,18 +10,26 @@ The input of every convolution and linear layer is rounded to uint8 (per tensor)
 
 A BatchNorm after a convolution scales entire output channels, so folding it at the export does not
 move the weight's grid.
+
+A weight of 4 or 2 bits has a learned step for each output channel (LSQ, Esser et al. 2020), which
+gets the gradient of the rounded weight:
+
+    v = clip(w / step, -Q, Q);   w' = round(v) step;   dw'/dstep = round(v) - v inside, +-Q outside
+
+and of that the share 1 / sqrt(weights * Q), so that steps move as weights do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edgecompress.core import layers
+from edgecompress.core import grid, layers
 from edgecompress.train.modes import Inputs, evaluating, hooked
 
 MOMENTUM = 0.99
@@ -59,35 +67,78 @@ def weight_on_grid(layer: nn.Module, reduce_range: bool) -> Tensor:
     return straight_through(weight, scale, torch.zeros_like(limit), -most, most)
 
 
+def with_learned_step(weight: Tensor, step: Tensor, bits: int) -> Tensor:
+    """`weight` on the grid of `bits` bits with this `step`, which is broadcast to it; gradients
+    reach both (Esser et al. 2020).
+    """
+    most = grid.MOST[bits]
+    share = 1 / math.sqrt(max(1, weight.numel() // step.numel()) * most)
+    step = step * share + (step - step * share).detach()
+    step = step.abs().clamp_min(grid.SMALLEST)
+    steps = (weight / step).clamp(-most, most)
+    rounded = steps + (grid.nearest(steps, bits) - steps).detach()
+    return rounded * step
+
+
 class QuantAware(nn.Module):
     """`model` on the int8 grid. The ranges of activations follow the batches in training mode, and
     are constant in eval mode.
 
-    `names` are its mixing layers; buffers `low` and `high` (layers,) are the ranges of their
-    inputs.
+    `bits` names the layers whose weights have 4 or 2 bits, and a step that is learned. `names` are
+    the mixing layers; buffers `low` and `high` (layers,) are the ranges of their inputs.
     """
 
-    def __init__(self, model: nn.Module, *, reduce_range: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reduce_range: bool = False,
+        bits: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.reduce_range = reduce_range
         self.names = [name for name, layer in model.named_modules() if layers.is_mixing(layer)]
+        self.bits = {n: b for n, b in (bits or {}).items() if b in grid.LOW_BITS}
+        self.steps = nn.ParameterList([self._first_step(name) for name in self.bits])
         self.register_buffer("low", torch.zeros(len(self.names)))
         self.register_buffer("high", torch.zeros(len(self.names)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (N, K) for `x` (N, ...), on the grid."""
-        weights = {
-            f"{name}.weight": weight_on_grid(self.model.get_submodule(name), self.reduce_range)
-            for name in self.names
-        }
+        weights = {f"{name}.weight": self._weight(name) for name in self.names}
         with self._with_inputs(self._on_grid):
             output: Tensor = functional_call(self.model, weights, (x,))
         return output
 
+    def _weight(self, name: str) -> Tensor:
+        """The weight of a layer on its grid."""
+        layer = self.model.get_submodule(name)
+        if name not in self.bits:
+            return weight_on_grid(layer, self.reduce_range)
+        weight = layer.get_parameter("weight")
+        step = self.steps[[*self.bits].index(name)]
+        _, shape = grid.channels(layer, weight)
+        return with_learned_step(weight, step.reshape(shape), self.bits[name])
+
+    def _first_step(self, name: str) -> nn.Parameter:
+        layer = self.model.get_submodule(name)
+        rows, _ = grid.channels(layer, layer.get_parameter("weight").detach())
+        return nn.Parameter(grid.fitted_steps(rows, self.bits[name]))
+
+    @torch.no_grad()
+    def settle_(self) -> None:
+        """Put the weights of less than 8 bits of the model where they are on their grid: it then
+        computes in float with the weights of the file.
+        """
+        for name in self.bits:
+            self.model.get_submodule(name).get_parameter("weight").copy_(self._weight(name))
+
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Extend the ranges to the extremes of the layers' inputs for `x` (N, ...), in float."""
+        """Extend the ranges to the extremes of the layers' inputs for `x` (N, ...), in float but
+        for weights of less than 8 bits.
+        """
         low, high = self._ranges()
 
         def observe(number: int, value: Tensor) -> Tensor:
@@ -95,9 +146,10 @@ class QuantAware(nn.Module):
             high[number] = torch.maximum(high[number], value.max())
             return value
 
+        weights = {f"{name}.weight": self._weight(name) for name in self.bits}
         with evaluating(self.model), self._with_inputs(observe):
             for chunk in x.split(CHUNK):
-                self.model(chunk)
+                functional_call(self.model, weights, (chunk,))
 
     def scales(self) -> dict[str, tuple[float, int]]:
         """For each layer the scale and zero point (0..255) of its input."""

@@ -56,6 +56,15 @@ class StageRecord(_StageRecord, total=False):
     ci95: list[float]
 
 
+class WeightRecord(TypedDict):
+    """How the weight of a layer stands in a file of integers: bits of a value, storage, bytes."""
+
+    layer: str
+    bits: int
+    storage: str
+    bytes: int
+
+
 class _FormatRecord(TypedDict):
     format: str
     file: str
@@ -67,10 +76,12 @@ class _FormatRecord(TypedDict):
 
 class FormatRecord(_FormatRecord, total=False):
     """A number format: its file (a path in the run directory), validation accuracy, and the layers
-    that run in float with their bytes; `against_fp32` is the paired difference on validation.
+    that run in float with their bytes; `against_fp32` is the paired difference on validation,
+    `weights` how those of integers are stored.
     """
 
     float_bytes: dict[str, int]
+    weights: list[WeightRecord]
     against_fp32: PairedRow
     n: int
     ci95: list[float]

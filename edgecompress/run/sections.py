@@ -198,6 +198,27 @@ class QatSection(TypedDict):
     original: float
     before: float
     after: float
+    bits: dict[str, int]
+    """Bits of the weights that have less than 8."""
+
+
+class ContestRow(TypedDict):
+    """A format that competed: its parameters, the epochs of its short training, and the validation
+    accuracy on its grid after them.
+    """
+
+    format: str
+    params: int
+    epochs: int
+    accuracy: float
+
+
+class ContestSection(TypedDict):
+    """Which format won the short trainings, and how each did on `n` validation images."""
+
+    winner: str
+    rows: list[ContestRow]
+    n: int
 
 
 class Sections(TypedDict, total=False):
@@ -205,6 +226,7 @@ class Sections(TypedDict, total=False):
 
     frozen: FrozenSection
     compare: CompareSection
+    contest: ContestSection
     distill: DistillSection
     gradual: GradualSection
     int8: Int8Section

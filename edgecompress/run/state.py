@@ -18,7 +18,7 @@ from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.measure.cost import LayerCost
 from edgecompress.models.registry import ModelSource
 from edgecompress.proportions import Paired
-from edgecompress.run.schema import Figures, FormatRecord, HistoryRow, StageRecord
+from edgecompress.run.schema import Figures, FormatRecord, HistoryRow, StageRecord, WeightRecord
 from edgecompress.train.fit import FitResult
 from edgecompress.train.history import EpochRow
 
@@ -114,6 +114,29 @@ class SizePlan:
     smallest_bytes: int | None = None
     reason: str = ""
     amount: str | None = None
+    contenders: tuple[SizePlan, ...] = ()
+    """Plans for formats of fewer bits that may turn out better (stage `contest`)."""
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """How the weight of a layer stands in a file of integers: the bits of a value, how they are
+    stored, and their bytes.
+    """
+
+    layer: str
+    bits: int
+    storage: str
+    bytes: int
+
+    def as_dict(self) -> WeightRecord:
+        """As `result.json` has it."""
+        return {
+            "layer": self.layer,
+            "bits": self.bits,
+            "storage": self.storage,
+            "bytes": self.bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -130,6 +153,7 @@ class FormatRow:
     p50_ms: float
     float_layers: tuple[str, ...] = ()
     float_bytes: Mapping[str, int] | None = None
+    weights: tuple[WeightRow, ...] = ()
     against_fp32: Paired | None = None
 
     def loses_more_than(self, share: float) -> bool:
@@ -152,6 +176,8 @@ class FormatRow:
         }
         if self.float_bytes is not None:
             values["float_bytes"] = dict(self.float_bytes)
+        if self.weights:
+            values["weights"] = [row.as_dict() for row in self.weights]
         if self.against_fp32 is not None:
             values["against_fp32"] = self.against_fp32.as_dict()
         return values
@@ -193,12 +219,14 @@ class Control:
 
 @dataclass(frozen=True)
 class LearnedGrid:
-    """Scale and zero point of what each layer reads, from fine-tuning on the int8 grid, and the
-    validation accuracy of the network in float before it (`original`).
+    """Scale and zero point of what each layer reads, from fine-tuning on the int8 grid, the
+    validation accuracy of the network in float before it (`original`), and the layers whose weights
+    have less than 8 bits.
     """
 
     scales: Mapping[str, tuple[float, int]]
     original: float
+    bits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgecompress.run.stage import Stage
 from edgecompress.stages.compare import CompareStage
+from edgecompress.stages.contest import ContestStage
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.export import ExportStage
 from edgecompress.stages.gradual import GradualStage
@@ -30,6 +31,7 @@ STAGES: list[type[Stage]] = [
     TeacherStage,
     SimplifyStage,
     PlanStage,
+    ContestStage,
     PruneStage,
     GradualStage,
     ProfileStage,

@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
 DIGEST_LENGTH = 64
 """Characters of a recipe's digest, SHA-256 in hex."""
-FORMAT_OF = {"int8": "int8-qdq", "fp16": "fp16", "none": "fp32"}
-"""The file format that a choice of `--quantize` other than auto stands for."""
-
 
 FileBytes = Callable[[nn.Module], int]
 """Bytes of the file of a network, in one format."""
@@ -290,7 +287,7 @@ def fp32_bytes(data: DataSet, model: nn.Module) -> int:
     """
     metadata = _input_spec(data, "0" * DIGEST_LENGTH, 0.0).metadata()
     proto = onnx_export.to_onnx(model, torch.zeros(1, *data.image_shape), metadata)
-    return int(lean.shipped(proto)[0].ByteSize())
+    return int(lean.shipped(proto).proto.ByteSize())
 
 
 def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:
@@ -346,6 +343,7 @@ def make_format(
         lambda: arrays(context, context.data.train, images),
         reduce_range=reduces_range(context),
         method=method,
+        form=form,
     )
 
 
@@ -362,7 +360,7 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
     try:
         onnx_export.save(fp32_file(context, model), fp32)
         proto = make_format(context, fp32, form, images)
-        onnx_export.save(lean.shipped(proto)[0] if ships_lean(context) else proto, path)
+        onnx_export.save(lean.shipped(proto).proto if ships_lean(context) else proto, path)
         processes.try_out(path)
     except EdgecompressError:
         path.unlink(missing_ok=True)

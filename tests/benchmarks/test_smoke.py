@@ -52,6 +52,7 @@ DISTILLED = (
     "peak_rss_bytes",
 )
 RUNS = [
+    Smoke("bytes.py", (), "bytes.json"),
     Smoke("compress.py", (), "compress.json"),
     Smoke("convolutions.py", (), "convolutions.json"),
     Smoke("distill.py", ("--rate",), "distill.json", ("input_pipeline",)),
@@ -69,6 +70,7 @@ RUNS = [
     Smoke("structure.py", (), "structure.json"),
 ]
 SLOW_RUNS = [
+    Smoke("bytes.py", (), "bytes.json"),
     Smoke("compress.py", ("--others",), "compress-others.json"),
     Smoke("latency.py", ("--int8", "--data"), "latency.json", ("int8_accuracy",)),
     Smoke("merge.py", ("--modes",), "merge.json", ("modes",)),

@@ -13,6 +13,7 @@ from edgecompress.errors import UsageError
 from edgecompress.export import fp16, in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
+from edgecompress.formats import ORDINARY
 from edgecompress.measure import runtime
 from edgecompress.measure.cost import byte_price
 from tests.export.models import EXAMPLE, SHAPE, SPEC, network
@@ -21,7 +22,7 @@ from tests.export.models import EXAMPLE, SHAPE, SPEC, network
 @pytest.fixture(scope="module")
 def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("formats")
-    paths = {form: folder / f"{form}.onnx" for form in quantizer.FORMATS}
+    paths = {form: folder / f"{form}.onnx" for form in ORDINARY}
     onnx_export.save(
         onnx_export.to_onnx(network("student3"), EXAMPLE, SPEC.metadata()), paths["fp32"]
     )
@@ -51,7 +52,7 @@ def test_int8_leaves_no_layer_in_float(formats: dict[str, Path]) -> None:
     assert len(in_float.float_layers(formats["fp32"])) == 12
 
 
-@pytest.mark.parametrize("form", quantizer.FORMATS)
+@pytest.mark.parametrize("form", ORDINARY)
 def test_the_byte_price_of_a_network_is_its_file_within_2_percent(
     form: str, formats: dict[str, Path]
 ) -> None:

@@ -14,6 +14,7 @@ from edgecompress.export import fp16, in_float, lean
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.integer import with_integer_convolutions
+from edgecompress.formats import ORDINARY
 from edgecompress.measure import names, onnx_macs, runtime
 from edgecompress.models.registry import ModelSource, build
 from tests.export.models import EXAMPLE, SHAPE, SPEC, network
@@ -31,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     folder = tmp_path_factory.mktemp("lean")
     made = {}
     for topology in TOPOLOGIES:
-        paths = {form: folder / f"{topology}-{form}.onnx" for form in quantizer.FORMATS}
+        paths = {form: folder / f"{topology}-{form}.onnx" for form in ORDINARY}
         proto = onnx_export.to_onnx(network(topology), EXAMPLE, SPEC.metadata())
         onnx_export.save(proto, paths["fp32"])
         onnx_export.save(fp16.to_fp16(paths["fp32"]), paths["fp16"])
@@ -40,14 +41,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     return made
 
 
-@pytest.mark.parametrize("form", quantizer.FORMATS)
+@pytest.mark.parametrize("form", ORDINARY)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_a_lean_file_computes_the_same_to_the_last_bit(
     topology: str, form: str, files: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     path, small = files[topology, form], tmp_path / "small.onnx"
-    size = lean.write(onnx.load(str(path)), small)
-    assert size == small.stat().st_size < path.stat().st_size
+    lean.write(onnx.load(str(path)), small)
+    assert small.stat().st_size < path.stat().st_size
     images = _images(5, seed=1)
     before, after = runtime.load(path), runtime.load(small)
     np.testing.assert_array_equal(after.run(images), before.run(images))

@@ -17,6 +17,7 @@ from edgecompress.errors import UsageError
 from edgecompress.export import fp16, portable
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
+from edgecompress.formats import ORDINARY
 from edgecompress.measure import runtime
 from tests.export.models import EXAMPLE, SHAPE, SPEC, network
 
@@ -85,7 +86,7 @@ VALUES = np.random.default_rng(0).standard_normal((8, *SHAPE)).astype(np.float32
 
 def formats_of(model: nn.Module, folder: Path, runtime_version: str | None) -> dict[str, Path]:
     """The three formats of a network, for the oldest runtime of that version."""
-    paths = {form: folder / f"{form}.onnx" for form in quantizer.FORMATS}
+    paths = {form: folder / f"{form}.onnx" for form in ORDINARY}
     proto = onnx_export.to_onnx(model, EXAMPLE)
     if runtime_version is not None:
         proto = portable.for_runtime(proto, runtime_version)

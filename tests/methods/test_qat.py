@@ -14,11 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from edgecompress.core import grid
+from edgecompress.export import lean
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
+from edgecompress.formats import bits_by_layer
 from edgecompress.measure import runtime
 from edgecompress.measure.machine import has_int8_dot
-from edgecompress.methods.qat import QuantAware, straight_through, weight_on_grid
+from edgecompress.methods.qat import (
+    QuantAware,
+    straight_through,
+    weight_on_grid,
+    with_learned_step,
+)
 from edgecompress.models import ModelSource, build
 
 
@@ -125,3 +133,90 @@ def test_a_transposed_convolution_has_the_grid_of_the_file(groups: int, tmp_path
     scale = tensors["2.weight_scale"].reshape([1, -1, 1, 1] if groups == 1 else [1, 1, 1, 1])
     expected = weight_on_grid(model[2], True).detach().numpy()
     np.testing.assert_allclose(tensors["2.weight_quantized"] * scale, expected, atol=1e-6)
+
+
+def _with_statistics(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = build(ModelSource(name, 10, (3, 32, 32))).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.normal_()  # of both signs
+    return model
+
+
+@pytest.mark.parametrize("form", ["int4", "int2"])
+@pytest.mark.parametrize("name", ["resnet20", "lenet5"])
+def test_the_file_of_few_bits_computes_what_the_network_on_its_grid_does(
+    name: str, form: str, tmp_path: Path
+) -> None:
+    """Settled weights survive the fold of BatchNorm, the fp32 file, and quantization."""
+    model = _with_statistics(name)
+    x = torch.randn(64, 3, 32, 32)
+    bits = bits_by_layer(
+        form, [n for n, m in model.named_modules() if hasattr(m, "weight") and m.weight.dim() > 1]
+    )
+    aware = QuantAware(model, reduce_range=True, bits=bits).eval()
+    aware.settle_()
+    aware.calibrate(x)
+    path = tmp_path / "fp32.onnx"
+    onnx_export.save(onnx_export.to_onnx(model, x[:1]), path)
+    calibrated = quantizer.calibrate(path, quantizer.batches_of(x.numpy()))
+    proto = quantizer.quantized(calibrated, scales=aware.scales(), bits=bits)
+    lean.write(proto, tmp_path / "small.onnx")
+    with torch.no_grad():
+        expected, plain = aware(x).numpy(), model(x).numpy()
+    actual = runtime.load(tmp_path / "small.onnx").run(x.numpy())
+    rounding = float(np.abs(expected - plain).mean())
+    assert float(np.abs(actual - expected).mean()) < max(2.5 * rounding, 0.02 * plain.std())
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    assert (tmp_path / "small.onnx").stat().st_size < weights * (0.16 if form == "int4" else 0.1)
+
+
+def test_a_settled_network_computes_in_float_what_it_does_on_its_grid() -> None:
+    model = _with_statistics("lenet5")
+    layers = [n for n, m in model.named_modules() if hasattr(m, "weight")]
+    aware = QuantAware(model, bits=dict.fromkeys(layers, 2)).eval()
+    aware.settle_()
+    again = QuantAware(model, bits=dict.fromkeys(layers, 2)).eval()
+    for name in layers:
+        weight = model.get_submodule(name).get_parameter("weight")
+        torch.testing.assert_close(again._weight(name), weight)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_steps_have_the_gradient_of_the_paper(bits: int) -> None:
+    """round(v) - v inside, +-Q outside, and of that 1 / sqrt(weights Q)."""
+    torch.manual_seed(0)
+    weight = torch.randn(3, 50, dtype=torch.float64, requires_grad=True)
+    step = torch.full((3, 1), 0.2, dtype=torch.float64, requires_grad=True)
+    with_learned_step(weight, step, bits).sum().backward()
+    most = grid.MOST[bits]
+    v = weight.detach() / 0.2
+    inside = v.abs() < most
+    expected = torch.where(inside, grid.nearest(v, bits) - v, most * v.sign())
+    share = 1 / (50 * most) ** 0.5
+    torch.testing.assert_close(step.grad, share * expected.sum(1, keepdim=True))
+    torch.testing.assert_close(weight.grad, inside.double())
+
+
+def test_training_on_two_bits_recovers_what_rounding_lost() -> None:
+    """A regression of 2-bit weights: the loss falls to a third of that of rounded weights."""
+    torch.manual_seed(0)
+    target, model = nn.Linear(32, 8), nn.Sequential(nn.Linear(32, 8))
+    model[0].load_state_dict(target.state_dict())
+    aware = QuantAware(model, bits={"0": 2})
+    x = torch.randn(512, 32)
+    aware.calibrate(x)
+    with torch.no_grad():
+        y = target(x) * 0.5 + 0.1
+    optimizer = torch.optim.Adam(aware.parameters(), lr=0.01)
+    losses = []
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = (aware(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / 3

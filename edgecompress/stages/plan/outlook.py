@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgecompress import checkpoint
+from edgecompress import checkpoint, formats
 from edgecompress.core.proof import trace
 from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.errors import EdgecompressError
+from edgecompress.formats import LOW
 from edgecompress.measure import machine
 from edgecompress.run.context import Context, Silent, stage_seed
 from edgecompress.run.directory import RunDirectory
-from edgecompress.stages.common import FORMAT_OF, file_bytes
+from edgecompress.stages.common import file_bytes
 from edgecompress.stages.plan import PlanStage
-from edgecompress.stages.plan.work import allowed, narrowest
+from edgecompress.stages.plan.work import allowed, competes, narrowest
 from edgecompress.stages.search import SearchStage
 from edgecompress.stages.train.work import start
 from edgecompress.units import format_size
@@ -71,7 +72,9 @@ def _smallest(context: Context, setup: Setup, settings: PlanStage | SearchStage)
     round_to = 8 if settings.round_to == "auto" else settings.round_to
     forms = allowed(settings.quantize)
     if isinstance(settings, SearchStage):  # it looks in one format
-        forms = (FORMAT_OF.get(settings.quantize, "int8-qdq"),)
+        forms = (formats.named(settings.quantize),)
+    elif settings.quantize == "auto" and competes(context):
+        forms = (*forms, *LOW)
     found: list[tuple[int, str]] = []
     refused: EdgecompressError | None = None
     for form in forms:

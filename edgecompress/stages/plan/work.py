@@ -20,12 +20,13 @@ from edgecompress.core import ChannelGraph, shrink
 from edgecompress.core.proof import trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.errors import EdgecompressError
+from edgecompress.formats import FORMATS, LOW, ORDINARY, named
 from edgecompress.measure import latency, runtime
 from edgecompress.measure.cost import byte_price, cost, mac_price
 from edgecompress.methods.scores import magnitude
 from edgecompress.run.context import Context
 from edgecompress.run.state import SizePlan, State
-from edgecompress.stages.common import FORMAT_OF, FileBytes, candidate, file_bytes
+from edgecompress.stages.common import FileBytes, candidate, file_bytes
 from edgecompress.stages.frozen import with_frozen
 from edgecompress.units import format_count, format_size
 
@@ -62,12 +63,13 @@ def plan(context: Context, settings: PlanStage, state: State) -> State:
         context.reporter.note(reason)
         kept = replace(limits, prune=False, formats=fitting, reason=reason)
         return replace(state, plan=kept)
-    return replace(state, plan=_pruned_plan(context, model, graph, settings))
+    planned = _pruned_plan(context, model, graph, settings)
+    return replace(state, plan=_with_contenders(context, model, graph, settings, planned))
 
 
 def allowed(quantize: str) -> tuple[str, ...]:
     """The formats that a file may have."""
-    return ("fp32", "fp16", "int8-qdq") if quantize == "auto" else (FORMAT_OF[quantize],)
+    return ORDINARY if quantize == "auto" else (named(quantize),)
 
 
 def _limits(targets: Targets) -> SizePlan:
@@ -130,10 +132,6 @@ def narrowest(
     return Narrowest(size, size - selection.costs[0])
 
 
-BYTES_PER_WEIGHT = {"int8-qdq": 1, "fp16": 2, "fp32": 4}
-"""By format, in the order in which they are tried."""
-
-
 @dataclass(frozen=True)
 class Planned:
     """A format, its file at the floors, and the parameters that fit into the target."""
@@ -152,12 +150,12 @@ def _planned_formats(
     leaves none.
     """
     target = settings.targets.bytes
-    forms = [form for form in BYTES_PER_WEIGHT if form in allowed(settings.quantize)]
+    forms = sorted(allowed(settings.quantize), key=lambda form: FORMATS[form].bits)
     found: list[Planned] = []
     refused: EdgecompressError | None = None
     for form in forms:
         best = max((one.params for one in found), default=0.0)
-        if found and (target is None or best >= target / BYTES_PER_WEIGHT[form]):
+        if found and (target is None or best >= target * 8 / FORMATS[form].bits):
             continue  # more do not fit, even without a graph
         in_form = partial(file_bytes, context, form)
         try:
@@ -166,7 +164,7 @@ def _planned_formats(
             context.reporter.note(f"no {form}: {error}")
             refused = error
             continue
-        room = 0.0 if target is None else (target - small.fixed) / BYTES_PER_WEIGHT[form]
+        room = 0.0 if target is None else (target - small.fixed) * 8 / FORMATS[form].bits
         reached = target is None or small.bytes <= target
         found.append(Planned(form, small, room if reached else 0.0))
     if not found and refused is not None:
@@ -198,6 +196,61 @@ def _pruned_plan(
     sizes = f"graph {format_size(small.fixed)}, smallest reachable {format_size(small.bytes)}"
     context.reporter.note(f"{planned.reason}; {sizes}{macs}")
     return planned
+
+
+def competes(context: Context) -> bool:
+    """Does the recipe let formats of fewer bits compete?"""
+    return any(stage.stage == "contest" for stage in context.recipe.stages)
+
+
+def _with_contenders(
+    context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage, planned: SizePlan
+) -> SizePlan:
+    """The plan, beside plans for formats of fewer bits where the recipe lets them compete for the
+    bytes of the target.
+    """
+    if settings.quantize != "auto" or planned.bytes is None or not competes(context):
+        return planned
+    contenders = list[SizePlan]()
+    for form in LOW:
+        try:
+            contenders.append(_contender(context, model, graph, settings, planned, form))
+        except EdgecompressError as error:
+            context.reporter.note(f"no {form}: {error}")
+            continue
+        if not contenders[-1].prune:
+            break  # fewer bits would only be less accurate
+    sizes = (planned.smallest_bytes, *(one.smallest_bytes for one in contenders))
+    least = min((size for size in sizes if size is not None), default=None)
+    reached = [
+        replace(one, smallest_bytes=least)
+        for one in contenders
+        if one.smallest_bytes is None or one.smallest_bytes <= planned.bytes
+    ]
+    return replace(planned, smallest_bytes=least, contenders=tuple(reached))
+
+
+def _contender(
+    context: Context,
+    model: nn.Module,
+    graph: ChannelGraph,
+    settings: PlanStage,
+    planned: SizePlan,
+    form: str,
+) -> SizePlan:
+    """What `planned` becomes in another format."""
+    if _fits(context, model, graph, form, settings.targets):
+        reason = f"the unpruned network fits as {form}"
+        return replace(planned, prune=False, formats=(form,), smallest_bytes=None, reason=reason)
+    in_form = partial(file_bytes, context, form)
+    small = narrowest(model, graph, form, settings.floor, planned.round_to, in_form)
+    return replace(
+        planned,
+        formats=(form,),
+        fixed_bytes=small.fixed,
+        smallest_bytes=small.bytes,
+        reason=f"the unpruned network fits in no format: planned for {form}",
+    )
 
 
 def _macs_for_latency(

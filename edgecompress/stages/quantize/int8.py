@@ -16,6 +16,7 @@ import torch
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.quantize import Calibrated
+from edgecompress.formats import bits_by_layer
 from edgecompress.measure import processes, runtime
 from edgecompress.measure.runtime import Array
 from edgecompress.methods.qat import QuantAware
@@ -99,11 +100,16 @@ class Int8File:
         return section
 
 
-def make_int8(context: Context, settings: QuantizeStage, state: State, fp32: Path) -> Int8File:
-    """The int8 file of the network at `fp32`, with the layers in float that `max_drop` needs."""
+def make_int8(
+    context: Context, settings: QuantizeStage, state: State, fp32: Path, form: str
+) -> Int8File:
+    """The file of the network at `fp32` in `form`, int8 or of fewer bits, with the layers in float
+    that `max_drop` needs.
+    """
     batches = arrays(context, context.data.train, settings.calibration_images)
     calibrated = quantizer.calibrate(fp32, batches, settings.method)
-    int8, scales = _with_learned_scales(context, state, calibrated)
+    bits = bits_of(state, form, calibrated)
+    int8, scales = _with_learned_scales(context, state, calibrated, bits)
     if settings.max_drop is None and not settings.sensitivity:
         return int8
     int8 = replace(int8, sensitivity=tuple(sensitivity(context, calibrated, fp32)))
@@ -112,21 +118,28 @@ def make_int8(context: Context, settings: QuantizeStage, state: State, fp32: Pat
     least = file_accuracy(context, fp32, context.data.validation)
     if state.grid is not None:
         least = max(least, state.grid.original)  # what tuning lost is lost, too
-    return _within_drop(context, calibrated, int8, scales, least, settings.max_drop)
+    return _within_drop(context, calibrated, int8, scales, bits, least, settings.max_drop)
+
+
+def bits_of(state: State, form: str, calibrated: Calibrated) -> dict[str, int]:
+    """Bits of the weights of each layer: those that it was trained with."""
+    if state.grid is not None and state.grid.bits:
+        return {name: state.grid.bits.get(name, 8) for name in calibrated.layers()}
+    return bits_by_layer(form, [*calibrated.layers()])
 
 
 def _with_learned_scales(
-    context: Context, state: State, calibrated: Calibrated
+    context: Context, state: State, calibrated: Calibrated, bits: Mapping[str, int]
 ) -> tuple[Int8File, Scales | None]:
     """The file with the scales of stage `qat`, where it agrees with the network on its grid and is
     no worse than with calibrated ones; the scales that it has (None: calibrated).
     """
     reduced = reduces_range(context)
-    plain = quantizer.quantized(calibrated, reduce_range=reduced)
+    plain = quantizer.quantized(calibrated, reduce_range=reduced, bits=bits)
     if state.grid is None:
         return Int8File(plain), None
     scales = dict(state.grid.scales)
-    learned = quantizer.quantized(calibrated, scales=scales, reduce_range=reduced)
+    learned = quantizer.quantized(calibrated, scales=scales, reduce_range=reduced, bits=bits)
     agreed = _agreement(context, state, learned, scales)
     better = agreed.top1_agreement >= AGREEMENT
     if better and _score(context, learned) >= _score(context, plain):
@@ -139,6 +152,7 @@ def _within_drop(
     calibrated: Calibrated,
     int8: Int8File,
     scales: Scales | None,
+    bits: Mapping[str, int],
     reference: float,
     max_drop: float,
 ) -> Int8File:
@@ -155,7 +169,11 @@ def _within_drop(
         if scales is not None:
             kept = {name: pair for name, pair in scales.items() if name not in exclude}
         proto = quantizer.quantized(
-            calibrated, exclude=exclude, scales=kept, reduce_range=reduces_range(context)
+            calibrated,
+            exclude=exclude,
+            scales=kept,
+            reduce_range=reduces_range(context),
+            bits={name: width for name, width in bits.items() if name not in exclude},
         )
     short = least - _score(context, proto)
     unmet = None
@@ -207,7 +225,9 @@ def _agreement(
     context: Context, state: State, proto: onnx.ModelProto, scales: dict[str, tuple[float, int]]
 ) -> GridAgreement:
     """How the int8 file agrees with the network on its grid, over validation images."""
-    aware = QuantAware(state.need_model().cpu(), reduce_range=reduces_range(context)).eval()
+    bits = {} if state.grid is None else state.grid.bits
+    model = state.need_model().cpu()
+    aware = QuantAware(model, reduce_range=reduces_range(context), bits=bits).eval()
     aware.fix(scales)
     inputs = list(arrays(context, context.data.validation, TABLE_IMAGES))
     with torch.no_grad():

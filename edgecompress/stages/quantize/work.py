@@ -14,6 +14,7 @@ from torch import Tensor
 from edgecompress import checkpoint, files
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import in_float, lean
+from edgecompress.formats import FORMATS, ORDINARY, named
 from edgecompress.measure import latency, names, processes, runtime
 from edgecompress.measure.machine import has_int8_dot
 from edgecompress.run.context import Context
@@ -26,9 +27,9 @@ from edgecompress.run.state import (
     SizePlan,
     StageRow,
     State,
+    WeightRow,
 )
 from edgecompress.stages.common import (
-    FORMAT_OF,
     count,
     finished,
     make_format,
@@ -86,7 +87,7 @@ def _missed(settings: QuantizeStage, chosen: FormatRow, int8: Int8File | None) -
     missed = []
     if settings.strict and chosen.float_layers:
         missed.append(f"layers left in float: {', '.join(chosen.float_layers)}")
-    if chosen.format == "int8-qdq" and int8 is not None and int8.unmet is not None:
+    if FORMATS[chosen.format].is_integer and int8 is not None and int8.unmet is not None:
         missed.append(int8.unmet)
     return tuple(missed)
 
@@ -98,8 +99,8 @@ def formats(settings: QuantizeStage, plan: SizePlan | None) -> list[str]:
     if plan is not None:
         return list(dict.fromkeys(["fp32", *plan.formats]))
     if settings.quantize == "auto":
-        return ["fp32", "fp16", "int8-qdq"]
-    return list(dict.fromkeys(["fp32", FORMAT_OF[settings.quantize]]))
+        return [*ORDINARY]
+    return list(dict.fromkeys(["fp32", named(settings.quantize)]))
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,16 @@ class Made:
     rows: tuple[FormatRow, ...]
     int8: Int8File | None
     refused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of a file that was written: where it has integers, how it was made, and how its
+    weights are stored.
+    """
+
+    int8: Int8File | None
+    weights: tuple[WeightRow, ...]
 
 
 def measure_formats(
@@ -131,8 +142,9 @@ def measure_formats(
             refused[form] = str(error)
             context.reporter.note(f"no {form}: {error}")
             continue
-        int8 = made or int8
-        rows.append(_format_row(context, form, path, int8, outputs))
+        int8 = made.int8 or int8
+        row = _format_row(context, form, path, int8, outputs)
+        rows.append(replace(row, weights=made.weights))
         if rows[-1].float_bytes is not None:
             context.reporter.note(not_shrunk(rows[-1], rows[0].bytes))
     return Made(tuple(_timed(context, rows)), int8, refused)
@@ -140,16 +152,17 @@ def measure_formats(
 
 def _made(
     context: Context, settings: QuantizeStage, state: State, form: str, path: Path
-) -> Int8File | None:
+) -> Written:
     """Write the file in `form` to `path`. Raises `EdgecompressError` where it cannot be made, or
     ONNX Runtime cannot load and run it.
     """
     fp32 = context.run.root / "model-fp32.onnx"
-    int8 = make_int8(context, settings, state, fp32) if form == "int8-qdq" else None
+    int8 = make_int8(context, settings, state, fp32, form) if FORMATS[form].is_integer else None
     proto = int8.proto if int8 is not None else make_format(context, fp32, form)
-    lean.write(proto, path)
+    stored = lean.write(proto, path).stored
     processes.try_out(path)
-    return int8
+    rows = tuple(WeightRow(one.layer, one.bits, one.text, one.bytes) for one in stored)
+    return Written(int8, rows)
 
 
 def _timed(context: Context, rows: list[FormatRow]) -> list[FormatRow]:
@@ -178,7 +191,7 @@ def _format_row(
         p50_ms=0.0,
         against_fp32=paired(context.data.task, outputs["fp32"], values, targets),
     )
-    if form != "int8-qdq" or int8 is None:
+    if int8 is None or not FORMATS[form].is_integer:
         return row
     row = replace(row, float_layers=tuple(in_float.float_layers(path)))
     if size <= in_float.SHRUNK * (context.folder / "fp32.onnx").stat().st_size:
@@ -273,7 +286,7 @@ def _allowed(
     if plan is not None:
         return [row for row in rows if row.format in plan.formats]
     if settings.quantize != "auto":
-        return [row for row in rows if row.format == FORMAT_OF[settings.quantize]]
+        return [row for row in rows if row.format == named(settings.quantize)]
     return rows
 
 
@@ -337,7 +350,8 @@ def _ship(context: Context, state: State, chosen: FormatRow, reason: str) -> Sta
     root = context.run.root
     proto = finished(context, root / chosen.file, chosen.accuracy)
     made = context.folder / "model.onnx"
-    size = lean.write(proto, made, like=root / chosen.file)
+    lean.write(proto, made, like=root / chosen.file)
+    size = made.stat().st_size
     if reads_pixels(context):
         processes.try_out(made)  # the preprocessing in the graph is new
     known = names.recorded(made)

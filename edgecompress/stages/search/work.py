@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from edgecompress import formats
 from edgecompress.core import shrink
 from edgecompress.core.proof import trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
@@ -24,7 +25,6 @@ from edgecompress.methods.repair import repaired
 from edgecompress.run.context import Context
 from edgecompress.run.state import SizePlan, StageRow, State
 from edgecompress.stages.common import (
-    FORMAT_OF,
     count,
     file_accuracy,
     file_bytes,
@@ -68,7 +68,7 @@ class Search:
 
 def search(context: Context, settings: SearchStage, state: State) -> State:
     """The smallest network that kept its accuracy, and a plan that names its format."""
-    form = FORMAT_OF.get(settings.quantize, "int8-qdq")
+    form = formats.named(settings.quantize)
     model = state.need_model()
     graph = trace(model, context.example)
     in_form = partial(file_bytes, context, form)
@@ -123,8 +123,8 @@ def _candidate(context: Context, model: nn.Module, form: str) -> Candidate:
     fp32, path = context.folder / "try-fp32.onnx", context.folder / "try.onnx"
     try:
         onnx_export.save(fp32_file(context, model), fp32)
-        proto, _ = lean.shipped(make_format(context, fp32, form))
-        size = onnx_export.save(proto, path)
+        made = lean.shipped(make_format(context, fp32, form))
+        size = onnx_export.save(made.proto, path)
         processes.try_out(path)
         return Candidate(model, file_accuracy(context, path, context.data.validation), size)
     finally:

@@ -1,0 +1,151 @@
+"""Short trainings of one network in several formats, each cut to the same bytes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from edgecompress.core import shrink
+from edgecompress.core.proof import trace
+from edgecompress.formats import FORMATS, bits_by_layer
+from edgecompress.methods.qat import QuantAware
+from edgecompress.methods.repair import repaired
+from edgecompress.run.context import Context
+from edgecompress.run.sections import ContestRow, ContestSection
+from edgecompress.run.state import SizePlan, State
+from edgecompress.stages.budgets import Chooser, budgets_of
+from edgecompress.stages.common import (
+    count,
+    fit_settings,
+    learning_loss,
+    train_model,
+    validation_accuracy,
+    watched,
+)
+from edgecompress.stages.prune.work import repair_images, score
+from edgecompress.stages.qat.work import on_grid
+from edgecompress.train.settings import LARGE_SPLIT
+
+if TYPE_CHECKING:
+    from edgecompress.stages.contest import ContestStage
+
+SHARE = 4
+"""The first round has so small a part of the epochs of a complete training; one on large data."""
+NEAR = 0.005
+"""Where the wider format comes so near to the accuracy of the first network, it has won."""
+MORE = 2
+"""Each round has so many times the epochs of the one before, for half of the contenders."""
+
+
+@dataclass
+class Contender:
+    """A plan, the network cut for it, and what it reached so far."""
+
+    plan: SizePlan
+    network: nn.Module
+    """As it computes in its format: on a grid, or in float."""
+    params: int
+    epochs: int = 0
+    accuracy: float = 0.0
+
+    @property
+    def form(self) -> str:
+        """Its format."""
+        return self.plan.formats[0]
+
+    def as_dict(self) -> ContestRow:
+        """As `result.json` has it."""
+        return {
+            "format": self.form,
+            "params": self.params,
+            "epochs": self.epochs,
+            "accuracy": self.accuracy,
+        }
+
+
+def contest(context: Context, settings: ContestStage, state: State) -> State:
+    """The state with the plan of the contender whose short training ended best on validation.
+
+    Formats of fewer bits enter only where the wider one lost accuracy.
+    """
+    first = state.plan
+    if first is None or not first.contenders:
+        return state
+    entered = [_entered(context, settings, state, replace(first, contenders=()))]
+    _train(context, settings, state, entered[0], 0)
+    if entered[0].accuracy < state.need_baseline().validation_accuracy - NEAR:
+        for plan in first.contenders:
+            entered.append(_entered(context, settings, state, plan))
+            _train(context, settings, state, entered[-1], 0)
+    left, number = halved(entered), 1
+    while len(left) > 1:
+        for one in left:
+            _train(context, settings, state, one, number)
+        left, number = halved(left), number + 1
+    winner = left[0]
+    context.reporter.note(f"contest: {_outcome(entered, winner)}")
+    section: ContestSection = {
+        "winner": winner.form,
+        "rows": [one.as_dict() for one in entered],
+        "n": len(context.data.validation),
+    }
+    plan = replace(winner.plan, reason=f"{winner.plan.reason}; {_outcome(entered, winner)}")
+    return replace(state, plan=plan).with_section("contest", section)
+
+
+def halved(left: Sequence[Contender]) -> list[Contender]:
+    """The more accurate half of `left`, rounded up; the wider format wins a tie."""
+    best_first = sorted(left, key=lambda one: (-one.accuracy, -FORMATS[one.form].bits))
+    return best_first[: math.ceil(len(left) / 2)]
+
+
+def _outcome(entered: Sequence[Contender], winner: Contender) -> str:
+    rows = ", ".join(
+        f"{one.form} {one.params:,} parameters {one.accuracy:.2%} after {one.epochs} epochs"
+        for one in entered
+    )
+    return f"{winner.form} is the most accurate in short trainings ({rows})"
+
+
+def _entered(context: Context, settings: ContestStage, state: State, plan: SizePlan) -> Contender:
+    """The network cut for `plan` in one step, on its grid."""
+    model = copy.deepcopy(state.need_model()).to(context.device)
+    if plan.prune:
+        graph = trace(model, context.example)
+        chosen = fit_settings(context, model, settings, epochs=1)
+        loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
+        scores = score(context, model, graph, settings, settings.criterion, loss)
+        chooser = Chooser(model.cpu(), graph, scores, plan, "cost", {})
+        keep = chooser.within(budgets_of(model, graph, plan)).keep
+        small = shrink(model, keep).to(context.device)
+        repaired(model.to(context.device), small, keep, repair_images(context))
+        model = small
+    form, params = FORMATS[plan.formats[0]], count(model)
+    if not form.is_integer:
+        return Contender(plan, model, params)
+    names = [*trace(model.cpu(), context.example).output_shapes]
+    return Contender(plan, on_grid(context, model, bits_by_layer(form.name, names)), params)
+
+
+def _train(
+    context: Context, settings: ContestStage, state: State, one: Contender, number: int
+) -> None:
+    """Train a contender for the epochs of round `number` (from 0), in place."""
+    network = one.network
+    model = network.model if isinstance(network, QuantAware) else network
+    whole = fit_settings(context, model, settings).epochs
+    first = 1 if len(context.data.train) > LARGE_SPLIT else max(1, whole // SHARE)
+    epochs = (settings.epochs or first) * MORE**number
+    given = settings.model_copy(update={"epochs": epochs})
+    chosen = fit_settings(context, model, given, epochs=epochs)
+    chosen = replace(chosen, faster=(("steps.", 1.0),))
+    loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
+    hooks = watched(context, f"contest {one.form}", keep_initial=True)
+    train_model(context, network, loss, chosen, hooks, seed=context.seed + number)
+    one.epochs += epochs
+    one.accuracy = validation_accuracy(context, network)

@@ -1,0 +1,83 @@
+"""Formats that compete for the bytes of a target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from edgecompress.run.state import SizePlan
+from edgecompress.stages.contest.work import Contender, halved
+from tests.cli.test_cli import one_line, run
+
+
+def _contender(form: str, accuracy: float) -> Contender:
+    return Contender(SizePlan(True, (form,)), nn.Identity(), 1, accuracy=accuracy)
+
+
+def test_half_of_the_contenders_go_on() -> None:
+    entered = [_contender("int8-qdq", 0.7), _contender("int4", 0.9), _contender("int2", 0.8)]
+    left = halved(entered)
+    assert [one.form for one in left] == ["int4", "int2"]
+    assert [one.form for one in halved(left)] == ["int4"]
+
+
+def test_the_wider_format_wins_a_tie() -> None:
+    tied = [_contender("int2", 0.9), _contender("int4", 0.9), _contender("int8-qdq", 0.2)]
+    assert [one.form for one in halved(tied)] == ["int4", "int2"]
+    assert [one.form for one in halved(halved(tied))] == ["int4"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeNet-5 in 9 KB, which int8 holds few channels of."""
+    folder = tmp_path_factory.mktemp("contest")
+    options = ("--epochs", 4, "--distill-epochs", 2, "--qat-epochs", 4)
+    done = run("compress", "lenet5", "--target", "9KB", *options, "-o", "out", "-v", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "short trainings in the formats that fit" in done.stdout
+    return folder / "out"
+
+
+def test_fewer_bits_win_where_int8_loses(small: Path) -> None:
+    result = json.loads((small / "result.json").read_text())
+    contest = result["contest"]
+    forms = [row["format"] for row in contest["rows"]]
+    assert forms == ["int8-qdq", "int4", "int2"]
+    accuracy = {row["format"]: row["accuracy"] for row in contest["rows"]}
+    assert contest["winner"] == max(accuracy, key=lambda form: accuracy[form]) != "int8-qdq"
+    params = [row["params"] for row in contest["rows"]]
+    assert params[0] < 0.7 * params[1]
+    assert result["format"] == contest["winner"]
+    size = (small / "model.onnx").stat().st_size
+    assert 0.9 * 9_000 <= size == result["bytes"] <= 9_000
+    assert result["teacher"]["accuracy"] - result["student"]["accuracy"] < 0.1
+    report = (small / "report.html").read_text()
+    assert "Formats in short trainings" in report and "Weights in the file" in report
+
+
+def test_the_result_says_how_each_weight_is_stored(small: Path) -> None:
+    result = json.loads((small / "result.json").read_text())
+    (shipped,) = [row for row in result["formats"] if row["format"] == result["format"]]
+    weights = shipped["weights"]
+    assert {row["layer"] for row in weights} == {row["layer"] for row in result["layers"]}
+    bits = int(result["format"].removeprefix("int"))
+    assert bits in {row["bits"] for row in weights}
+    assert weights[0]["bits"] == weights[-1]["bits"] == 8, "the first and the last layer"
+    assert sum(row["bytes"] for row in weights) < result["bytes"]
+    assert result["qat"]["bits"] == {row["layer"]: bits for row in weights[1:-1]}
+
+
+def test_predict_and_bench_read_the_file(small: Path) -> None:
+    result = json.loads((small / "result.json").read_text())
+    done = run("predict", small, "--data", "digits", "--json", cwd=small)
+    assert json.loads(done.stdout)["accuracy"] == result["student"]["accuracy"]
+    done = run("bench", small, "--json", cwd=small)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_search_alone_does_not_take_few_bits(tmp_path: Path) -> None:
+    done = run("compress", "lenet5", "--max-drop", "1%", "--quantize", "int4", cwd=tmp_path)
+    assert "give --target too" in one_line(done, 2)
