@@ -37,7 +37,7 @@ import yaml
 
 from common import SEED, SMOKE_IMAGES, Bench, Row, add_images, bench_of, edgecompress, parser
 from edgecompress.data import Images, load_data
-from edgecompress.export import lean
+from edgecompress.export import calibration, lean
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.measure import runtime
@@ -85,7 +85,7 @@ def fixed_costs(bench: Bench) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             fp32 = Path(folder) / "fp32.onnx"
             onnx_export.save(onnx_export.to_onnx(model, torch.zeros(1, *SHAPE)), fp32)
-            before = quantizer.quantized(quantizer.calibrate(fp32, [images]))
+            before = quantizer.quantized(calibration.calibrate(fp32, [images]))
         after = lean.shipped(before).proto
         row: Row = {
             "network": name,
@@ -201,7 +201,7 @@ def plain_int8(run: Path, data: Path) -> Row:
     fp32 = run / "model-fp32.onnx"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        reader = quantizer._Reader(quantizer.batches_of(pixels), "input")
+        reader = calibration.Reader(quantizer.batches_of(pixels), "input")
         quantize_static(str(fp32), str(path), reader, per_channel=True)
         loaded = runtime.load(path)
         batches = (images.normalised(images.test.pixels[i]).numpy() for i in _parts(images.test))

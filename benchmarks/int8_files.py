@@ -14,7 +14,7 @@ import torch
 
 from common import Bench, Row, edgecompress, subset
 from edgecompress.data import DataSet, load_data
-from edgecompress.export import in_float
+from edgecompress.export import calibration, in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.measure import regression, runtime
@@ -140,7 +140,7 @@ def traps_of(bench: Bench, network: Network, work: Path) -> list[Row]:
     fp32 = work / "fp32.onnx"
     random_file(network, fp32)
     batches = random_batches(network, 4)
-    calibrated = quantizer.calibrate(fp32, batches)
+    calibrated = calibration.calibrate(fp32, batches)
     rows = []
     for kind, path in int8_variants(fp32, calibrated, batches, work).items():
         ratio, p50_ms = compare(bench, path, fp32)
@@ -164,7 +164,7 @@ def traps_of(bench: Bench, network: Network, work: Path) -> list[Row]:
 
 
 def int8_variants(
-    fp32: Path, calibrated: quantizer.Calibrated, batches: Sequence[Array], work: Path
+    fp32: Path, calibrated: calibration.Calibrated, batches: Sequence[Array], work: Path
 ) -> dict[str, Path]:
     """Our int8 file, and the plain tool's with several options, by kind."""
     from onnxruntime.quantization import QuantType
@@ -183,7 +183,7 @@ def int8_variants(
 
 
 def left_in_float(
-    fp32: Path, calibrated: quantizer.Calibrated, batches: Sequence[Array], work: Path
+    fp32: Path, calibrated: calibration.Calibrated, batches: Sequence[Array], work: Path
 ) -> dict[str, int]:
     """Layers in float where three are excluded, by tool."""
     layers = calibrated.layers()

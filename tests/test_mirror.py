@@ -93,6 +93,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "emulate/schema.py": ("emulate/test_emulate.py",),
     "emulate/session.py": ("emulate/test_emulate.py",),
     "emulate/shell.py": ("emulate/test_emulate.py",),
+    "export/calibration.py": ("export/test_quantize.py",),
     "export/in_float.py": (
         "export/test_formats.py",
         "export/test_quantize.py",

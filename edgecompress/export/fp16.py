@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from edgecompress.export import onnx as onnx_export
-from edgecompress.export.quantize import quiet
+from edgecompress.export.calibration import quiet
 
 KEPT = ("LayerNormalization", "Softmax", "LogSoftmax", "Celu")
 """Operations that stay float32. The first three add many values, as mixed precision leaves them,

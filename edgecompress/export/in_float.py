@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgecompress.export.quantize import COMPUTE
+from edgecompress.export.calibration import COMPUTE
 from edgecompress.measure import names as long_names
 from edgecompress.measure.runtime import fused_graph
 

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 
 from edgecompress.core import grid
-from edgecompress.export.quantize import Calibrated, Override, Overrides, layer_of
+from edgecompress.export.calibration import Calibrated, Override, Overrides, layer_of
 from edgecompress.measure.runtime import Array
 
 

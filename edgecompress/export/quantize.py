@@ -8,32 +8,32 @@ that builds it.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import tempfile
-import warnings
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
-from onnxruntime.quantization.calibrate import create_calibrator
+from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import onnx as onnx_export
+from edgecompress.export.calibration import (
+    COMPUTE,
+    Calibrated,
+    Override,
+    Overrides,
+    calibrate,
+    layer_of,
+    quantizable,
+    quiet,
+)
+from edgecompress.export.low_bits import on_low_bits
 from edgecompress.formats import bits_by_layer
 from edgecompress.measure.runtime import WEIGHT_BITS, Array
 
-COMPUTE = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 MOVES = (
     "Reshape",
     "Transpose",
@@ -48,135 +48,6 @@ MOVES = (
     "Identity",
 )
 """Operations across which ONNX Runtime moves quantization."""
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-}
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, batches: Iterable[Array], name: str) -> None:
-        self._batches = iter(batches)
-        self._name = name
-
-    def get_next(self) -> dict[str, Array] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the warnings and prints of ONNX Runtime's tools off the user's streams."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """An fp32 model prepared for quantization (shapes inferred, operations fused), and the ranges
-    of its tensors on calibration data.
-    """
-
-    prepared: onnx.ModelProto
-    ranges: Any
-    original: onnx.ModelProto
-
-    def layers(self) -> dict[str, list[str]]:
-        """Convolutions and matrix products: {name of the layer in the network: names of its nodes,
-        one for each call of the layer}.
-        """
-        nodes: dict[str, list[str]] = {}
-        for node in self.compute_nodes():
-            nodes.setdefault(layer_of(node), []).append(node.name)
-        return nodes
-
-    def compute_nodes(self) -> list[onnx.NodeProto]:
-        """The nodes of convolutions and matrix products."""
-        return [node for node in self.prepared.graph.node if node.op_type in COMPUTE]
-
-
-def layer_of(node: onnx.NodeProto) -> str:
-    """The name in the network of the layer that `node` computes: that of its weight, else its
-    own.
-    """
-    weight = next((name for name in node.input[1:2] if name.endswith(".weight")), None)
-    return str(weight.removesuffix(".weight") if weight else node.name or node.output[0])
-
-
-def calibrate(fp32: Path, batches: Iterable[Array], method: str = "minmax") -> Calibrated:
-    """Prepare the model at `fp32` and collect the ranges of its tensors on `batches`
-    `(N, C, H, W)` float32.
-
-    One batch is in memory at a time. `minmax` takes the extremes, `percentile` 99.999 % of all
-    values, `entropy` the range with the least loss of information. Raises `EdgecompressError` where
-    ONNX Runtime cannot run or read the model, `UsageError` without a batch.
-    """
-    original = onnx.load(str(fp32))
-    name = original.graph.input[0].name
-    count = 0
-    with tempfile.TemporaryDirectory(dir=fp32.parent, prefix=".calibrate-") as folder, quiet():
-        prepared = Path(folder) / "prepared.onnx"
-        try:
-            quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
-            calibrator = create_calibrator(
-                prepared,
-                list(_quantizable()),
-                str(Path(folder) / "augmented.onnx"),
-                _METHODS[method],
-                extra_options={"symmetric": False},
-            )
-            for batch in batches:
-                calibrator.collect_data(_Reader([batch], name))
-                count += 1
-            if not count:
-                raise UsageError("no calibration image: give at least one")
-            ranges = calibrator.compute_data()
-            return Calibrated(_with_plain_gemms(onnx.load(str(prepared))), ranges, original)
-        except EdgecompressError:
-            raise
-        except Exception as error:  # onnxruntime raises what its parts raise
-            raise EdgecompressError(
-                f"calibration of '{fp32.name}' failed: {str(error).splitlines()[0]}"
-            ) from error
-
-
-def _with_plain_gemms(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """`proto`, changed in place: factors of the products and of the biases of Gemm (alpha, beta) go
-    into constant weights and biases, since ONNX Runtime's tools forget beta in the scale of an int8
-    bias, and it has no int8 kernel for alpha.
-    """
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    readers = Counter(name for node in proto.graph.node for name in node.input)
-    for node in proto.graph.node:
-        if node.op_type != "Gemm":
-            continue
-        for place, name in ((1, "alpha"), (2, "beta")):
-            factor = next((a for a in node.attribute if a.name == name), None)
-            read = node.input[place] if place < len(node.input) else ""
-            if factor is None or factor.f == 1.0 or (read and read not in constants):
-                continue
-            if read:
-                value = onnx.numpy_helper.to_array(constants[read])
-                scaled = (value * factor.f).astype(value.dtype)
-                if readers[read] > 1:  # others read the plain values
-                    readers[read] -= 1
-                    own = f"{node.name or node.output[0]}.{name}.{read}"
-                    constants[own] = proto.graph.initializer.add(name=own)
-                    node.input[place] = read = own
-                constants[read].CopyFrom(onnx.numpy_helper.from_array(scaled, read))
-            factor.f = 1.0
-    return proto
-
-
-def _quantizable() -> set[str]:
-    return set(QLinearOpsRegistry) | set(QDQRegistry)
 
 
 def quantized(
@@ -198,8 +69,6 @@ def quantized(
     only ones that do not. `scales` overrides the calibrated scale and zero point of the input of a
     layer: {layer: (scale, zero point)}. Raises `UsageError` for a layer that is not in the file.
     """
-    from edgecompress.export.low_bits import on_low_bits
-
     calibrated, steps = on_low_bits(calibrated, bits or {})
     nodes = calibrated.layers()
     unknown = [name for name in (*exclude, *(only or ()), *(scales or {})) if name not in nodes]
@@ -237,21 +106,6 @@ def _not_quantizable(calibrated: Calibrated) -> list[str]:
         if (node.op_type == "Resize" and any(a.s == b"cubic" for a in node.attribute))
         or (node.op_type == "LayerNormalization" and len(shapes.get(node.input[1], [0])) != 1)
     ]
-
-
-class Override(TypedDict, total=False):
-    """The quantization parameters of a tensor, as ONNX Runtime reads them; scalars. Without a
-    scale, one is computed from its values.
-    """
-
-    quant_type: QuantType
-    scale: Array
-    zero_point: Array
-    axis: int
-
-
-Overrides = dict[str, list[Override]]
-"""By the name of the tensor."""
 
 
 def _overrides(calibrated: Calibrated, scales: Mapping[str, tuple[float, int]]) -> Overrides:
@@ -305,7 +159,7 @@ def _insert_qdq(
                 tensors_range=copy.deepcopy(calibrated.ranges),
                 nodes_to_quantize=only,
                 nodes_to_exclude=exclude,
-                op_types_to_quantize=list(_quantizable()),
+                op_types_to_quantize=list(quantizable()),
                 extra_options={"TensorQuantOverrides": overrides},
             )
             quantizer.quantize_model()

@@ -253,8 +253,7 @@ def export_settings(context: Context) -> ExportStage | None:
 
 def reads_pixels(context: Context) -> bool:
     """Does the file that ships have the preprocessing in its graph?"""
-    settings = export_settings(context)
-    return settings is not None and settings.embed_preprocess
+    return (settings := export_settings(context)) is not None and settings.embed_preprocess
 
 
 def ships_lean(context: Context) -> bool:
@@ -276,8 +275,7 @@ def reduces_range(context: Context) -> bool:
 def fp32_file(context: Context, model: nn.Module, accuracy: float = 0.0) -> onnx.ModelProto:
     """The fp32 file of `model`, for the oldest ONNX Runtime that the recipe names."""
     proto = onnx_export.to_onnx(model, context.example, input_spec(context, accuracy).metadata())
-    settings = export_settings(context)
-    oldest = None if settings is None else settings.min_ort
+    oldest = settings.min_ort if (settings := export_settings(context)) is not None else None
     return proto if oldest is None else portable.for_runtime(proto, oldest)
 
 
@@ -287,7 +285,7 @@ def fp32_bytes(data: DataSet, model: nn.Module) -> int:
     """
     metadata = _input_spec(data, "0" * DIGEST_LENGTH, 0.0).metadata()
     proto = onnx_export.to_onnx(model, torch.zeros(1, *data.image_shape), metadata)
-    return int(lean.shipped(proto).proto.ByteSize())
+    return int(proto.ByteSize())
 
 
 def finished(context: Context, path: Path, accuracy: float) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from edgecompress.core import grid
-from edgecompress.export import lean
+from edgecompress.export import calibration, lean
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.low_bits import on_low_bits
@@ -42,17 +42,17 @@ class Every(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> quantizer.Calibrated:
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> calibration.Calibrated:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("low") / "fp32.onnx"
     onnx_export.save(onnx_export.to_onnx(Every().eval(), torch.zeros(1, 3, 8, 8)), path)
     images = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
-    return quantizer.calibrate(path, [images])
+    return calibration.calibrate(path, [images])
 
 
 @pytest.mark.parametrize("bits", grid.LOW_BITS)
 def test_every_kind_of_layer_has_weights_on_the_grid(
-    bits: int, calibrated: quantizer.Calibrated, tmp_path: Path
+    bits: int, calibrated: calibration.Calibrated, tmp_path: Path
 ) -> None:
     layers = calibrated.layers()
     assert len(layers) == 7
@@ -73,7 +73,7 @@ def test_every_kind_of_layer_has_weights_on_the_grid(
     np.testing.assert_array_equal(runtime.load(small).run(images), runtime.load(plain).run(images))
 
 
-def test_only_the_named_layers_change(calibrated: quantizer.Calibrated) -> None:
+def test_only_the_named_layers_change(calibrated: calibration.Calibrated) -> None:
     changed, overrides = on_low_bits(calibrated, {"down": 2})
     before = {t.name: t for t in calibrated.prepared.graph.initializer}
     different = [t.name for t in changed.prepared.graph.initializer if t != before[t.name]]

@@ -17,10 +17,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import nn
 
 from edgecompress.errors import UsageError
-from edgecompress.export import in_float
+from edgecompress.export import calibration, in_float
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
-from edgecompress.export.quantize import Calibrated
+from edgecompress.export.calibration import Calibrated
 from edgecompress.measure import machine, runtime
 from edgecompress.measure.runtime import Array
 from tests.export.models import EXAMPLE, SHAPE, SPEC, network
@@ -37,7 +37,7 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibrated(fp32: Path) -> Calibrated:
-    return quantizer.calibrate(fp32, quantizer.batches_of(VALUES, 8))
+    return calibration.calibrate(fp32, quantizer.batches_of(VALUES, 8))
 
 
 def outputs(proto: onnx.ModelProto, folder: Path) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_calibration_holds_one_batch_at_a_time(method: str, fp32: Path) -> None:
 
 def test_batches_do_not_change_the_ranges(fp32: Path) -> None:
     full, parts = (
-        quantizer.calibrate(fp32, quantizer.batches_of(VALUES, size)) for size in (32, 5)
+        calibration.calibrate(fp32, quantizer.batches_of(VALUES, size)) for size in (32, 5)
     )
     for name in full.ranges.keys():  # noqa: SIM118 (not a dict)
         for one, other in zip(
@@ -85,7 +85,7 @@ def test_batches_do_not_change_the_ranges(fp32: Path) -> None:
 def test_every_method_of_calibration(method: str, fp32: Path, tmp_path: Path) -> None:
     reference = runtime.load(fp32).run(VALUES)
     quantized = outputs(
-        quantizer.quantized(quantizer.calibrate(fp32, quantizer.batches_of(VALUES), method)),
+        quantizer.quantized(calibration.calibrate(fp32, quantizer.batches_of(VALUES), method)),
         tmp_path,
     )
     assert np.abs(quantized - reference).max() < 0.1 * np.abs(reference).max()
@@ -131,7 +131,7 @@ def test_given_scales_are_those_of_the_file(calibrated: Calibrated) -> None:
     node = next(
         n
         for n in proto.graph.node
-        if quantizer.layer_of(n) == name or n.name in calibrated.layers()[name]
+        if calibration.layer_of(n) == name or n.name in calibrated.layers()[name]
     )
     dequantize = next(n for n in proto.graph.node if node.input[0] in n.output)
     assert (float(values[dequantize.input[1]]), int(values[dequantize.input[2]])) == (0.03125, 7)
@@ -238,7 +238,7 @@ class Attention(nn.Module):
 def test_every_layer_can_be_left_in_float(kind: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     onnx_export.save(onnx_export.to_onnx(kind().eval(), EXAMPLE), tmp_path / "f.onnx")
-    model = quantizer.calibrate(tmp_path / "f.onnx", quantizer.batches_of(VALUES))
+    model = calibration.calibrate(tmp_path / "f.onnx", quantizer.batches_of(VALUES))
     names = list(model.layers())
     assert left_in_float(quantizer.quantized(model), tmp_path) == []
     for name in names:
@@ -330,7 +330,7 @@ def test_metadata_are_kept(calibrated: Calibrated) -> None:
 
 def test_calibration_needs_an_image(fp32: Path) -> None:
     with pytest.raises(UsageError, match="no calibration image"):
-        quantizer.calibrate(fp32, [])
+        calibration.calibrate(fp32, [])
 
 
 class Scaled(nn.Module):

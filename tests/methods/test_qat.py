@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgecompress.core import grid
-from edgecompress.export import lean
+from edgecompress.export import calibration, lean
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.formats import bits_by_layer
@@ -83,7 +83,7 @@ def test_the_int8_file_computes_the_same_as_the_network_on_its_grid(
     aware.calibrate(x)
     path = tmp_path / "fp32.onnx"
     onnx_export.save(onnx_export.to_onnx(model, x[:1]), path)
-    calibrated = quantizer.calibrate(path, quantizer.batches_of(x.numpy()))
+    calibrated = calibration.calibrate(path, quantizer.batches_of(x.numpy()))
     onnx_export.save(
         quantizer.quantized(calibrated, scales=aware.scales(), reduce_range=bits == 7),
         tmp_path / "int8.onnx",
@@ -127,7 +127,7 @@ def test_a_transposed_convolution_has_the_grid_of_the_file(groups: int, tmp_path
     ).eval()
     x = torch.randn(8, 3, 32, 32)
     onnx_export.save(onnx_export.to_onnx(model, x[:1]), tmp_path / "fp32.onnx")
-    calibrated = quantizer.calibrate(tmp_path / "fp32.onnx", quantizer.batches_of(x.numpy()))
+    calibrated = calibration.calibrate(tmp_path / "fp32.onnx", quantizer.batches_of(x.numpy()))
     proto = quantizer.quantized(calibrated, reduce_range=True)
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     scale = tensors["2.weight_scale"].reshape([1, -1, 1, 1] if groups == 1 else [1, 1, 1, 1])
@@ -162,7 +162,7 @@ def test_the_file_of_few_bits_computes_what_the_network_on_its_grid_does(
     aware.calibrate(x)
     path = tmp_path / "fp32.onnx"
     onnx_export.save(onnx_export.to_onnx(model, x[:1]), path)
-    calibrated = quantizer.calibrate(path, quantizer.batches_of(x.numpy()))
+    calibrated = calibration.calibrate(path, quantizer.batches_of(x.numpy()))
     proto = quantizer.quantized(calibrated, scales=aware.scales(), bits=bits)
     lean.write(proto, tmp_path / "small.onnx")
     with torch.no_grad():

@@ -13,7 +13,6 @@ from edgecompress.run.context import Context, Silent
 from edgecompress.run.directory import RunDirectory
 from edgecompress.run.stage import RunSettings
 from edgecompress.stages.common import file_bytes, fp32_bytes
-from edgecompress.stages.quantize import QuantizeStage
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet20"])
@@ -24,7 +23,7 @@ def test_bytes_without_a_run_are_those_of_the_file_of_a_run(name: str, tmp_path:
         data=data,
         device=torch.device("cpu"),
         seed=0,
-        recipe=RunSettings(model=name, stages=(QuantizeStage(),)),
+        recipe=RunSettings(model=name, stages=()),
         run=RunDirectory(tmp_path),
         folder=tmp_path / "stage",
         reporter=Silent(),

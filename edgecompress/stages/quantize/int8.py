@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 import torch
 
+from edgecompress.export import calibration
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
-from edgecompress.export.quantize import Calibrated
+from edgecompress.export.calibration import Calibrated
 from edgecompress.formats import bits_by_layer
 from edgecompress.measure import processes, runtime
 from edgecompress.measure.runtime import Array
@@ -107,7 +108,7 @@ def make_int8(
     that `max_drop` needs.
     """
     batches = arrays(context, context.data.train, settings.calibration_images)
-    calibrated = quantizer.calibrate(fp32, batches, settings.method)
+    calibrated = calibration.calibrate(fp32, batches, settings.method)
     bits = bits_of(state, form, calibrated)
     int8, scales = _with_learned_scales(context, state, calibrated, bits)
     if settings.max_drop is None and not settings.sensitivity:
