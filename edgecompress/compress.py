@@ -86,7 +86,7 @@ def stages_for(
         if search.get("round_to", "auto") == "auto":
             search["round_to"] = 8
         search["max_drop"] = targets["max_drop"]
-        if search.get("quantize") in ("int4", "int2"):
+        if search.get("quantize") in ("int4", "int2", "mixed"):
             raise UsageError(
                 f"--max-drop alone searches in formats that need no training on their grid, not in "
                 f"{search['quantize']}: give --target too"

@@ -43,6 +43,7 @@ FORMATS = {
         Format("int8-qdq", "int8", 8, 4.0, 4.0),
         Format("int4", "int4", 4, 2.0, 2.0),
         Format("int2", "int2", 2, 2.0, 2.0),
+        Format("mixed", "mixed", 4, 2.0, 2.0),
     )
 }
 """By name, the widest first."""
@@ -50,8 +51,8 @@ BY_CHOICE = {form.choice: form for form in FORMATS.values()}
 """By the choice of `--quantize`."""
 ORDINARY = ("fp32", "fp16", "int8-qdq")
 """Formats that a network needs no training for."""
-LOW = tuple(name for name, form in FORMATS.items() if form.is_low)
-"""Formats that a network must be trained for."""
+LOW = ("int4", "int2")
+"""Formats that a network must be trained for, of the same bits in all layers but the edges."""
 BIAS_SCALE = 4.0
 """Bytes of the scale of a bias that an integer file has where its layer is no convolution."""
 
@@ -62,7 +63,9 @@ def named(choice: str, default: str = "int8-qdq") -> str:
 
 
 def bits_by_layer(form: str, layers: Sequence[str]) -> dict[str, int]:
-    """The bits of the weights of each of `layers`, which are in the order of the network."""
+    """The bits of the weights of each of `layers`, which are in the order of the network; of mixed
+    bits, before they are assigned, those of int4.
+    """
     bits = FORMATS[form].bits
     edges = {0, len(layers) - 1} if FORMATS[form].is_low else set[int]()
     return {name: EDGE_BITS if n in edges else bits for n, name in enumerate(layers)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgecompress.formats import BY_CHOICE, FORMATS, ORDINARY, bits_by_layer, named
+from edgecompress.formats import BY_CHOICE, FORMATS, LOW, ORDINARY, bits_by_layer, named
 
 
 def test_the_edges_of_a_network_keep_8_bits() -> None:
@@ -22,4 +22,4 @@ def test_choices_name_formats() -> None:
     assert named("int8") == named("auto") == "int8-qdq"
     assert named("none") == "fp32"
     assert {form.name for form in BY_CHOICE.values()} == set(FORMATS)
-    assert [name for name, form in FORMATS.items() if form.is_low] == ["int4", "int2"]
+    assert {name for name, form in FORMATS.items() if form.is_low} == {*LOW, "mixed"}

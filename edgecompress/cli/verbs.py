@@ -85,7 +85,7 @@ def quantize(
     form = given["quantize"]
     if qat_epochs and form in ("fp16", "none"):
         raise UsageError(
-            f"--qat-epochs tunes for int8, int4 or int2: with --quantize {form} leave it out"
+            f"--qat-epochs tunes for int8 and fewer bits: with --quantize {form} leave it out"
         )
     tuned = [given.draft(QatStage, epochs=qat_epochs)] if qat_epochs else []
     stages = [

@@ -64,6 +64,8 @@ class Shipped:
 def shipped(proto: onnx.ModelProto) -> Shipped:
     """`proto` as it ships: the smallest of the ways to write it."""
     plain = with_integer_convolutions(proto)
+    _drop_zero_points_of_biases(plain.graph)
+    remove_unread(plain.graph)
     small, stored = packed(plain)
     ways = [
         Shipped(*lean(plain), tuple(as_int8(one) for one in stored)),

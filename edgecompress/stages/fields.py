@@ -91,7 +91,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Schedule = Literal["early", "middle", "late"]
 Epochs = Annotated[Schedule | tuple[int, ...], BeforeValidator(_epochs)]
 """When cuts are made: a word, or the epochs."""
-Quantize = Literal["auto", "int8", "int4", "int2", "fp16", "none"]
+Quantize = Literal["auto", "int8", "int4", "int2", "mixed", "fp16", "none"]
 Processor = Literal["any", "vnni", "no-vnni", "arm-dot"]
 """Where an int8 file will run."""
 Criterion = Literal["l1", "l2", "bn", "taylor", "random"]

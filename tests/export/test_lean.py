@@ -95,6 +95,18 @@ def test_names_lead_back_to_the_network(files: dict[tuple[str, str], Path], tmp_
     assert in_float.float_layers(again) == in_float.float_layers(path)
 
 
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_lean_file_cannot_be_made_leaner(
+    topology: str, files: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    """The bytes that formats are compared by are those that ship."""
+    paths = [tmp_path / "once.onnx", tmp_path / "twice.onnx"]
+    lean.write(onnx.load(str(files[topology, "int8-qdq"])), paths[0])
+    lean.write(onnx.load(str(paths[0])), paths[1])
+    once, twice = (path.stat().st_size for path in paths)
+    assert once == twice
+
+
 def test_names_of_another_file_are_not_believed(
     files: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,12 +13,14 @@ from torch import nn
 from edgecompress.core.grid import LOW_BITS
 from edgecompress.core.proof import trace
 from edgecompress.formats import FORMATS, bits_by_layer, named
+from edgecompress.methods.bits import assigned, output_errors
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
 from edgecompress.run.sections import QatSection
 from edgecompress.run.state import LearnedGrid, StageRow, State
 from edgecompress.stages.common import (
     count,
+    file_bytes,
     fit_settings,
     learning_loss,
     reduces_range,
@@ -40,14 +43,17 @@ LOW_EPOCHS_LARGE = 8
 """With fewer bits on large data, elsewhere as many as a training has; divided among the bits."""
 INT8_RATE, LOW_RATE = 0.1, 1.0
 """Learning rates over the usual one."""
+FILLED = 0.99
+"""Share of a target that mixed bits are planned for: shapes and codebooks differ a little."""
 STEPS = ("steps.", 1.0)
 """Learned steps have the rate of the weights, and no weight decay."""
 
 
-def form_of(context: Context, state: State) -> str:
-    """The format that the file will have."""
+def form_of(context: Context, state: State) -> str | None:
+    """The format of integers that the file will have; None where it has none."""
     if state.plan is not None:
-        return state.plan.formats[0]
+        integers = [form for form in state.plan.formats if FORMATS[form].is_integer]
+        return integers[-1] if integers else None
     found = [stage for stage in context.recipe.stages if stage.stage == "quantize"]
     asked: QuantizeStage | None = found[0] if found else None  # type: ignore[assignment]
     return named("auto" if asked is None else asked.quantize)
@@ -69,26 +75,22 @@ def qat(context: Context, settings: QatStage, state: State) -> State:
     """Fine-tune a copy of the network on the grid of its format; its scales are for the stage
     `quantize`, and its weights of less than 8 bits are where the file has them.
     """
-    form = FORMATS[form_of(context, state)]
-    if settings.only_low_bits and not form.is_low:
+    name = form_of(context, state)
+    if name is None or (settings.only_low_bits and not FORMATS[name].is_low):
         return state
+    form = FORMATS[name]
     model = copy.deepcopy(state.need_model()).to(context.device)
     original = validation_accuracy(context, model.eval())
-    layers = [*trace(model.cpu(), context.example).output_shapes]
-    final = bits_by_layer(form.name, layers)
-    turns = [width for width in LOW_BITS if width >= form.bits] or [form.bits]
+    final = _final_bits(context, state, model.cpu(), form.name)
+    least = min(final.values(), default=8)
+    turns = [width for width in LOW_BITS if width >= least] or [least]
 
     aware = on_grid(context, model, final)
     before = validation_accuracy(context, aware.eval())
     for width in turns:
-        bits = {name: width if one < 8 else 8 for name, one in final.items()}
-        if width != form.bits:
-            aware = on_grid(context, model, bits)
+        aware = on_grid(context, model, {layer: max(one, width) for layer, one in final.items()})
         result = _trained(context, settings, state, aware, len(turns))
         state = state.with_history("qat" if width == turns[-1] else f"qat {width} bits", result)
-        if width != turns[-1]:
-            aware.settle_()
-            aware = on_grid(context, model, final)
     after = validation_accuracy(context, aware.eval())
     aware.cpu().settle_()
 
@@ -104,6 +106,27 @@ def qat(context: Context, settings: QatStage, state: State) -> State:
         "bits": aware.bits,
     }
     return state.with_section("qat", section)
+
+
+def _final_bits(context: Context, state: State, model: nn.Module, form: str) -> dict[str, int]:
+    """The bits of each layer; mixed ones such that the file takes its target, or as many bytes as
+    with 4 bits.
+    """
+    layers = [*trace(model, context.example).output_shapes]
+    usual = bits_by_layer(form, layers)
+    if form != "mixed":
+        return usual
+    counts = {name: model.get_submodule(name).get_parameter("weight").numel() for name in layers}
+    budget = sum(counts[name] * width / 8 for name, width in usual.items())
+    if state.plan is not None and state.plan.bytes is not None:
+        budget += FILLED * state.plan.bytes - file_bytes(context, form, model)
+    pixels = context.data.train.pixels[:GRID_IMAGES]
+    errors = output_errors(model.cpu(), layers, context.data.normalised(pixels))
+    bits = assigned(errors, counts, budget)
+    chosen = Counter(bits.values())
+    text = ", ".join(f"{count} of {width}" for width, count in sorted(chosen.items()))
+    context.reporter.note(f"mixed bits: layers {text}")
+    return bits
 
 
 def _trained(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from edgecompress.run.stage import Stage, StageResult
+from edgecompress.errors import UsageError
+from edgecompress.run.stage import Setup, Stage, StageResult
 from edgecompress.stages.fields import Processor, Quantize, Share, flag, recipe_only
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ class QuantizeStage(Stage):
                 "leave them out"
             )
         return self
+
+    def check(self, setup: Setup) -> Setup:
+        """Mixed bits are assigned where the network is trained for them."""
+        tuned = any(stage.stage == "qat" for stage in setup.recipe.stages)
+        if self.quantize == "mixed" and not tuned:
+            raise UsageError(
+                "--quantize mixed chooses bits where the network is trained for them: give "
+                "--qat-epochs, or a stage qat before quantize"
+            )
+        return setup
 
     def run(self, context: Context, state: State) -> StageResult:
         """`model.onnx` stands in the run directory, or fp16 is planned from the start."""
