@@ -269,6 +269,8 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "run/test_resume.py",
         "test_compress.py",
     ),
+    "stages/sparsify/__init__.py": ("cli/test_sparse.py",),
+    "stages/sparsify/work.py": ("cli/test_sparse.py",),
     "stages/teacher.py": (
         "run/test_resume.py",
         "cli/test_distill.py",

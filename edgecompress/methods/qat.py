@@ -36,6 +36,8 @@ MOMENTUM = 0.99
 """Share of an activation's range that remains when a training batch moves it."""
 LEVELS = 255
 """Steps of a uint8 activation."""
+SPARSE = 0.3
+"""A weight with so large a share of zeros was made sparse: they stay."""
 CHUNK = 64
 """Samples per forward pass of the calibration."""
 
@@ -101,6 +103,10 @@ class QuantAware(nn.Module):
         self.names = [name for name, layer in model.named_modules() if layers.is_mixing(layer)]
         self.bits = {n: b for n, b in (bits or {}).items() if b in grid.LOW_BITS}
         self.steps = nn.ParameterList([self._first_step(name) for name in self.bits])
+        self.sparse = [name for name in self.names if self._share_of_zeros(name) >= SPARSE]
+        for number, name in enumerate(self.sparse):
+            weight = model.get_submodule(name).get_parameter("weight")
+            self.register_buffer(f"held{number}", weight != 0)
         self.register_buffer("low", torch.zeros(len(self.names)))
         self.register_buffer("high", torch.zeros(len(self.names)))
 
@@ -112,7 +118,17 @@ class QuantAware(nn.Module):
         return output
 
     def _weight(self, name: str) -> Tensor:
-        """The weight of a layer on its grid."""
+        """The weight of a layer on its grid, where a sparse one keeps its zeros."""
+        weight = self._on_its_grid(name)
+        if name not in self.sparse:
+            return weight
+        return weight * self.get_buffer(f"held{self.sparse.index(name)}")
+
+    def _share_of_zeros(self, name: str) -> float:
+        weight = self.model.get_submodule(name).get_parameter("weight").detach()
+        return float((weight == 0).float().mean())
+
+    def _on_its_grid(self, name: str) -> Tensor:
         layer = self.model.get_submodule(name)
         if name not in self.bits:
             return weight_on_grid(layer, self.reduce_range)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from edgecompress.core import layers
 from edgecompress.errors import EdgecompressError, UnknownNameError, UsageError
@@ -69,6 +70,37 @@ def mixing_weights(model: nn.Module, names: Sequence[str] | None = None) -> dict
 def zeros(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """How many values of each tensor (...) are exactly zero."""
     return {name: weight.numel() - int(weight.count_nonzero()) for name, weight in weights.items()}
+
+
+class Held(nn.Module):
+    """`model` with its zero weights of convolutions and linear layers held at zero: in training
+    they get no gradient, whatever the optimizer does to them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.names = [*mixing_weights(model)]
+        for number, weight in enumerate(mixing_weights(model).values()):
+            self.register_buffer(f"held{number}", weight != 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (N, K) for `x` (N, ...)."""
+        output: Tensor = functional_call(self.model, self._weights(), (x,))
+        return output
+
+    @torch.no_grad()
+    def settle_(self) -> None:
+        """Put the zeros back into the model's own weights."""
+        for name, weight in self._weights().items():
+            self.model.get_parameter(name).copy_(weight)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.weight": self.model.get_parameter(f"{name}.weight")
+            * self.get_buffer(f"held{number}")
+            for number, name in enumerate(self.names)
+        }
 
 
 @torch.no_grad()

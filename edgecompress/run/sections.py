@@ -221,6 +221,13 @@ class ContestSection(TypedDict):
     n: int
 
 
+class SparsifySection(TypedDict):
+    """The share of zero weights, in all and in each layer."""
+
+    share: float
+    layers: dict[str, float]
+
+
 class Sections(TypedDict, total=False):
     """What the stages report of themselves, by the name of the stage; one of your own adds its."""
 
@@ -233,3 +240,4 @@ class Sections(TypedDict, total=False):
     merge: MergeSection
     profile: ProfileSection
     qat: QatSection
+    sparsify: SparsifySection

@@ -22,6 +22,7 @@ from edgecompress.stages.quantize import QuantizeStage
 from edgecompress.stages.search import SearchStage
 from edgecompress.stages.shrink import ShrinkStage
 from edgecompress.stages.simplify import SimplifyStage
+from edgecompress.stages.sparsify import SparsifyStage
 from edgecompress.stages.teacher import TeacherStage
 from edgecompress.stages.train import TrainStage
 
@@ -36,6 +37,7 @@ STAGES: list[type[Stage]] = [
     GradualStage,
     ProfileStage,
     ShrinkStage,
+    SparsifyStage,
     DistillStage,
     MergeStage,
     CompareStage,

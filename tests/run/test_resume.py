@@ -51,7 +51,11 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
         {"stage": "simplify"},
         {"stage": "export"},
     ],
-    "load": [{"stage": "load", "checkpoint": "CHECKPOINT"}, {"stage": "distill", **ONE}],
+    "load": [
+        {"stage": "load", "checkpoint": "CHECKPOINT"},
+        {"stage": "sparsify", "amount": "60%", "steps": 1, **ONE},
+        {"stage": "distill", **ONE},
+    ],
     "merge": [{"stage": "merge", "train_parents": 2, "parent_epochs": 1, **ONE}, *SHIP, MEASURE],
     "compare": [{"stage": "compare", "budget": 6, "repeats": 2}, {"stage": "export"}],
     "search": [
