@@ -48,7 +48,7 @@ SHAPE = (3, 32, 32)
 NETWORKS = ("resnet20", "mobilenet_v2", "vgg16", "lenet5", "student3")
 BARS = {"resnet20": 6_000, "mobilenet_v2": 14_000, "vgg16": 5_000}
 """Bytes that the graph may take at most."""
-FORMS = {"int8": (2, 0.004), "int4": (6, 0.02), "int2": (12, 0.02)}
+FORMS = {"int8": (1, 0.002), "int4": (3, 0.02), "int2": (6, 0.02)}
 """Epochs and highest learning rate of the fine-tuning in each format."""
 IN_ANOTHER = """
 import json, sys, time
@@ -151,7 +151,9 @@ def _collected(run: Path) -> Row:
     """What a run says of its file: bytes, accuracy against fp32 on the same images, machine."""
     result = json.loads((run / "result.json").read_text())
     tuned = next(row for row in result["stages"] if row["name"] == "qat")
-    stages = yaml.safe_load((run / "resolved.yaml").read_text())["stages"]
+    recipe = run / "resolved.yaml"
+    recipe = recipe if recipe.is_file() else run.with_suffix(".yaml")
+    stages = yaml.safe_load(recipe.read_text())["stages"]
     settings = next(stage for stage in stages if stage["stage"] == "qat")
     keys = ("epochs", "batch_size", "optimizer", "learning_rate")
     return {

@@ -28,7 +28,7 @@ WIDTHS = for_kinds(
     options_of(PlanStage, "Pruning", only=("floor", "round_to")), PlanStage, SearchStage
 )
 STEPS = options_of(PruneStage, "Pruning", only=("steps",))
-CRITERION = options_of(PruneStage, "Pruning", only=("criterion",), also=(SearchStage,))
+CRITERION = options_of(PruneStage, "Pruning", only=("criterion",), also=(SearchStage, ContestStage))
 FIRST = options_of(TrainStage, "Training", without=EVERY_TRAINING)
 EVERY = options_of(TrainStage, "Training", only=EVERY_TRAINING, also=OTHER_TRAININGS)
 DISTILLING = options_of(

@@ -67,11 +67,15 @@ def show_stages(result: RunResult) -> None:
 
 
 def _sure(row: StageRecord) -> str:
-    """`95.54% (92.4 to 97.4)`: a validation accuracy with its 95 % interval."""
-    if "ci95" not in row:
-        return f"{row['accuracy']:.2%}"
-    low, high = row["ci95"]
-    return f"{row['accuracy']:.2%} ({100 * low:.1f} to {100 * high:.1f})"
+    return sure(row["accuracy"], row.get("ci95"))
+
+
+def sure(accuracy: float, interval: Sequence[float] | None) -> str:
+    """`95.54% (92.4 to 97.4)`: an accuracy with its 95 % interval, where it has one."""
+    if interval is None:
+        return f"{accuracy:.2%}"
+    low, high = interval
+    return f"{accuracy:.2%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def show_sections(result: RunResult, *, verbose: bool) -> None:
@@ -116,7 +120,7 @@ def show_contest(section: ContestSection) -> None:
             row["format"] + (" (won)" if row["format"] == section["winner"] else ""),
             format_count(row["params"]),
             str(row["epochs"]),
-            f"{row['accuracy']:.2%}",
+            sure(row["accuracy"], row.get("ci95")),
         )
         for row in section["rows"]
     ]

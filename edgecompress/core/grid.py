@@ -47,18 +47,21 @@ def channels(layer: nn.Module, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]
 @torch.no_grad()
 def fitted_steps(rows: Tensor, bits: int) -> Tensor:
     """A step (channels,) for each of `rows` (channels, K): that of weights which are on a grid
-    already, else that with the least square error.
+    already, else that with the least square error. Zeros stay zero where a layer is sparse, so they
+    decide nothing on the grid without a zero.
     """
     most = MOST[bits]
     largest = rows.abs().amax(1).clamp_min(most * SMALLEST)
     best, least = largest / most, torch.full_like(largest, torch.inf)
-    tries = [largest * (share / most) for share in SHARES]
-    for step in tries:
-        error = (nearest(rows / step[:, None], bits) * step[:, None] - rows).square().sum(1)
+    counted = rows != 0 if bits == 2 else torch.ones_like(rows, dtype=torch.bool)
+    for share in SHARES:
+        step = largest * (share / most)
+        off = nearest(rows / step[:, None], bits) * step[:, None] - rows
+        error = (off * counted).square().sum(1)
         best, least = torch.where(error < least, step, best), torch.minimum(error, least)
     for integer in range(most, 0, -1):
         step = largest / integer
         steps = rows / step[:, None]
-        off = (nearest(steps, bits) - steps).abs().amax(1)
+        off = ((nearest(steps, bits) - steps) * counted).abs().amax(1)
         best = torch.where(off < EXACT, step, best)
     return best

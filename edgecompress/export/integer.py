@@ -20,7 +20,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from edgecompress.measure.runtime import Array
 
-ZERO = "weight_zero_point"
+ZERO = "edgecompress/weight_zero_point"
 """Name of the zero point that all weights share."""
 CLOSE = 1e-5
 """Largest relative difference between the scale of a bias and the product of those of input and
@@ -149,7 +149,8 @@ def _is_centred(node: NodeProto, known: Links, kind: int) -> bool:
     scale = known.value(node, 1)
     if stored is None or scale is None or stored.data_type != kind:
         return False
-    return (zero is None or not zero.any()) and (scale.ndim == 0 or axis == 0)
+    known_zero = len(node.input) < 3 or (zero is not None and not zero.any())
+    return known_zero and (scale.ndim == 0 or axis == 0)
 
 
 def _fits(source: NodeProto, weight: NodeProto, bias: Sequence[NodeProto], known: Links) -> bool:

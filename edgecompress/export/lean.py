@@ -30,6 +30,8 @@ from edgecompress.measure import names as long_names
 CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv")
 EXPANDED = 64
 """A vector of zeros with more values than this costs more than the node that makes it."""
+PACKED_OPSET = 15
+"""ONNX Runtime 1.8, which reads opset 14, cannot split int8."""
 LETTERS = string.ascii_letters + string.digits
 
 
@@ -61,18 +63,24 @@ class Shipped:
     stored: tuple[Stored, ...]
 
 
-def shipped(proto: onnx.ModelProto) -> Shipped:
-    """`proto` as it ships: the smallest of the ways to write it."""
+def shipped(proto: onnx.ModelProto, *, certain: bool = False) -> Shipped:
+    """`proto` as it ships: the smallest of the ways to write it; with `certain` only those whose
+    bytes stay when a training moves the values on their grids.
+    """
+    if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
+        return Shipped(proto, {}, ())  # names cross the border of a subgraph
     plain = with_integer_convolutions(proto)
     _drop_zero_points_of_biases(plain.graph)
     remove_unread(plain.graph)
-    small, stored = packed(plain)
-    ways = [
-        Shipped(*lean(plain), tuple(as_int8(one) for one in stored)),
-        Shipped(*lean(small), tuple(stored)),
-        Shipped(*lean(narrowed(small)), tuple(stored)),
-    ]
-    return min(ways, key=lambda way: int(way.proto.ByteSize()))
+    small, stored = packed(plain, certain=certain)
+    best = Shipped(*lean(plain), tuple(as_int8(one) for one in stored))
+    if not stored or opset_of(proto) < PACKED_OPSET:
+        return best
+    for way in (small, narrowed(small, certain=certain)):
+        other = Shipped(*lean(way), tuple(stored))
+        if other.proto.ByteSize() < best.proto.ByteSize():
+            best = other
+    return best
 
 
 def write(proto: onnx.ModelProto, path: Path, like: Path | None = None) -> Shipped:
@@ -156,7 +164,9 @@ def _drop_zero_points_of_biases(graph: onnx.GraphProto) -> None:
     """
     known = links(graph)
     for node in graph.node:
-        zero = known.value(node, 2) if node.op_type == "DequantizeLinear" else None
+        if node.op_type != "DequantizeLinear":
+            continue
+        zero = known.value(node, 2)
         stored = known.constants.get(node.input[0])
         is_bias = stored is not None and stored.data_type == TensorProto.INT32
         if zero is not None and is_bias and not zero.any():
@@ -167,7 +177,10 @@ def _share_constants(graph: onnx.GraphProto) -> None:
     """Equal constants become one."""
     first: dict[object, str] = {}
     same: dict[str, str] = {}
+    given = {value.name for value in graph.input}
     for tensor in graph.initializer:
+        if tensor.name in given or tensor.data_type == TensorProto.STRING:
+            continue
         key = (tensor.data_type, tuple(tensor.dims), raw_values(tensor))
         same[tensor.name] = first.setdefault(key, tensor.name)
     outputs = {value.name for value in graph.output}

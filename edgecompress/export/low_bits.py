@@ -16,6 +16,11 @@ from edgecompress.core import grid
 from edgecompress.export.calibration import Calibrated, Override, Overrides, layer_of
 from edgecompress.measure.runtime import Array
 
+LEAST = 1e-6
+"""Smallest step of a channel over the largest of its layer: with less, a channel of zeros has a
+bias that does not fit into 32 bits.
+"""
+
 
 def on_low_bits(calibrated: Calibrated, bits: Mapping[str, int]) -> tuple[Calibrated, Overrides]:
     """A copy in which the weights of the layers in `bits` are on the grids of so many bits, and the
@@ -32,6 +37,8 @@ def on_low_bits(calibrated: Calibrated, bits: Mapping[str, int]) -> tuple[Calibr
         if low not in grid.LOW_BITS or name not in constants or name in overrides:
             continue
         values = numpy_helper.to_array(constants[name])
+        if node.op_type == "MatMul" and values.ndim != 2:
+            continue  # ONNX Runtime's tools have one scale for it
         axis = _axis(node)
         rounded, steps = _rounded(values, axis, low)
         constants[name].CopyFrom(numpy_helper.from_array(rounded.astype(values.dtype), name))
@@ -54,8 +61,10 @@ def _rounded(values: Array, axis: int | None, bits: int) -> tuple[Array, Array]:
     weight = torch.from_numpy(values.astype(np.float64))
     moved = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0)
     rows = moved.flatten(1)
-    steps = _in_fp16(grid.fitted_steps(rows, bits))
+    steps = grid.fitted_steps(rows, bits)
+    steps = _in_fp16(steps.clamp_min(LEAST * float(steps.max())))
     rounded = (grid.nearest(rows / steps[:, None], bits) * steps[:, None]).reshape(moved.shape)
+    rounded = torch.where(moved == 0, 0.0, rounded)  # pruned weights stay, on every grid
     placed = rounded.reshape(weight.shape) if axis is None else rounded.movedim(0, axis)
     return np.ascontiguousarray(placed.numpy()), steps.float().numpy()
 

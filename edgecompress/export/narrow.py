@@ -19,17 +19,24 @@ from edgecompress.measure.runtime import Array
 
 KINDS: dict[int, type[np.generic]] = {TensorProto.FLOAT: np.float16, TensorProto.INT32: np.int16}
 """Types of vectors, and what they are stored as."""
+PLACES = {"QLinearConv": (4, 8), "DequantizeLinear": (0, 1)}
+"""Inputs that are scales or biases, by operator."""
 FEWEST = 4
 """With fewer vectors the nodes take more than they save."""
 
 
-def narrowed(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `proto` whose vectors are stored in half of their bytes, where these hold them."""
+def narrowed(proto: onnx.ModelProto, *, certain: bool = False) -> onnx.ModelProto:
+    """A copy of `proto` whose vectors are stored in half of their bytes, where these hold them;
+    with `certain` scales only, since biases may grow in a training.
+    """
     proto = copy.deepcopy(proto)
     graph = proto.graph
+    free = _of_channels(graph)
     nodes, gone, constants = list[NodeProto](), set[str](), list[TensorProto]()
     for kind, small in KINDS.items():
-        vectors = [tensor for tensor in graph.initializer if _fits(tensor, kind, small)]
+        if certain and kind == TensorProto.INT32:
+            continue
+        vectors = [t for t in graph.initializer if t.name in free and _fits(t, kind, small)]
         if len(vectors) < FEWEST:
             continue
         gone.update(tensor.name for tensor in vectors)
@@ -47,6 +54,18 @@ def narrowed(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
+def _of_channels(graph: onnx.GraphProto) -> set[str]:
+    """Names of what is read as a scale or a bias of channels only: shapes and indices must stay
+    constants for those who infer shapes.
+    """
+    read: dict[str, bool] = {}
+    for node in graph.node:
+        places = PLACES.get(node.op_type, ())
+        for place, name in enumerate(node.input):
+            read[name] = read.get(name, True) and place in places
+    return {name for name, only in read.items() if only}
+
+
 def _fits(tensor: TensorProto, kind: int, small: type[np.generic]) -> bool:
     """Is it a vector of this type whose values the smaller type has, too?"""
     if tensor.data_type != kind or len(tensor.dims) != 1 or tensor.dims[0] < 2:
@@ -60,7 +79,7 @@ def _stream(
     vectors: Sequence[TensorProto], kind: int, small: type[np.generic]
 ) -> tuple[list[NodeProto], list[TensorProto]]:
     """The nodes whose outputs are `vectors` by name, and their constants."""
-    name = f"{np.dtype(small).name}s"
+    name = f"edgecompress/{np.dtype(small).name}s"
     values = np.concatenate([numpy_helper.to_array(tensor) for tensor in vectors])
     sizes = np.array([tensor.dims[0] for tensor in vectors])
     short = np.uint8 if sizes.max() < 256 else np.int32

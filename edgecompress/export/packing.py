@@ -67,18 +67,21 @@ def as_int8(stored: Stored) -> Stored:
     return replace(stored, bits=8, has_mask=False, bytes=stored.count)
 
 
-def packed(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Stored]]:
+def packed(
+    proto: onnx.ModelProto, *, certain: bool = False
+) -> tuple[onnx.ModelProto, list[Stored]]:
     """A copy of `proto` in which every int8 weight is stored in the fewest bytes, and how each
-    is.
+    is. With `certain` only on the grids of `GRIDS`: zeros and codebooks may change in a training.
     """
     proto = copy.deepcopy(proto)
     graph = proto.graph
-    weights = [tensor for tensor in graph.initializer if _is_weight(tensor)]
+    given = {value.name for value in graph.input}
+    weights = [t for t in graph.initializer if _is_weight(t) and t.name not in given]
     streams: dict[tuple[bool, bytes, str], list[TensorProto]] = {}
     stored = []
     for tensor in weights:
         values = numpy_helper.to_array(tensor)
-        how, book = _cheapest(tensor.name, values)
+        how, book = _cheapest(tensor.name, values, certain)
         stored.append(how)
         if how.bits == 8 and not how.has_mask:
             continue
@@ -87,7 +90,7 @@ def packed(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Stored]]:
     made = list[NodeProto]()
     for number, ((has_mask, book_bytes, _), tensors) in enumerate(streams.items()):
         book = np.frombuffer(book_bytes, np.int8)
-        made += _Stream(graph, f"stream{number}", book).nodes_for(tensors, has_mask)
+        made += _Stream(graph, f"edgecompress/stream{number}", book).nodes_for(tensors, has_mask)
     if made:
         nodes = [copy.deepcopy(node) for node in graph.node]
         del graph.node[:]
@@ -105,13 +108,15 @@ def _is_weight(tensor: TensorProto) -> bool:
     return bool(tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1)
 
 
-def _cheapest(name: str, values: Array) -> tuple[Stored, Array]:
+def _cheapest(name: str, values: Array, certain: bool) -> tuple[Stored, Array]:
     """How `values` int8 take the fewest bytes, and their codebook (empty: none)."""
     as_they_are = np.zeros(0, np.int8)
     ways = [(values.size, Stored(name, 8, False, values.size, values.size), as_they_are)]
     for has_mask, kept in ((False, values), (True, values[values != 0])):
         for bits, book in ((8, as_they_are), _codes(kept)):
             size = -(-kept.size * bits // 8) + has_mask * -(-values.size // 8)
+            if certain and (has_mask or not _on_a_grid(bits, book)):
+                continue
             own = len(book) and not np.array_equal(book, GRIDS[bits])
             nodes = 2 + 6 * has_mask + 6 * bool(own)
             ways.append(
@@ -119,6 +124,10 @@ def _cheapest(name: str, values: Array) -> tuple[Stored, Array]:
             )
     _, how, book = min(ways, key=lambda way: way[0])
     return how, book
+
+
+def _on_a_grid(bits: int, book: Array) -> bool:
+    return bits in (2, 4) and np.array_equal(book, GRIDS[bits])
 
 
 def _codes(values: Array) -> tuple[int, Array]:
@@ -211,5 +220,5 @@ class _Stream:
             split = self._constant("sizes", np.array(lengths, np.int64))
             self.nodes.append(helper.make_node("Split", [flat, split], parts, axis=0))
         for part, tensor in zip(parts, tensors, strict=False):
-            shape = self._constant(f"{tensor.name}.shape", np.array(tensor.dims, np.int64))
+            shape = self._constant(f"shape.{tensor.name}", np.array(tensor.dims, np.int64))
             self.nodes.append(helper.make_node("Reshape", [part, shape], [tensor.name]))

@@ -101,6 +101,10 @@ class QuantAware(nn.Module):
         self.model = model
         self.reduce_range = reduce_range
         self.names = [name for name, layer in model.named_modules() if layers.is_mixing(layer)]
+        first = dict[int, str]()  # a weight that two layers share has the grid of the first
+        for name in self.names:
+            first.setdefault(id(model.get_submodule(name).get_parameter("weight")), name)
+        self._owners = [*first.values()]
         self.bits = {n: b for n, b in (bits or {}).items() if b in grid.LOW_BITS}
         self.steps = nn.ParameterList([self._first_step(name) for name in self.bits])
         self.sparse = [name for name in self.names if self._share_of_zeros(name) >= SPARSE]
@@ -112,7 +116,7 @@ class QuantAware(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (N, K) for `x` (N, ...), on the grid."""
-        weights = {f"{name}.weight": self._weight(name) for name in self.names}
+        weights = {f"{name}.weight": self._weight(name) for name in self._owners}
         with self._with_inputs(self._on_grid):
             output: Tensor = functional_call(self.model, weights, (x,))
         return output
@@ -162,7 +166,9 @@ class QuantAware(nn.Module):
             high[number] = torch.maximum(high[number], value.max())
             return value
 
-        weights = {f"{name}.weight": self._weight(name) for name in self.bits}
+        weights = {
+            f"{name}.weight": self._weight(name) for name in self._owners if name in self.bits
+        }
         with evaluating(self.model), self._with_inputs(observe):
             for chunk in x.split(CHUNK):
                 functional_call(self.model, weights, (chunk,))

@@ -202,15 +202,19 @@ class QatSection(TypedDict):
     """Bits of the weights that have less than 8."""
 
 
-class ContestRow(TypedDict):
-    """A format that competed: its parameters, the epochs of its short training, and the validation
-    accuracy on its grid after them.
-    """
-
+class _ContestRow(TypedDict):
     format: str
     params: int
     epochs: int
     accuracy: float
+
+
+class ContestRow(_ContestRow, total=False):
+    """A format that competed: its parameters, the epochs of its short training, and the validation
+    accuracy on its grid after them, with its 95 % interval.
+    """
+
+    ci95: list[float]
 
 
 class ContestSection(TypedDict):

@@ -358,7 +358,9 @@ def candidate(context: Context, model: nn.Module, form: str, images: int = 8) ->
     try:
         onnx_export.save(fp32_file(context, model), fp32)
         proto = make_format(context, fp32, form, images)
-        onnx_export.save(lean.shipped(proto).proto if ships_lean(context) else proto, path)
+        onnx_export.save(
+            lean.shipped(proto, certain=True).proto if ships_lean(context) else proto, path
+        )
         processes.try_out(path)
     except EdgecompressError:
         path.unlink(missing_ok=True)
@@ -379,16 +381,12 @@ def file_bytes(context: Context, form: str, model: nn.Module) -> int:
 
 
 def file_accuracy(context: Context, path: Path, split: Images) -> float:
-    """Score of an ONNX file on a split, by ONNX Runtime: its accuracy (0..1), or what the data's
-    task has instead.
-    """
+    """Score of an ONNX file on a split, by ONNX Runtime, as the data's task has it."""
     return runtime_score(context, runtime.load(path, threads=context.threads), split)["accuracy"]
 
 
 def runtime_score(context: Context, loaded: Runtime, split: Images) -> Score:
-    """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R² under that name, and
-    `loss`, the mean square error.
-    """
+    """`accuracy` (0..1) of a loaded ONNX file on a split; of a regression R², and `loss`."""
     return score_of(
         context.data.task, runtime_outputs(context, loaded, split), context.data.targets(split)
     )

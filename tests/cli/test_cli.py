@@ -87,7 +87,7 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
         (["compress", "vgg16", "--target=-3MB"], "'-3MB' is not above zero"),
         (["compress", "vgg61", "--target", "4MB"], "vgg16"),
         (["compress", "vgg16"], "no target"),
-        (["compress", "vgg16", "--target", "4MB", "--quantize", "int4"], "quantize"),
+        (["compress", "vgg16", "--target", "4MB", "--quantize", "int3"], "quantize"),
         (["compress", "vgg16", "--target", "4MB", "--data", "digit"], "digits"),
         (["compress", "vgg16", "--target", "4MB", "--data", "folder:nowhere"], "does not exist"),
         (

@@ -18,7 +18,7 @@ from tests.cli.test_cli import one_line, run
     ("line", "parts"),
     [
         (
-            "compress vgg16 --target 4MB --quantize int4",
+            "compress vgg16 --target 4MB --quantize int3",
             ["'--quantize'", "'auto', 'int8', 'fp16', 'none'", "did you mean int8?"],
         ),
         (
@@ -76,7 +76,7 @@ def test_choices_complete_in_the_shell() -> None:
     command = typer.main.get_command(app).commands["compress"]
     context = typer.Context(command)
     for option, begun, expected in (
-        ("quantize", "in", {"int8"}),
+        ("quantize", "in", {"int8", "int4", "int2"}),
         ("data", "cifar", {"cifar10", "cifar100"}),
         ("device", "c", {"cpu", "cuda"}),
         ("round_to", "a", {"auto"}),

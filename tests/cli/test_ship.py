@@ -145,7 +145,9 @@ def test_fine_tuning_on_the_int8_grid(trained: Path, tmp_path: Path) -> None:
     assert result["int8"]["qat"]["top1_agreement"] > 0.95
     metadata = runtime.load(tmp_path / "q" / "model.onnx").metadata
     assert (metadata.integer("weight_bits"), metadata.text("cpu")) == (7, "any")
-    assert "int8 grid" in (tmp_path / "q" / "report.html").read_text()
+    assert (
+        "Fine-tuned on its grid: the int8-qdq file" in (tmp_path / "q" / "report.html").read_text()
+    )
 
 
 def test_what_says_nothing_is_refused(trained: Path, digits_folder: Path, tmp_path: Path) -> None:

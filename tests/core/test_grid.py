@@ -56,6 +56,11 @@ def test_a_fitted_step_is_no_worse_than_that_of_the_largest_weight(bits: int, se
         assert bool((error(steps) < error(widest)).all())
 
 
+def test_pruned_weights_do_not_move_the_step_of_two_bits() -> None:
+    rows = torch.tensor([[-0.3, 0.1, 0.0, 0.0, 0.3, -0.1, 0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(grid.fitted_steps(rows, 2), torch.tensor([0.1]))
+
+
 def test_zeros_have_a_step() -> None:
     assert bool((grid.fitted_steps(torch.zeros(3, 9), 2) > 0).all())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -205,3 +206,59 @@ def test_many_zeros_are_made_at_load(tmp_path: Path) -> None:
     np.testing.assert_array_equal(runtime.load(small).run(images), runtime.load(int8).run(images))
     operators = {node.op_type for node in runtime.fused_graph(small).graph.node}
     assert "QGemm" in operators and "Expand" not in operators
+
+
+class Own(nn.Module):
+    """A root that has a weight of its own, called as the runtime's tools call theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.last = nn.Conv2d(4, 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu(nn.functional.conv2d(x, self.weight))
+        x = nn.functional.interpolate(self.last(x), scale_factor=2.0)
+        return x.mean((2, 3))
+
+
+def test_names_do_not_collide_and_shapes_stay_known(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fp32, small = tmp_path / "fp32.onnx", tmp_path / "small.onnx"
+    onnx_export.save(onnx_export.to_onnx(Own().eval(), EXAMPLE), fp32)
+    proto = quantizer.to_int8(fp32, lambda: [_images()], form="int4")
+    onnx_export.save(proto, tmp_path / "long.onnx")
+    lean.write(proto, small)
+    images = _images(3)
+    before, after = (runtime.load(path).run(images) for path in (tmp_path / "long.onnx", small))
+    np.testing.assert_array_equal(after, before)
+    assert onnx_macs.macs(small) == onnx_macs.macs(fp32) is not None
+
+
+def test_a_file_with_branches_is_left_as_it_is() -> None:
+    """Names inside a branch are those outside of it."""
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    branches = {
+        f"{way}_branch": helper.make_graph(
+            [helper.make_node("Add", ["x", name], [f"{way}.y"])],
+            way,
+            [],
+            [helper.make_tensor_value_info(f"{way}.y", TensorProto.FLOAT, [1])],
+        )
+        for way, name in (("then", "one"), ("else", "two"))
+    }
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], **branches)],
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [value],
+        [
+            numpy_helper.from_array(np.ones(1, np.float32), "one"),
+            numpy_helper.from_array(np.full(1, 2, np.float32), "two"),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    assert lean.shipped(proto).proto == proto

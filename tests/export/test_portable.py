@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgecompress.errors import UsageError
-from edgecompress.export import fp16, portable
+from edgecompress.export import fp16, lean, portable
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.formats import ORDINARY
@@ -146,3 +146,30 @@ def test_every_file_is_loaded_by_the_oldest_runtime_that_it_names(
         expected = runtime.load(path).run(VALUES)
         error = np.abs(np.load(f"{path}.npy") - expected).max()
         assert error < (0.01 if form == "fp16" else 0.06) * np.abs(expected).max(), form
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "lenet5"])
+def test_lean_files_of_few_bits_compute_the_same_in_the_oldest_runtime(
+    name: str, tmp_path: Path, oldest_here: Path
+) -> None:
+    """As the same weights in int8, with long names and all nodes, to the last bit."""
+    fp32 = tmp_path / "fp32.onnx"
+    onnx_export.save(onnx_export.to_onnx(network(name), EXAMPLE), fp32)
+    pairs = {}
+    for form in ("int8-qdq", "int4", "int2"):
+        proto = quantizer.to_int8(fp32, lambda: quantizer.batches_of(VALUES), form=form)
+        pairs[form] = (tmp_path / f"{form}-long.onnx", tmp_path / f"{form}.onnx")
+        onnx_export.save(proto, pairs[form][0])
+        lean.write(proto, pairs[form][1])
+    np.save(tmp_path / "values.npy", VALUES)
+    files = [str(path) for pair in pairs.values() for path in pair]
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "values.npy"), *files]
+    environment = {**os.environ, "PYTHONPATH": str(oldest_here)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for long, small in pairs.values():
+        assert small.stat().st_size < long.stat().st_size
+        np.testing.assert_array_equal(np.load(f"{small}.npy"), np.load(f"{long}.npy"))

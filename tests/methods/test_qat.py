@@ -27,6 +27,7 @@ from edgecompress.methods.qat import (
     weight_on_grid,
     with_learned_step,
 )
+from edgecompress.methods.sparsify import mixing_weights, zero_smallest_
 from edgecompress.models import ModelSource, build
 
 
@@ -220,3 +221,39 @@ def test_training_on_two_bits_recovers_what_rounding_lost() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / 3
+
+
+def test_two_layers_may_share_a_weight() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
+    model[2].weight = model[0].weight
+    x = torch.randn(16, 8)
+    for bits in ({}, {"0": 4, "2": 4}):
+        aware = QuantAware(model, bits=bits)
+        aware.calibrate(x)
+        aware(x).sum().backward()
+        assert model[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("form", ["int4", "int2"])
+def test_pruned_weights_are_zero_in_the_file(form: str, tmp_path: Path) -> None:
+    """Also on the grid without a zero."""
+    torch.manual_seed(0)
+    model = build(ModelSource("lenet5", 10, (3, 32, 32))).eval()
+    zero_smallest_(model, 0.6, scope="local")
+    x = torch.randn(64, 3, 32, 32)
+    layers = [*mixing_weights(model)]
+    aware = QuantAware(model, reduce_range=True, bits=bits_by_layer(form, layers)).eval()
+    aware.settle_()
+    aware.calibrate(x)
+    assert all(float((w == 0).float().mean()) >= 0.59 for w in mixing_weights(model).values())
+    onnx_export.save(onnx_export.to_onnx(model, x[:1]), tmp_path / "fp32.onnx")
+    calibrated = calibration.calibrate(tmp_path / "fp32.onnx", quantizer.batches_of(x.numpy()))
+    bits = bits_by_layer(form, [*calibrated.layers()])
+    proto = quantizer.quantized(calibrated, scales=aware.scales(), bits=bits)
+    storage = {one.layer: one.text for one in lean.write(proto, tmp_path / "small.onnx").stored}
+    assert storage["classifier.1"] == f"bitmap and {form[-1]}-bit codes"
+    with torch.no_grad():
+        expected = aware(x).numpy()
+    actual = runtime.load(tmp_path / "small.onnx").run(x.numpy())
+    assert float(np.abs(actual - expected).max()) < 0.1 * float(np.abs(expected).max())
+    assert float((actual.argmax(1) == expected.argmax(1)).mean()) > 0.9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docs.scripts.results import compression, latency, merging, online, overview, public, zoo
+from docs.scripts.results import bits, compression, latency, merging, online, overview, public, zoo
 
 BUILDERS: dict[str, Callable[[], str]] = {
     "demo": overview.demo,
@@ -27,6 +27,9 @@ BUILDERS: dict[str, Callable[[], str]] = {
     "merge-modes": merging.modes,
     "merge-cost": merging.cost,
     "latency-check": latency.check,
+    "bytes-fixed": bits.fixed,
+    "bytes-accuracy": bits.accuracy,
+    "bytes-speed": bits.speed,
     "int8-speed": latency.int8_speed,
     "int8-accuracy": latency.int8_accuracy,
     "int8-traps": latency.traps,

@@ -15,6 +15,7 @@ from edgecompress.core.proof import trace
 from edgecompress.formats import FORMATS, bits_by_layer
 from edgecompress.methods.qat import QuantAware
 from edgecompress.methods.repair import repaired
+from edgecompress.proportions import interval
 from edgecompress.run.context import Context
 from edgecompress.run.sections import ContestRow, ContestSection
 from edgecompress.run.state import SizePlan, State
@@ -91,7 +92,7 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
     context.reporter.note(f"contest: {_outcome(entered, winner)}")
     section: ContestSection = {
         "winner": winner.form,
-        "rows": [one.as_dict() for one in entered],
+        "rows": [_row(context, one) for one in entered],
         "n": len(context.data.validation),
     }
     plan = replace(winner.plan, reason=f"{winner.plan.reason}; {_outcome(entered, winner)}")
@@ -102,6 +103,14 @@ def halved(left: Sequence[Contender]) -> list[Contender]:
     """The more accurate half of `left`, rounded up; the wider format wins a tie."""
     best_first = sorted(left, key=lambda one: (-one.accuracy, -FORMATS[one.form].bits))
     return best_first[: math.ceil(len(left) / 2)]
+
+
+def _row(context: Context, one: Contender) -> ContestRow:
+    """Its row, of a classification with the 95 % interval of its accuracy."""
+    row, count = one.as_dict(), len(context.data.validation)
+    if context.data.task.metric == "accuracy":
+        row["ci95"] = list(interval(round(one.accuracy * count), count))
+    return row
 
 
 def _outcome(entered: Sequence[Contender], winner: Contender) -> str:
@@ -145,7 +154,7 @@ def _train(
     chosen = fit_settings(context, model, given, epochs=epochs)
     chosen = replace(chosen, faster=(("steps.", 1.0),))
     loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
-    hooks = watched(context, f"contest {one.form}", keep_initial=True)
+    hooks = watched(context, f"contest {one.form}", settings.patience, keep_initial=True)
     train_model(context, network, loss, chosen, hooks, seed=context.seed + number)
     one.epochs += epochs
     one.accuracy = validation_accuracy(context, network)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from edgecompress.formats import FORMATS, named
 from edgecompress.run.stage import Setup, Stage, StageResult, Strict
 from edgecompress.stages.fields import Count, Quantize, Seconds, Share, Size, flag, recipe_only
 
@@ -53,8 +54,11 @@ class PlanStage(Stage):
         if graph.groups:
             return
         weights = sum(parameter.numel() for parameter in blank.parameters())
+        competes = any(stage.stage == "contest" for stage in setup.recipe.stages)
+        bits = 2 if self.quantize == "auto" and competes else FORMATS[named(self.quantize)].bits
+        bits = 2 if self.quantize == "mixed" else bits
         limits = (
-            (self.targets.bytes, weights),  # a byte per weight
+            (self.targets.bytes, weights * bits // 8),
             (self.targets.macs, sum(graph.macs.values())),
         )
         if any(limit is not None and limit < found for limit, found in limits):

@@ -73,7 +73,7 @@ def _smallest(context: Context, setup: Setup, settings: PlanStage | SearchStage)
     forms = allowed(settings.quantize)
     if isinstance(settings, SearchStage):  # it looks in one format
         forms = (formats.named(settings.quantize),)
-    elif settings.quantize == "auto" and competes(context):
+    elif settings.quantize == "auto" and settings.targets.bytes and competes(context):
         forms = (*forms, *LOW)
     found: list[tuple[int, str]] = []
     refused: EdgecompressError | None = None

@@ -20,7 +20,7 @@ from edgecompress.core import ChannelGraph, shrink
 from edgecompress.core.proof import trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.errors import EdgecompressError
-from edgecompress.formats import FORMATS, LOW, ORDINARY, named
+from edgecompress.formats import FORMATS, LOW, ORDINARY, bits_by_layer, named
 from edgecompress.measure import latency, runtime
 from edgecompress.measure.cost import byte_price, cost, mac_price
 from edgecompress.methods.scores import magnitude
@@ -211,8 +211,12 @@ def _with_contenders(
     """
     if settings.quantize != "auto" or planned.bytes is None or not competes(context):
         return planned
+    own, planned_bytes = planned.smallest_bytes or 0, planned.bytes
     contenders = list[SizePlan]()
+    names = [*graph.output_shapes]
     for form in LOW:
+        if min(bits_by_layer(form, names).values()) >= 8:
+            continue  # the edges are all that there is
         try:
             contenders.append(_contender(context, model, graph, settings, planned, form))
         except EdgecompressError as error:
@@ -227,7 +231,10 @@ def _with_contenders(
         for one in contenders
         if one.smallest_bytes is None or one.smallest_bytes <= planned.bytes
     ]
-    return replace(planned, smallest_bytes=least, contenders=tuple(reached))
+    planned = replace(planned, smallest_bytes=least)
+    if own > planned_bytes and reached:  # the planned format is out of reach, these are not
+        return replace(reached[0], contenders=tuple(reached[1:]))
+    return replace(planned, contenders=tuple(reached))
 
 
 def _contender(

@@ -12,6 +12,10 @@ from torch import nn
 
 from edgecompress.core.grid import LOW_BITS
 from edgecompress.core.proof import trace
+from edgecompress.export import lean
+from edgecompress.export import onnx as onnx_export
+from edgecompress.export.calibration import calibrate
+from edgecompress.export.quantize import quantized
 from edgecompress.formats import FORMATS, bits_by_layer, named
 from edgecompress.methods.bits import assigned, output_errors
 from edgecompress.methods.qat import QuantAware
@@ -19,9 +23,10 @@ from edgecompress.run.context import Context
 from edgecompress.run.sections import QatSection
 from edgecompress.run.state import LearnedGrid, StageRow, State
 from edgecompress.stages.common import (
+    arrays,
     count,
-    file_bytes,
     fit_settings,
+    fp32_file,
     learning_loss,
     reduces_range,
     train_model,
@@ -43,8 +48,8 @@ LOW_EPOCHS_LARGE = 8
 """With fewer bits on large data, elsewhere as many as a training has; divided among the bits."""
 INT8_RATE, LOW_RATE = 0.1, 1.0
 """Learning rates over the usual one."""
-FILLED = 0.99
-"""Share of a target that mixed bits are planned for: shapes and codebooks differ a little."""
+REFINEMENTS = 4
+"""Files that are made at most, while mixed bits are fitted to a target."""
 STEPS = ("steps.", 1.0)
 """Learned steps have the rate of the weights, and no weight decay."""
 
@@ -56,7 +61,8 @@ def form_of(context: Context, state: State) -> str | None:
         return integers[-1] if integers else None
     found = [stage for stage in context.recipe.stages if stage.stage == "quantize"]
     asked: QuantizeStage | None = found[0] if found else None  # type: ignore[assignment]
-    return named("auto" if asked is None else asked.quantize)
+    form = named("auto" if asked is None else asked.quantize)
+    return form if FORMATS[form].is_integer else None
 
 
 def on_grid(context: Context, model: nn.Module, bits: Mapping[str, int]) -> QuantAware:
@@ -118,15 +124,35 @@ def _final_bits(context: Context, state: State, model: nn.Module, form: str) -> 
         return usual
     counts = {name: model.get_submodule(name).get_parameter("weight").numel() for name in layers}
     budget = sum(counts[name] * width / 8 for name, width in usual.items())
-    if state.plan is not None and state.plan.bytes is not None:
-        budget += FILLED * state.plan.bytes - file_bytes(context, form, model)
+    limit = None if state.plan is None else state.plan.bytes
+    if limit is not None:
+        budget += limit - _bytes_with(context, model, usual)
     pixels = context.data.train.pixels[:GRID_IMAGES]
     errors = output_errors(model.cpu(), layers, context.data.normalised(pixels))
     bits = assigned(errors, counts, budget)
+    for _ in range(REFINEMENTS):  # scales and biases of 8 bits take more bytes, too
+        size = 0 if limit is None else _bytes_with(context, model, bits)
+        if limit is None or size <= limit or set(bits.values()) == {2}:
+            break
+        budget -= 1.1 * (size - limit)
+        bits = assigned(errors, counts, budget)
     chosen = Counter(bits.values())
     text = ", ".join(f"{count} of {width}" for width, count in sorted(chosen.items()))
     context.reporter.note(f"mixed bits: layers {text}")
     return bits
+
+
+def _bytes_with(context: Context, model: nn.Module, bits: Mapping[str, int]) -> int:
+    """Bytes of the file of `model` with these bits, whatever its training does to the values."""
+    context.folder.mkdir(parents=True, exist_ok=True)
+    path = context.folder / "mixed-fp32.onnx"
+    try:
+        onnx_export.save(fp32_file(context, model.cpu()), path)
+        calibrated = calibrate(path, arrays(context, context.data.train, 8))
+        proto = quantized(calibrated, reduce_range=reduces_range(context), bits=bits)
+        return int(lean.shipped(proto, certain=True).proto.ByteSize())
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _trained(

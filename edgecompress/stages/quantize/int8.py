@@ -113,7 +113,7 @@ def make_int8(
     int8, scales = _with_learned_scales(context, state, calibrated, bits)
     if settings.max_drop is None and not settings.sensitivity:
         return int8
-    int8 = replace(int8, sensitivity=tuple(sensitivity(context, calibrated, fp32)))
+    int8 = replace(int8, sensitivity=tuple(sensitivity(context, calibrated, fp32, bits)))
     if settings.max_drop is None:
         return int8
     least = file_accuracy(context, fp32, context.data.validation)
@@ -124,9 +124,12 @@ def make_int8(
 
 def bits_of(state: State, form: str, calibrated: Calibrated) -> dict[str, int]:
     """Bits of the weights of each layer: those that it was trained with."""
-    if state.grid is not None and state.grid.bits:
-        return {name: state.grid.bits.get(name, 8) for name in calibrated.layers()}
-    return bits_by_layer(form, [*calibrated.layers()])
+    usual = bits_by_layer(form, [*calibrated.layers()])
+    if state.grid is None:
+        return usual
+    trained = {name: state.grid.bits.get(name, 8) for name in state.grid.scales}
+    # a layer whose weight has another name in the file: what is on a grid stays on it
+    return {name: trained.get(name, usual[name]) for name in usual}
 
 
 def _with_learned_scales(
@@ -139,9 +142,10 @@ def _with_learned_scales(
     plain = quantizer.quantized(calibrated, reduce_range=reduced, bits=bits)
     if state.grid is None:
         return Int8File(plain), None
-    scales = dict(state.grid.scales)
+    known = calibrated.layers()
+    scales = {name: pair for name, pair in state.grid.scales.items() if name in known}
     learned = quantizer.quantized(calibrated, scales=scales, reduce_range=reduced, bits=bits)
-    agreed = _agreement(context, state, learned, scales)
+    agreed = _agreement(context, state, learned)
     better = agreed.top1_agreement >= AGREEMENT
     if better and _score(context, learned) >= _score(context, plain):
         return Int8File(learned, replace(agreed, used=True)), scales
@@ -179,12 +183,14 @@ def _within_drop(
     short = least - _score(context, proto)
     unmet = None
     if short > 1e-9:
-        unmet = f"int8 loses {short + max_drop:.2%} on validation, more than {max_drop:.2%}"
+        unmet = f"it loses {short + max_drop:.2%} on validation, more than {max_drop:.2%}"
     return replace(int8, proto=proto, left_in_float=tuple(exclude), unmet=unmet)
 
 
-def sensitivity(context: Context, calibrated: Calibrated, fp32: Path) -> list[SensitivityRow]:
-    """A row for each layer quantized alone, over validation images; the worst first."""
+def sensitivity(
+    context: Context, calibrated: Calibrated, fp32: Path, bits: Mapping[str, int]
+) -> list[SensitivityRow]:
+    """A row for each layer quantized alone to its `bits`, on validation images; the worst first."""
     split, task = context.data.validation, context.data.task
     chosen = torch.linspace(0, len(split) - 1, min(len(split), TABLE_IMAGES)).long()
     inputs = [context.data.normalised(split.pixels[part]).numpy() for part in chosen.split(32)]
@@ -196,7 +202,12 @@ def sensitivity(context: Context, calibrated: Calibrated, fp32: Path) -> list[Se
         context.reporter.step(number, len(names), "sensitivity")
         outputs = _outputs(
             context,
-            quantizer.quantized(calibrated, only=[name], reduce_range=reduces_range(context)),
+            quantizer.quantized(
+                calibrated,
+                only=[name],
+                reduce_range=reduces_range(context),
+                bits={name: bits.get(name, 8)},
+            ),
             inputs,
         )
         error = float(np.square(outputs - reference).mean() / max(1e-12, float(reference.var())))
@@ -222,14 +233,13 @@ def _score(context: Context, proto: onnx.ModelProto) -> float:
     return context.data.task.score(torch.from_numpy(outputs), targets)
 
 
-def _agreement(
-    context: Context, state: State, proto: onnx.ModelProto, scales: dict[str, tuple[float, int]]
-) -> GridAgreement:
+def _agreement(context: Context, state: State, proto: onnx.ModelProto) -> GridAgreement:
     """How the int8 file agrees with the network on its grid, over validation images."""
-    bits = {} if state.grid is None else state.grid.bits
+    assert state.grid is not None
+    bits = state.grid.bits
     model = state.need_model().cpu()
     aware = QuantAware(model, reduce_range=reduces_range(context), bits=bits).eval()
-    aware.fix(scales)
+    aware.fix(dict(state.grid.scales))
     inputs = list(arrays(context, context.data.validation, TABLE_IMAGES))
     with torch.no_grad():
         expected = np.concatenate([aware(torch.from_numpy(batch)).numpy() for batch in inputs])

@@ -60,7 +60,18 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> StageRe
             f"--cpu {settings.cpu}: int8 saturates on this processor, so its accuracy and latency "
             "here are not those of the target"
         )
-    made = measure_formats(context, settings, state, formats(settings, state.plan))
+    forms = formats(settings, state.plan)
+    if state.grid is None and any(FORMATS[form].is_low for form in forms):
+        context.reporter.note(
+            f"{forms[-1]}: the network was not trained on its grid, which costs accuracy: give "
+            "--qat-epochs"
+        )
+    if state.grid is not None and state.grid.bits:
+        context.reporter.note(
+            "the fp32 file has the weights that were trained for fewer bits; before that the "
+            f"network had {state.grid.original:.2%} on validation"
+        )
+    made = measure_formats(context, settings, state, forms)
     rows, int8 = list(made.rows), made.int8
     chosen, reason = choose(rows, state.plan, settings, made.refused)
     shipped = Shipped(tuple(rows), chosen, reason, made.refused)

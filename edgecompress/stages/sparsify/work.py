@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,7 +42,7 @@ def sparsify(context: Context, settings: SparsifyStage, state: State) -> State:
     loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
     for step in range(1, settings.steps + 1):
         share = 1 - (1 - settings.share) ** (step / settings.steps)
-        before = copy.deepcopy(model)
+        begun, before = time.perf_counter(), copy.deepcopy(model)
         zeroed = zero_smallest_(model, share, scope=settings.scope, layer_names=settings.layers)
         _check_alive(zeroed, share)
         _repair_(context, before, model)
@@ -54,8 +55,17 @@ def sparsify(context: Context, settings: SparsifyStage, state: State) -> State:
             state = state.with_history(text, result)
         held.settle_()
         accuracy = validation_accuracy(context, model)
-        note = f"{share:.1%} of the weights are zero"
-        row = StageRow(text, accuracy, count(model), at_cut=at_cut, note=note)
+        weights = mixing_weights(model)
+        zero = sum(zeros(weights).values()) / sum(weight.numel() for weight in weights.values())
+        note = f"{zero:.1%} of the weights are zero"
+        row = StageRow(
+            text,
+            accuracy,
+            count(model),
+            wall_s=time.perf_counter() - begun,
+            at_cut=at_cut,
+            note=note,
+        )
         state = state.with_row(row)
     weights = mixing_weights(model)
     found = zeros(weights)
