@@ -19,7 +19,11 @@ from tests.cli.test_cli import one_line, run
     [
         (
             "compress vgg16 --target 4MB --quantize int3",
-            ["'--quantize'", "'auto', 'int8', 'fp16', 'none'", "did you mean int8?"],
+            [
+                "'--quantize'",
+                "'auto', 'int8', 'int4', 'int2', 'mixed', 'fp16', 'none'",
+                "did you mean int8?",
+            ],
         ),
         (
             "train vgg16 --lr-schedule cosin",
