@@ -93,9 +93,8 @@ def fixed_costs(bench: Bench) -> list[Row]:
             "fixed_before": lean.overhead(before),
             "bytes": after.ByteSize(),
             "fixed": lean.overhead(after),
+            "bar": BARS.get(name),
         }
-        if name in BARS:
-            row["bar"] = BARS[name]
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -167,7 +166,7 @@ def _collected(run: Path) -> Row:
         "tuning": {key: settings.get(key) for key in keys},
         "device": settings_device(result),
         "wall_s": result["wall_s"],
-        "hardware": result["hardware"],
+        "hardware": {k: v for k, v in result["hardware"].items() if k != "gpu"},
         "versions": result["versions"],
     }
 
@@ -248,26 +247,29 @@ def speeds(bench: Bench, runs: Sequence[Path], oldest: str | None) -> Row:
         rows.append(row)
         print(row, flush=True)
     part: Row = {"rows": rows, **bench.machine()}
-    if oldest is not None:
-        part["oldest"] = _in_oldest(
-            oldest, {form: run / "model.onnx" for form, run in files.items()}
-        )
+    if oldest is not None or bench.smoke:
+        paths = {form: run / "model.onnx" for form, run in files.items()}
+        part["oldest"] = _in_oldest(oldest, paths)
     return part
 
 
-def _in_oldest(version: str, files: dict[str, Path]) -> Row:
-    """Load time, p50 and outputs of `files` in another ONNX Runtime, and in this one."""
+def _in_oldest(version: str | None, files: dict[str, Path]) -> Row:
+    """Load time, p50 and outputs of `files` in another ONNX Runtime (None: this one), and in this
+    one.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        install = [sys.executable, "-m", "pip", "install", "-q", "--target", folder]
-        subprocess.run([*install, f"onnxruntime=={version}", "numpy<2"], check=True)
-        old = _measured({"PYTHONPATH": folder}, files)
+        environment = {}
+        if version is not None:
+            install = [sys.executable, "-m", "pip", "install", "-q", "--target", folder]
+            subprocess.run([*install, f"onnxruntime=={version}", "numpy<2"], check=True)
+            environment["PYTHONPATH"] = folder
+        old = _measured(environment, files)
     new = _measured({}, files)
     rows = []
     for form, before, after in zip(files, old["rows"], new["rows"], strict=True):
         equal = np.array_equal(before.pop("outputs"), after.pop("outputs"))
-        row = {"format": form, "same_outputs": equal, old["onnxruntime"]: before}
-        rows.append({**row, new["onnxruntime"]: after})
-    return {"version": old["onnxruntime"], "rows": rows}
+        rows.append({"format": form, "same_outputs": equal, "oldest": before, "newest": after})
+    return {"oldest": old["onnxruntime"], "newest": new["onnxruntime"], "rows": rows}
 
 
 def _measured(environment: dict[str, str], files: dict[str, Path]) -> Row:

@@ -465,7 +465,7 @@ def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
         env={**os.environ, "CI": "1", **THREADS},
     )
     deadline = time.monotonic() + 200
-    while not (tmp_path / "cut" / "04-prune-1of2" / "stage.json").exists():
+    while not (tmp_path / "cut" / "05-prune-1of2" / "stage.json").exists():
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -15,7 +15,7 @@ def fixed() -> str:
             row["network"],
             f"{row['fixed_before']:,}",
             f"{row['fixed']:,}",
-            f"{row['bar']:,}" if "bar" in row else "",
+            f"{row['bar']:,}" if row["bar"] else "",
         )
         for row in read("bytes")["fixed"]["rows"]
     ]
@@ -35,15 +35,11 @@ def accuracy() -> str:
                 f"{row['bytes']:,}",
                 f"{percent(row['fp32']['accuracy'])} -> {percent(row['test']['accuracy'])}",
                 f"{points:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
-                f"{tuning['epochs']} epochs, seed {row['seed']}, {_device(row)}",
+                f"{tuning['epochs']} epochs, seed {row['seed']}, {row['device']}",
             )
         )
     columns = ["format", "bytes", "test, fp32 and file", "points (95 % interval)", "fine-tuning"]
     return table(columns, rows)
-
-
-def _device(row: dict[str, Any]) -> str:
-    return str(row["hardware"].get("gpu") or row["hardware"]["cpu"])
 
 
 def speed() -> str:
