@@ -246,7 +246,7 @@ def speeds(bench: Bench, runs: Sequence[Path], oldest: str | None) -> Row:
             row["against_int8"] = found["ratio"]
         rows.append(row)
         print(row, flush=True)
-    part: Row = {"rows": rows, **bench.machine()}
+    part: Row = {"rows": rows, **bench.described("--speed", "RUN...", "--oldest", oldest)}
     if oldest is not None or bench.smoke:
         paths = {form: run / "model.onnx" for form, run in files.items()}
         part["oldest"] = _in_oldest(oldest, paths)

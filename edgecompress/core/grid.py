@@ -29,6 +29,13 @@ def nearest(x: Tensor, bits: int) -> Tensor:
     return integers.clamp(-most, most)
 
 
+def rounded(weight: Tensor, step: Tensor, bits: int) -> Tensor:
+    """`weight` (...) on its grid, in multiples of `step`, which is broadcast to it. Pruned weights,
+    those of 0, stay, also on the grid that has no zero.
+    """
+    return torch.where(weight == 0, 0.0, nearest(weight / step, bits) * step)
+
+
 def channels(layer: nn.Module, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """The `weight` of a mixing layer as one row for each step that it has, (channels, K), and the
     shape of steps that are broadcast to it.

@@ -67,7 +67,8 @@ def shipped(proto: onnx.ModelProto, *, certain: bool = False) -> Shipped:
     """`proto` as it ships: the smallest of the ways to write it; with `certain` only those whose
     bytes stay when a training moves the values on their grids.
     """
-    if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
+    attributes = (one for node in proto.graph.node for one in node.attribute)
+    if any(one.HasField("g") or one.graphs for one in attributes):
         return Shipped(proto, {}, ())  # names cross the border of a subgraph
     plain = with_integer_convolutions(proto)
     _drop_zero_points_of_biases(plain.graph)

@@ -63,8 +63,7 @@ def _rounded(values: Array, axis: int | None, bits: int) -> tuple[Array, Array]:
     rows = moved.flatten(1)
     steps = grid.fitted_steps(rows, bits)
     steps = _in_fp16(steps.clamp_min(LEAST * float(steps.max())))
-    rounded = (grid.nearest(rows / steps[:, None], bits) * steps[:, None]).reshape(moved.shape)
-    rounded = torch.where(moved == 0, 0.0, rounded)  # pruned weights stay, on every grid
+    rounded = grid.rounded(rows, steps[:, None], bits).reshape(moved.shape)
     placed = rounded.reshape(weight.shape) if axis is None else rounded.movedim(0, axis)
     return np.ascontiguousarray(placed.numpy()), steps.float().numpy()
 

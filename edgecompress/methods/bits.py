@@ -45,7 +45,7 @@ def output_errors(
             for bits in grid.LOW_BITS:
                 rows, shape = grid.channels(layer, weight)
                 step = grid.fitted_steps(rows, bits).reshape(shape)
-                rounded = torch.where(weight == 0, 0.0, grid.nearest(weight / step, bits) * step)
+                rounded = grid.rounded(weight, step, bits)
                 outputs = _outputs(model, images, {f"{name}.weight": rounded})
                 errors[name][bits] = float((outputs - plain).square().mean()) / spread
     return errors

@@ -165,7 +165,7 @@ class GridRow(TypedDict):
     """How the int8 file agrees with the network on its grid; were its scales `used`?"""
 
     max_abs_logit_diff: float
-    top1_agreement: float
+    top1_agreement: float | None
     samples: int
     used: bool
 

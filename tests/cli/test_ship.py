@@ -78,7 +78,9 @@ def test_int8_that_is_slower_does_not_ship(trained: Path, tmp_path: Path) -> Non
         "classifier.5",
     }
     assert [row["drop"] for row in table] == sorted((row["drop"] for row in table), reverse=True)
-    assert "What each layer costs in int8" in (tmp_path / "q" / "report.html").read_text()
+    assert (
+        "What each layer costs when it is quantized" in (tmp_path / "q" / "report.html").read_text()
+    )
 
 
 def test_layers_stay_in_float_where_the_accuracy_asks_for_it(trained: Path, tmp_path: Path) -> None:

@@ -61,6 +61,14 @@ def test_pruned_weights_do_not_move_the_step_of_two_bits() -> None:
     torch.testing.assert_close(grid.fitted_steps(rows, 2), torch.tensor([0.1]))
 
 
+@pytest.mark.parametrize("bits", grid.LOW_BITS)
+def test_pruned_weights_stay_pruned(bits: int) -> None:
+    weight = torch.tensor([[0.0, 0.29, -0.11, 0.0]])
+    rounded = grid.rounded(weight, torch.tensor([[0.1]]), bits)
+    assert rounded[0, 0] == rounded[0, 3] == 0
+    torch.testing.assert_close(rounded[0, 1:3], torch.tensor([0.3, -0.1]))
+
+
 def test_zeros_have_a_step() -> None:
     assert bool((grid.fitted_steps(torch.zeros(3, 9), 2) > 0).all())
 

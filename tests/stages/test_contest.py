@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from edgecompress.run.state import SizePlan
-from edgecompress.stages.contest.work import Contender, halved
+from edgecompress.stages.contest.work import Contender, _outcome, halved
 from tests.cli.test_cli import one_line, run
 
 
@@ -28,6 +28,12 @@ def test_the_wider_format_wins_a_tie() -> None:
     tied = [_contender("int2", 0.9), _contender("int4", 0.9), _contender("int8-qdq", 0.2)]
     assert [one.form for one in halved(tied)] == ["int4", "int2"]
     assert [one.form for one in halved(halved(tied))] == ["int4"]
+
+
+def test_a_format_that_was_alone_is_not_called_the_best() -> None:
+    alone, other = _contender("int8-qdq", 0.98), _contender("int4", 0.97)
+    assert "so no fewer bits were tried" in _outcome([alone], alone)
+    assert "int8-qdq is the most accurate" in _outcome([alone, other], alone)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +87,16 @@ def test_predict_and_bench_read_the_file(small: Path) -> None:
 def test_a_search_alone_does_not_take_few_bits(tmp_path: Path) -> None:
     done = run("compress", "lenet5", "--max-drop", "1%", "--quantize", "int4", cwd=tmp_path)
     assert "give --target too" in one_line(done, 2)
+
+
+def test_a_format_of_few_bits_needs_a_layer_for_them(tmp_path: Path) -> None:
+    """Else the result would say int2 of a file whose weights all have 8 bits."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\n"
+        "def make(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))\n"
+    )
+    options = ("--target", "20KB", "--quantize", "int2", "-o", "out")
+    done = run("compress", "net.py:make", *options, cwd=tmp_path)
+    assert "net.py:make has 1 layer(s), and the first and the last keep 8 bits" in one_line(done, 2)
+    assert not (tmp_path / "out").exists()

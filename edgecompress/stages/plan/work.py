@@ -193,7 +193,7 @@ def _pruned_plan(
     if settings.targets.latency is not None:
         planned = replace(planned, macs=_macs_for_latency(context, model, graph, planned))
     macs = f", at most {format_count(planned.macs)} MACs" if planned.macs else ""
-    sizes = f"graph {format_size(small.fixed)}, smallest reachable {format_size(small.bytes)}"
+    sizes = f"graph {format_size(small.fixed)}, smallest in it {format_size(small.bytes)}"
     context.reporter.note(f"{planned.reason}; {sizes}{macs}")
     return planned
 

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from edgecompress.errors import UsageError
+from edgecompress.formats import LOW, bits_by_layer, named
 from edgecompress.run.stage import Setup, Stage, StageResult
 from edgecompress.stages.fields import Processor, Quantize, Share, flag, recipe_only
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgecompress.run.context import Context
     from edgecompress.run.state import State
 
@@ -60,6 +63,21 @@ class QuantizeStage(Stage):
                 "--qat-epochs, or a stage qat before quantize"
             )
         return setup
+
+    def check_network(self, setup: Setup, blank: nn.Module) -> None:
+        """A format of few bits needs a layer that has them: the first and the last keep 8."""
+        form = named(self.quantize)
+        if form not in LOW:
+            return
+        from edgecompress.core.proof import trace
+        from edgecompress.stages.checkpoints import example_of
+
+        layers = [*trace(blank, example_of(setup.data)).output_shapes]
+        if all(width >= 8 for width in bits_by_layer(form, layers).values()):
+            raise UsageError(
+                f"--quantize {self.quantize}: {setup.source.name} has {len(layers)} layer(s), and "
+                "the first and the last keep 8 bits: give int8, or mixed"
+            )
 
     def run(self, context: Context, state: State) -> StageResult:
         """`model.onnx` stands in the run directory, or fp16 is planned from the start."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import torch
+from torch import nn
 
 from edgecompress.export import calibration
 from edgecompress.export import onnx as onnx_export
@@ -23,7 +24,7 @@ from edgecompress.measure.runtime import Array
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
 from edgecompress.run.sections import GridRow, Int8Section, SensitivityRecord
-from edgecompress.run.state import State
+from edgecompress.run.state import LearnedGrid, State
 from edgecompress.stages.common import arrays, file_accuracy, reduces_range
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ class SensitivityRow:
 
 @dataclass(frozen=True)
 class GridAgreement:
-    """How the int8 file agrees with the network on its learned grid; `used` when it has its
-    scales.
+    """How the int8 file agrees with the network on its learned grid (in the top-1 class: None for a
+    regression); `used` when it has its scales.
     """
 
     max_abs_logit_diff: float
-    top1_agreement: float
+    top1_agreement: float | None
     samples: int
     used: bool = False
 
@@ -145,9 +146,9 @@ def _with_learned_scales(
     known = calibrated.layers()
     scales = {name: pair for name, pair in state.grid.scales.items() if name in known}
     learned = quantizer.quantized(calibrated, scales=scales, reduce_range=reduced, bits=bits)
-    agreed = _agreement(context, state, learned)
-    better = agreed.top1_agreement >= AGREEMENT
-    if better and _score(context, learned) >= _score(context, plain):
+    agreed = _agreement(context, state.need_model().cpu(), state.grid, learned)
+    same = agreed.top1_agreement is None or agreed.top1_agreement >= AGREEMENT
+    if same and _score(context, learned) >= _score(context, plain):
         return Int8File(learned, replace(agreed, used=True)), scales
     return Int8File(plain, agreed), None
 
@@ -183,7 +184,9 @@ def _within_drop(
     short = least - _score(context, proto)
     unmet = None
     if short > 1e-9:
-        unmet = f"it loses {short + max_drop:.2%} on validation, more than {max_drop:.2%}"
+        unmet = (
+            f"quantized, it loses {short + max_drop:.2%} on validation, more than {max_drop:.2%}"
+        )
     return replace(int8, proto=proto, left_in_float=tuple(exclude), unmet=unmet)
 
 
@@ -233,16 +236,17 @@ def _score(context: Context, proto: onnx.ModelProto) -> float:
     return context.data.task.score(torch.from_numpy(outputs), targets)
 
 
-def _agreement(context: Context, state: State, proto: onnx.ModelProto) -> GridAgreement:
-    """How the int8 file agrees with the network on its grid, over validation images."""
-    assert state.grid is not None
-    bits = state.grid.bits
-    model = state.need_model().cpu()
-    aware = QuantAware(model, reduce_range=reduces_range(context), bits=bits).eval()
-    aware.fix(dict(state.grid.scales))
+def _agreement(
+    context: Context, model: nn.Module, grid: LearnedGrid, proto: onnx.ModelProto
+) -> GridAgreement:
+    """How the int8 file agrees with `model` on its `grid`, over validation images."""
+    aware = QuantAware(model, reduce_range=reduces_range(context), bits=grid.bits).eval()
+    aware.fix(dict(grid.scales))
     inputs = list(arrays(context, context.data.validation, TABLE_IMAGES))
     with torch.no_grad():
         expected = np.concatenate([aware(torch.from_numpy(batch)).numpy() for batch in inputs])
     outputs = _outputs(context, proto, inputs)
-    agreed = float((expected.argmax(1) == outputs.argmax(1)).mean())
+    agreed = None
+    if context.data.task.metric == "accuracy":
+        agreed = float((expected.argmax(1) == outputs.argmax(1)).mean())
     return GridAgreement(float(np.abs(expected - outputs).max()), agreed, len(outputs))

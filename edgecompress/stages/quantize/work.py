@@ -217,7 +217,7 @@ def not_shrunk(row: FormatRow, before: int) -> str:
     largest = list((row.float_bytes or {}).items())[:5]
     stayed = ", ".join(f"{name} ({size} bytes)" for name, size in largest)
     stayed = stayed or "no large tensor: the graph itself is the rest"
-    return f"int8 takes {row.bytes / before:.0%} of the fp32 file; in float stayed {stayed}"
+    return f"{row.format} takes {row.bytes / before:.0%} of the fp32 file; in float stayed {stayed}"
 
 
 def choose(

@@ -55,9 +55,8 @@ def sparsify(context: Context, settings: SparsifyStage, state: State) -> State:
             state = state.with_history(text, result)
         held.settle_()
         accuracy = validation_accuracy(context, model)
-        weights = mixing_weights(model)
-        zero = sum(zeros(weights).values()) / sum(weight.numel() for weight in weights.values())
-        note = f"{zero:.1%} of the weights are zero"
+        section = _section(model)
+        note = f"{section['share']:.1%} of the weights are zero"
         row = StageRow(
             text,
             accuracy,
@@ -67,14 +66,17 @@ def sparsify(context: Context, settings: SparsifyStage, state: State) -> State:
             note=note,
         )
         state = state.with_row(row)
+    return state.with_model(model.cpu()).with_section("sparsify", section)
+
+
+def _section(model: nn.Module) -> SparsifySection:
+    """The share of zeros among the weights of `model`, and of each layer."""
     weights = mixing_weights(model)
     found = zeros(weights)
-    total = sum(weight.numel() for weight in weights.values())
-    section: SparsifySection = {
-        "share": sum(found.values()) / total,
+    return {
+        "share": sum(found.values()) / sum(weight.numel() for weight in weights.values()),
         "layers": {name: found[name] / weights[name].numel() for name in found},
     }
-    return state.with_model(model.cpu()).with_section("sparsify", section)
 
 
 def _check_alive(zeroed: Zeroed, share: float) -> None:
