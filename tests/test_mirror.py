@@ -30,11 +30,6 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cli/test_ship.py",
         "cli/test_prune.py",
     ),
-    "cli/compare.py": ("cli/test_merge.py",),
-    "cli/compress.py": (
-        "cli/test_options.py",
-        "test_compress.py",
-    ),
     "cli/console.py": ("cli/test_cli.py",),
     "cli/doctor.py": ("cli/test_cli.py",),
     "cli/dry_run.py": ("test_resolve.py",),
@@ -55,7 +50,6 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cli/test_ship.py",
         "test_compress.py",
     ),
-    "cli/recipe.py": ("cli/test_cli.py",),
     "cli/report.py": (
         "cli/test_distill.py",
         "test_compress.py",
@@ -108,6 +102,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "measure/processes.py": ("measure/test_comparison.py",),
     "measure/requests.py": ("measure/test_worker.py",),
     "measure/score.py": ("cli/test_ship.py", "measure/test_regression.py"),
+    "measure/trial.py": ("measure/test_trials.py",),
     "online/checks.py": ("online/test_lesson.py",),
     "online/connection.py": ("online/test_lesson.py",),
     "online/exchanges/__init__.py": ("online/test_lesson.py",),
@@ -149,6 +144,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "stages/test_plugin.py",
     ),
     "stages/budgets.py": ("cli/test_prune.py",),
+    "stages/candidates.py": ("stages/test_common.py",),
     "stages/checkpoints.py": (
         "cli/test_merge.py",
         "cli/test_distill.py",

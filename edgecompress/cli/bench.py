@@ -301,9 +301,9 @@ def _check(path: Path, provider: str) -> None:
     """Raises before anything is measured: no such file, no ONNX, data missing, an operation or a
     provider that the runtime lacks, a file that crashes it.
     """
-    from edgecompress.measure import processes
+    from edgecompress.measure import trials
 
-    warning = processes.first_load(path, provider)
+    warning = trials.first_load(path, provider)
     if warning is not None:
         print_line(f"warning: {warning}", sys.stderr)
 

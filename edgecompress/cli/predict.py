@@ -55,7 +55,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Labels and probabilities of images, or the accuracy on a data set's test split."""
-    from edgecompress.measure import processes, runtime
+    from edgecompress.measure import runtime, trials
 
     if bool(images) == (data is not None):
         raise UsageError("predict needs images or --data, not both: give IMAGE... or --data digits")
@@ -64,7 +64,7 @@ def predict(
             "--image-size is about --data: of images the file itself says how it reads them"
         )
     path = onnx_in(model)
-    if (warning := processes.first_load(path)) is not None:
+    if (warning := trials.first_load(path)) is not None:
         print_line(f"warning: {warning}", sys.stderr)
     loaded = runtime.load(path, threads=threads)
     if data is not None:

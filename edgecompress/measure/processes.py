@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -21,13 +21,12 @@ from edgecompress import files
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError, UsageError
 from edgecompress.measure import machine, runtime
 from edgecompress.measure.requests import (
+    Failure,
     FileRow,
     Profile,
     ProfileRequest,
     TimingRequest,
     Timings,
-    TrialAnswer,
-    TrialRequest,
 )
 from edgecompress.measure.runtime import Array
 
@@ -43,6 +42,7 @@ _RUN = (
 """Runs a module as `python -m` does, without the working folder among the places of modules: a
 user's own `onnx.py` there must not be taken for the package.
 """
+Answer = TypeVar("Answer")
 _ERRORS: dict[int, type[EdgecompressError]] = {2: UsageError, 4: EnvironmentMissingError}
 
 
@@ -210,50 +210,41 @@ def profile(model: Path, protocol: Protocol, batches: Sequence[int | None]) -> P
     return cast(Profile, _answer("edgecompress.measure.profile", request, model))
 
 
-def try_out(model: Path) -> None:
-    """Load a new file for the first time, and run it once, where a crash of ONNX Runtime does no
-    harm.
+def command_of(module: str) -> list[str]:
+    """The command that runs `module` in a process of its own."""
+    return [sys.executable, "-c", _RUN, module]
 
-    Raises `EdgecompressError` with the reason where it cannot be loaded or run.
+
+def ended(model: Path, code: int, words: str) -> EdgecompressError:
+    """The error that says how a child ended that worked on `model`: its exit code, negative for a
+    signal, and what it wrote to stderr.
     """
-    _answer("edgecompress.measure.trial", TrialRequest(str(model)), model)
+    if code < 0:
+        crash = signal.Signals(-code).name
+        version = machine.versions().get("onnxruntime", "")
+        return EdgecompressError(
+            f"ONNX Runtime {version} crashes on '{model.name}' ({crash}), while it loads or runs it"
+        )
+    last = (words.strip().splitlines() or ["no message"])[-1]
+    return EdgecompressError(f"measuring '{model}' ended with exit code {code}: {last}")
 
 
-def first_load(model: Path, provider: str = runtime.CPU) -> str | None:
-    """Load a file of unknown origin for the first time; returns its `Runtime.warning`.
-
-    Raises `EdgecompressError` with the reason where it cannot be loaded, or crashes ONNX Runtime.
-    """
-    if not model.is_file():
-        raise UsageError(f"model '{model}' does not exist: give an .onnx file")
-    request = TrialRequest(str(model), provider, runs=False)
-    answer = cast(TrialAnswer, _answer("edgecompress.measure.trial", request, model))
-    return answer["warning"]
+def checked(answer: Answer | Failure) -> Answer:
+    """What a child answered. Raises the error that it reports instead."""
+    if isinstance(answer, dict) and "error" in answer:
+        raise _ERRORS.get(answer["exit_code"], EdgecompressError)(answer["error"])
+    return answer
 
 
-def _answer(
-    module: str, request: TimingRequest | ProfileRequest | TrialRequest, model: Path
-) -> object:
+def _answer(module: str, request: TimingRequest | ProfileRequest, model: Path) -> object:
     """The answer of `python -m module`, a fresh process. Raises the error that it reports."""
     done = subprocess.run(
-        [sys.executable, "-c", _RUN, module],
+        command_of(module),
         input=json.dumps(asdict(request)),
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode < 0:
-        crash = signal.Signals(-done.returncode).name
-        version = machine.versions().get("onnxruntime", "")
-        raise EdgecompressError(
-            f"ONNX Runtime {version} crashes on '{model.name}' ({crash}), while it loads or runs it"
-        )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EdgecompressError(
-            f"measuring '{model}' ended with exit code {done.returncode}: {last}"
-        )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    if "error" in answer:
-        raise _ERRORS.get(answer["exit_code"], EdgecompressError)(answer["error"])
-    return answer
+        raise ended(model, done.returncode, done.stderr)
+    return checked(json.loads(done.stdout))

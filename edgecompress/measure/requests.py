@@ -56,9 +56,12 @@ class ProfileRequest:
 
 @dataclass(frozen=True)
 class TrialRequest:
-    """Load the file `model`; `runs`: and run it once on random inputs."""
+    """Load the file `model`, a path seen from `folder`; `runs`: and run it once on random
+    inputs.
+    """
 
     model: str
+    folder: str
     provider: str = "CPUExecutionProvider"
     runs: bool = True
 

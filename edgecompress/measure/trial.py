@@ -1,13 +1,15 @@
 """The first load of an ONNX file, in a process of its own: an optimizer of ONNX Runtime that
 crashes on a network ends that process, and not the one that made the file.
 
-`python -m edgecompress.measure.trial` reads a `TrialRequest` as JSON from stdin, loads the file,
-runs it once on random inputs where that is asked, and prints a `TrialAnswer`.
+`python -m edgecompress.measure.trial` reads a `TrialRequest` as JSON from each line of stdin, loads
+the file, runs it once on random inputs where that is asked, and prints a `TrialAnswer`.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -28,13 +30,23 @@ def work(request: TrialRequest) -> TrialAnswer:
 
 
 def main() -> None:
-    """One object in, one out; an error of ours becomes `{"error", "exit_code"}`."""
-    answer: Failure | TrialAnswer
+    """One object a line in, one a line out, until stdin ends; an error of ours becomes
+    `{"error", "exit_code"}`. What the runtime prints goes to stderr.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for line in sys.stdin:
+        answers.write(json.dumps(_answer(TrialRequest(**json.loads(line)))) + "\n")
+        answers.flush()
+
+
+def _answer(request: TrialRequest) -> Failure | TrialAnswer:
     try:
-        answer = work(TrialRequest(**json.loads(sys.stdin.read())))
+        os.chdir(request.folder)
+        return work(request)
     except EdgecompressError as error:
-        answer = {"error": str(error), "exit_code": error.exit_code}
-    sys.stdout.write(json.dumps(answer))
+        return {"error": str(error), "exit_code": error.exit_code}
 
 
 if __name__ == "__main__":

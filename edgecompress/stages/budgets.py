@@ -22,8 +22,9 @@ from edgecompress.measure.cost import byte_price, cost, mac_price, param_price
 from edgecompress.methods.gradual import groups_of
 from edgecompress.methods.scores import Scores
 from edgecompress.run.state import SizePlan, State
-from edgecompress.stages.common import FileBytes, count
-from edgecompress.stages.plan.work import narrowest
+from edgecompress.stages.candidates import FileBytes
+from edgecompress.stages.common import count
+from edgecompress.stages.plan.work import at_floors
 from edgecompress.units import parse_amount
 
 
@@ -47,7 +48,8 @@ def plan_for_amount(
     if kind == "macs":
         return replace(plan, macs=int(value))
     device = next(model.parameters()).device
-    small = narrowest(model.cpu(), graph, "fp32", floor, round_to, file_bytes)
+    floors = at_floors(model.cpu(), graph, ("fp32",), floor, round_to)
+    small = floors.narrowest("fp32", file_bytes(floors.network))
     model.to(device)
     return replace(plan, bytes=int(value), fixed_bytes=small.fixed, smallest_bytes=small.bytes)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.data import DataSet, Images
-from edgecompress.errors import EdgecompressError
-from edgecompress.export import fp16, lean, portable
+from edgecompress.export import fp16, portable
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.onnx import InputSpec
 from edgecompress.files import cache_dir
-from edgecompress.measure import machine, processes, runtime
+from edgecompress.measure import machine, runtime
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
 
 DIGEST_LENGTH = 64
 """Characters of a recipe's digest, SHA-256 in hex."""
-
-FileBytes = Callable[[nn.Module], int]
-"""Bytes of the file of a network, in one format."""
 
 TRAINING_FIELDS = (
     "epochs",
@@ -343,41 +339,6 @@ def make_format(
         method=method,
         form=form,
     )
-
-
-def candidate(context: Context, model: nn.Module, form: str, images: int = 8) -> Path:
-    """The file of `model` in `form`, as it would ship but roughly calibrated: for its bytes and its
-    latency only.
-
-    It is called candidate.onnx, in the stage's folder; the caller removes it. Raises
-    `EdgecompressError` where ONNX Runtime cannot load or run it.
-    """
-    context.folder.mkdir(parents=True, exist_ok=True)
-    fp32 = context.folder / "candidate-fp32.onnx"
-    path = context.folder / "candidate.onnx"
-    try:
-        onnx_export.save(fp32_file(context, model), fp32)
-        proto = make_format(context, fp32, form, images)
-        onnx_export.save(
-            lean.shipped(proto, certain=True).proto if ships_lean(context) else proto, path
-        )
-        processes.try_out(path)
-    except EdgecompressError:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        fp32.unlink(missing_ok=True)
-    return path
-
-
-def file_bytes(context: Context, form: str, model: nn.Module) -> int:
-    """Bytes of the ONNX file of `model` in `form`, from a real export that is removed again."""
-    path = candidate(context, model.cpu(), form)
-    try:
-        return path.stat().st_size
-    finally:
-        path.unlink()
-        model.to(context.device)
 
 
 def file_accuracy(context: Context, path: Path, split: Images) -> float:

@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -116,15 +116,8 @@ def written() -> dict[Path, int]:
 
 def check(run: Smoke, output: Path) -> None:
     before = written()
-    command = [sys.executable, str(BENCHMARKS / run.script), "--smoke", *run.options]
-    done = subprocess.run(
-        [*command, "--output", str(output)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=LIMIT_S,
-    )
+    command = [str(BENCHMARKS / run.script), "--smoke", *run.options, "--output", str(output)]
+    done = forked.run(command, cwd=ROOT, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((output / run.file).read_text())
     assert keys(published(run), run.file) - keys(result, run.file) == set()

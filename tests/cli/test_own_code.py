@@ -4,6 +4,7 @@ exported: the reason, and the line of their source.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,37 @@ def test_an_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
     assert "operator edgecompress_tests::twice has no kernel for CPU" in one_line(done, 2)
     assert f"own.py:{line}" in done.stderr
     assert not (tmp_path / "t").exists()
+
+
+OWN = """
+from torch import nn
+class Mine(nn.Module):
+    def __init__(self, num_classes=10, in_channels=3):
+        super().__init__()
+        first, second = nn.Conv2d(in_channels, 8, 3, 2), nn.Conv2d(8, 8, 3, 2)
+        self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        self.last = nn.Conv2d(8, num_classes, 1)
+    def forward(self, x):
+        return self.last(self.body(x)).relu().mean((2, 3))
+def make(num_classes=10, in_channels=3):
+    return Mine(num_classes, in_channels)
+"""
+
+
+def test_networks_of_the_users_own_whose_last_layer_is_not_the_last_word(tmp_path: Path) -> None:
+    """Their outputs are averaged behind a ReLU; what is saved is one of them again, and can be
+    read, exported and merged.
+    """
+    (tmp_path / "own.py").write_text(OWN)
+    for name, seed in (("a", 1), ("b", 2)):
+        done = run("train", "own.py:make", "--epochs", 2, "--seed", seed, "-o", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    for method in ("gates", "greedy"):
+        more = ["--model", "own.py:make", "--method", method, "--epochs", 1, "--finetune-epochs", 1]
+        done = run("merge", "a", "b", *more, "-o", method, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["student"]["params"] == result["teacher"]["params"] == 898
+        assert "one head" in {row["name"] for row in result["stages"]}
+        done = run("export", method, "--model", "own.py:make", "-o", f"{method}-x", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import pytest
 from edgecompress.emulate import shell
 from edgecompress.emulate.network import prefix
 from edgecompress.emulate.topology import Graph, graph_from
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 TWO_HOST = ROOT / "topologies" / "two_host.py"
@@ -33,16 +34,8 @@ def emulate(
     *arguments: object, cwd: Path, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """`edgecompress emulate` with `arguments`, in a process of its own."""
-    command = [sys.executable, "-m", "edgecompress", "emulate", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
+    command = ["-m", "edgecompress", "emulate", *map(str, arguments)]
+    return forked.run(command, cwd=cwd, timeout=280, env={**os.environ, **(env or {})})
 
 
 def left_behind(pid: int) -> list[str]:

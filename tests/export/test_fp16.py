@@ -12,7 +12,7 @@ from torch import nn
 from edgecompress.errors import EdgecompressError
 from edgecompress.export import fp16
 from edgecompress.export import onnx as onnx_export
-from edgecompress.measure import processes, runtime
+from edgecompress.measure import runtime, trials
 from tests.export.models import EXAMPLE
 
 VALUES = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
@@ -54,7 +54,7 @@ def test_pre_norm_attention_does_not_end_the_process(tmp_path: Path) -> None:
     onnx_export.save(onnx_export.to_onnx(PreNorm().eval(), EXAMPLE), tmp_path / "m.onnx")
     onnx_export.save(fp16.to_fp16(tmp_path / "m.onnx"), tmp_path / "half.onnx")
     try:
-        processes.try_out(tmp_path / "half.onnx")
+        trials.try_out(tmp_path / "half.onnx")
     except EdgecompressError as error:
         assert "crashes on 'half.onnx'" in str(error)
     else:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from edgecompress import checkpoint
 from edgecompress import lesson as lessons
 from edgecompress.data import DataSet
+from tests import forked
 from tests.cli.test_cli import one_line, run
 
 NOBODY = "127.0.0.1:1"
@@ -25,13 +24,12 @@ SHARED = ("--insecure", "--threads", "1", "--batch-size", "16")
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "edgecompress", *map(str, arguments)]
+    return ["-m", "edgecompress", *map(str, arguments)]
 
 
-def started(arguments: list[str], log: Path, mode: str = "w") -> subprocess.Popen[bytes]:
-    """A process in the folder of `log`, which takes its output."""
-    with open(log, mode) as out:
-        return subprocess.Popen(arguments, cwd=log.parent, stdout=out, stderr=out)
+def started(arguments: list[str], log: Path) -> forked.Forked:
+    """A process in the folder of `log`, to which its output is appended."""
+    return forked.start(arguments, cwd=log.parent, stdout=log, stderr=log)
 
 
 def wait_for(path: Path, text: str, seconds: float = 60) -> str:
@@ -71,14 +69,7 @@ def test_killed_student_resumes(tmp_path: Path) -> None:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
 
-        again = subprocess.run(
-            [*attend, "--resume", "--json"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        again = forked.run([*attend, "--resume", "--json"], cwd=tmp_path, timeout=120)
         assert again.returncode == 0, again.stderr
         result = json.loads(again.stdout)
         assert result["samples"] == 3 * DIGITS
@@ -113,7 +104,7 @@ def test_killed_teacher_resumes(codec: str, tmp_path: Path) -> None:
         wait_for_states(tmp_path / "t" / "kept", 3)
         os.kill(teacher.pid, signal.SIGKILL)
         teacher.wait()
-        teacher = started([*serve, "--port", port, "--resume"], log, mode="a")
+        teacher = started([*serve, "--port", port, "--resume"], log)
         assert student.wait(120) == 0, (tmp_path / "student.log").read_text()
         assert teacher.wait(60) == 0, log.read_text()
 

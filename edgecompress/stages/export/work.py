@@ -16,7 +16,7 @@ from edgecompress.core.simplify import fold_batchnorm
 from edgecompress.data import Images
 from edgecompress.errors import EdgecompressError
 from edgecompress.export import onnx as onnx_export
-from edgecompress.measure import processes, runtime
+from edgecompress.measure import runtime, trials
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.run.context import Context
 from edgecompress.run.schema import ParityRow
@@ -98,7 +98,7 @@ def export(context: Context, state: State) -> State:
     onnx_export.save(fp32_file(context, model, row.accuracy), written)
     if all(stage.stage != "quantize" for stage in context.recipe.stages):
         onnx_export.save(finished(context, written, row.accuracy), written)
-    processes.try_out(written)
+    trials.try_out(written)
     agreed = parity(context, model, written, limit=256)
     _check_parity(context, model, agreed)
 

@@ -35,10 +35,9 @@ from edgecompress.stages.budgets import (
     only_layers,
     plan_for_amount,
 )
+from edgecompress.stages.candidates import FileBytes, file_bytes
 from edgecompress.stages.common import (
-    FileBytes,
     count,
-    file_bytes,
     fit_settings,
     learning_loss,
     train_model,

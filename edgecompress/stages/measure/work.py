@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgecompress.errors import UsageError
 from edgecompress.export import lean
-from edgecompress.measure import processes, runtime
+from edgecompress.measure import runtime, trials
 from edgecompress.measure.cost import Cost, cost
 from edgecompress.measure.load import sentence
 from edgecompress.run.context import Context
@@ -120,7 +120,7 @@ def _as_shipped(context: Context, fp32: Path, form: str) -> Path:
         return fp32
     path = fp32.with_name(f"control-{form}.onnx")
     lean.write(make_format(context, fp32, form), path)
-    processes.try_out(path)
+    trials.try_out(path)
     return path
 
 

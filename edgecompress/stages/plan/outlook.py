@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +16,8 @@ from edgecompress.formats import LOW
 from edgecompress.measure import machine
 from edgecompress.run.context import Context, Silent, stage_seed
 from edgecompress.run.directory import RunDirectory
-from edgecompress.stages.common import file_bytes
 from edgecompress.stages.plan import PlanStage
-from edgecompress.stages.plan.work import allowed, competes, narrowest
+from edgecompress.stages.plan.work import Narrow, allowed, at_floors, block_of, competes
 from edgecompress.stages.search import SearchStage
 from edgecompress.stages.train.work import start
 from edgecompress.units import format_size
@@ -69,19 +67,18 @@ def _smallest(context: Context, setup: Setup, settings: PlanStage | SearchStage)
     """(bytes, format) of the smallest file."""
     model = _network(context, setup)
     graph = trace(model, context.example)
-    round_to = 8 if settings.round_to == "auto" else settings.round_to
     forms = allowed(settings.quantize)
     if isinstance(settings, SearchStage):  # it looks in one format
         forms = (formats.named(settings.quantize),)
     elif settings.quantize == "auto" and settings.targets.bytes and competes(context):
         forms = (*forms, *LOW)
+    floors = at_floors(model, graph, forms, settings.floor, block_of(settings))
+    narrow = Narrow(context, floors)
     found: list[tuple[int, str]] = []
     refused: EdgecompressError | None = None
     for form in forms:
-        in_form = partial(file_bytes, context, form)
         try:
-            small = narrowest(model, graph, form, settings.floor, round_to, in_form)
-            found.append((small.bytes, form))
+            found.append((narrow(form).bytes, form))
         except EdgecompressError as error:
             refused = error
     if not found and refused is not None:

@@ -10,10 +10,11 @@ fp32 hold more. Where that does not settle it, the formats are measured (stage `
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
 from torch import nn
 
 from edgecompress.core import ChannelGraph, shrink
@@ -26,12 +27,14 @@ from edgecompress.measure.cost import byte_price, cost, mac_price
 from edgecompress.methods.scores import magnitude
 from edgecompress.run.context import Context
 from edgecompress.run.state import SizePlan, State
-from edgecompress.stages.common import FileBytes, candidate, file_bytes
+from edgecompress.stages.candidates import candidate, format_bytes
+from edgecompress.stages.common import fp32_file
 from edgecompress.stages.frozen import with_frozen
 from edgecompress.units import format_count, format_size
 
 if TYPE_CHECKING:
     from edgecompress.stages.plan import PlanStage, Targets
+    from edgecompress.stages.search import SearchStage
 
 GRAPH_BYTES = 500_000
 """More than the graph of any network takes without its weights: with this much to spare, no file is
@@ -63,13 +66,21 @@ def plan(context: Context, settings: PlanStage, state: State) -> State:
         context.reporter.note(reason)
         kept = replace(limits, prune=False, formats=fitting, reason=reason)
         return replace(state, plan=kept)
-    planned = _pruned_plan(context, model, graph, settings)
-    return replace(state, plan=_with_contenders(context, model, graph, settings, planned))
+    forms = (*allowed(settings.quantize), *LOW)
+    floors = at_floors(model, graph, forms, settings.floor, block_of(settings))
+    narrow = Narrow(context, floors)
+    planned = _pruned_plan(context, model, graph, settings, narrow)
+    return replace(state, plan=_with_contenders(context, model, graph, settings, planned, narrow))
 
 
 def allowed(quantize: str) -> tuple[str, ...]:
     """The formats that a file may have."""
     return ORDINARY if quantize == "auto" else (named(quantize),)
+
+
+def block_of(settings: PlanStage | SearchStage) -> int:
+    """Channels that go at once from a wide group."""
+    return 8 if settings.round_to == "auto" else settings.round_to
 
 
 def _limits(targets: Targets) -> SizePlan:
@@ -98,7 +109,7 @@ def _fits(
     if clearly_small and targets.latency is None:
         return True
     try:
-        path = candidate(context, model, form)
+        path = candidate(context, fp32_file(context, model), form)
     except EdgecompressError as error:
         context.reporter.note(f"no {form}: {error}")
         return False
@@ -114,22 +125,44 @@ def _p50_s(context: Context, path: Path) -> float:
     return latency.measure([loaded], samples=60, limit_s=1.5)[0].percentile(50) / 1e3
 
 
-def narrowest(
-    model: nn.Module,
-    graph: ChannelGraph,
-    form: str,
-    floor: float,
-    round_to: int,
-    file_bytes: FileBytes,
-) -> Narrowest:
-    """Export the network at its floors in `form`, whose bytes `file_bytes` counts, and see what the
-    graph itself takes.
-    """
+@dataclass(frozen=True)
+class Floors:
+    """A network with every width at its floor, and the bytes of its weights by format."""
+
+    network: nn.Module
+    weights: dict[str, float]
+
+    def narrowest(self, form: str, size: int) -> Narrowest:
+        """The file of `size` bytes that this network has in `form`."""
+        return Narrowest(size, size - self.weights[form])
+
+
+def at_floors(
+    model: nn.Module, graph: ChannelGraph, forms: tuple[str, ...], floor: float, round_to: int
+) -> Floors:
+    """`model` with every width at its floor; which channels stay does not matter for `forms`."""
+    nothing = tuple(Budget(byte_price(model, graph, form, 0.0), 0.0) for form in forms)
     scores = magnitude(model, graph, 1)
-    nothing = Budget(byte_price(model, graph, form, 0.0), 0.0)
-    selection = cheapest(model, graph, scores, (nothing,), floor=floor, round_to=round_to)
-    size = file_bytes(shrink(model, selection.keep))
-    return Narrowest(size, size - selection.costs[0])
+    selection = cheapest(model, graph, scores, nothing, floor=floor, round_to=round_to)
+    weights = dict(zip(forms, selection.costs, strict=True))
+    return Floors(shrink(model, selection.keep), weights)
+
+
+class Narrow:
+    """The files of a network at its floors, in all `forms` from one export."""
+
+    def __init__(self, context: Context, floors: Floors) -> None:
+        self._context, self._floors = context, floors
+
+    @cached_property
+    def _made(self) -> onnx.ModelProto:
+        return fp32_file(self._context, self._floors.network)
+
+    def __call__(self, form: str) -> Narrowest:
+        """What the graph itself takes in `form`. Raises `EdgecompressError` where that cannot be
+        made.
+        """
+        return self._floors.narrowest(form, format_bytes(self._context, form, self._made))
 
 
 @dataclass(frozen=True)
@@ -141,9 +174,7 @@ class Planned:
     params: float
 
 
-def _planned_formats(
-    context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage, round_to: int
-) -> list[Planned]:
+def _planned_formats(context: Context, narrow: Narrow, settings: PlanStage) -> list[Planned]:
     """The formats that were looked at, the best first: that in which most parameters fit; where
     the target is out of reach in all of them, that with the smallest file. A format that cannot be
     made, or crashes ONNX Runtime, is named and left out; raises its `EdgecompressError` where that
@@ -157,9 +188,8 @@ def _planned_formats(
         best = max((one.params for one in found), default=0.0)
         if found and (target is None or best >= target * 8 / FORMATS[form].bits):
             continue  # more do not fit, even without a graph
-        in_form = partial(file_bytes, context, form)
         try:
-            small = narrowest(model, graph, form, settings.floor, round_to, in_form)
+            small = narrow(form)
         except EdgecompressError as error:
             context.reporter.note(f"no {form}: {error}")
             refused = error
@@ -173,11 +203,10 @@ def _planned_formats(
 
 
 def _pruned_plan(
-    context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage
+    context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage, narrow: Narrow
 ) -> SizePlan:
     """The plan: the format, and the bytes and MACs that the pruned network may take."""
-    round_to = 8 if settings.round_to == "auto" else settings.round_to
-    chosen, *others = _planned_formats(context, model, graph, settings, round_to)
+    chosen, *others = _planned_formats(context, narrow, settings)
     small = chosen.small
     beside = ", ".join(f"{one.form} {one.params:,.0f}" for one in others)
     more = f" ({chosen.params:,.0f} weights fit; {beside})" if others else ""
@@ -188,7 +217,7 @@ def _pruned_plan(
         smallest_bytes=min(one.small.bytes for one in (chosen, *others)),
         reason=f"the unpruned network fits in no format: planned for {chosen.form}{more}",
         floor=settings.floor,
-        round_to=round_to,
+        round_to=block_of(settings),
     )
     if settings.targets.latency is not None:
         planned = replace(planned, macs=_macs_for_latency(context, model, graph, planned))
@@ -204,7 +233,12 @@ def competes(context: Context) -> bool:
 
 
 def _with_contenders(
-    context: Context, model: nn.Module, graph: ChannelGraph, settings: PlanStage, planned: SizePlan
+    context: Context,
+    model: nn.Module,
+    graph: ChannelGraph,
+    settings: PlanStage,
+    planned: SizePlan,
+    narrow: Narrow,
 ) -> SizePlan:
     """The plan, beside plans for formats of fewer bits where the recipe lets them compete for the
     bytes of the target.
@@ -218,7 +252,7 @@ def _with_contenders(
         if min(bits_by_layer(form, names).values()) >= 8:
             continue  # the edges are all that there is
         try:
-            contenders.append(_contender(context, model, graph, settings, planned, form))
+            contenders.append(_contender(context, model, graph, settings, planned, form, narrow))
         except EdgecompressError as error:
             context.reporter.note(f"no {form}: {error}")
             continue
@@ -244,13 +278,13 @@ def _contender(
     settings: PlanStage,
     planned: SizePlan,
     form: str,
+    narrow: Narrow,
 ) -> SizePlan:
     """What `planned` becomes in another format."""
     if _fits(context, model, graph, form, settings.targets):
         reason = f"the unpruned network fits as {form}"
         return replace(planned, prune=False, formats=(form,), smallest_bytes=None, reason=reason)
-    in_form = partial(file_bytes, context, form)
-    small = narrowest(model, graph, form, settings.floor, planned.round_to, in_form)
+    small = narrow(form)
     return replace(
         planned,
         formats=(form,),
@@ -276,7 +310,8 @@ def _macs_for_latency(
         selection = cheapest(
             model, graph, scores, budget, floor=planned.floor, round_to=planned.round_to
         )
-        path = candidate(context, shrink(model, selection.keep), planned.formats[0])
+        made = fp32_file(context, shrink(model, selection.keep))
+        path = candidate(context, made, planned.formats[0])
         try:
             fast = _p50_s(context, path) <= (planned.latency_s or 0.0)
         finally:

@@ -27,9 +27,9 @@ from edgecompress.stages.budgets import (
     plan_for_amount,
     widths_after,
 )
+from edgecompress.stages.candidates import file_bytes
 from edgecompress.stages.common import (
     count,
-    file_bytes,
     fit_settings,
     learning_loss,
     train_model,

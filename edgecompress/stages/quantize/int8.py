@@ -19,7 +19,7 @@ from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.calibration import Calibrated
 from edgecompress.formats import bits_by_layer
-from edgecompress.measure import processes, runtime
+from edgecompress.measure import runtime, trials
 from edgecompress.measure.runtime import Array
 from edgecompress.methods.qat import QuantAware
 from edgecompress.run.context import Context
@@ -223,7 +223,7 @@ def _outputs(context: Context, proto: onnx.ModelProto, inputs: list[Array]) -> A
     path = context.folder / "trial.onnx"
     try:
         onnx_export.save(proto, path)
-        processes.try_out(path)
+        trials.try_out(path)
         return runtime.load(path, threads=context.threads).run_all(inputs)
     finally:
         path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from edgecompress import checkpoint, files
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import in_float, lean
 from edgecompress.formats import FORMATS, ORDINARY, named
-from edgecompress.measure import latency, names, processes, runtime
+from edgecompress.measure import latency, names, runtime, trials
 from edgecompress.measure.machine import has_int8_dot
 from edgecompress.run.context import Context
 from edgecompress.run.stage import Stage, StageResult
@@ -171,7 +171,7 @@ def _made(
     int8 = make_int8(context, settings, state, fp32, form) if FORMATS[form].is_integer else None
     proto = int8.proto if int8 is not None else make_format(context, fp32, form)
     stored = lean.write(proto, path).stored
-    processes.try_out(path)
+    trials.try_out(path)
     rows = tuple(WeightRow(one.layer, one.bits, one.text, one.bytes) for one in stored)
     return Written(int8, rows)
 
@@ -364,7 +364,7 @@ def _ship(context: Context, state: State, chosen: FormatRow, reason: str) -> Sta
     lean.write(proto, made, like=root / chosen.file)
     size = made.stat().st_size
     if reads_pixels(context):
-        processes.try_out(made)  # the preprocessing in the graph is new
+        trials.try_out(made)  # the preprocessing in the graph is new
     known = names.recorded(made)
     made.replace(root / "model.onnx")
     names.record(root / "model.onnx", known)

@@ -8,7 +8,6 @@ the first bad one. The measured accuracy of a round decides.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -19,7 +18,7 @@ from edgecompress.core.proof import trace
 from edgecompress.core.select import Budget, cheapest, full_widths, pricer
 from edgecompress.export import lean
 from edgecompress.export import onnx as onnx_export
-from edgecompress.measure import processes
+from edgecompress.measure import trials
 from edgecompress.measure.cost import byte_price
 from edgecompress.methods.repair import repaired
 from edgecompress.run.context import Context
@@ -27,7 +26,6 @@ from edgecompress.run.state import SizePlan, StageRow, State
 from edgecompress.stages.common import (
     count,
     file_accuracy,
-    file_bytes,
     fit_settings,
     fp32_file,
     learning_loss,
@@ -35,7 +33,7 @@ from edgecompress.stages.common import (
     train_model,
     watched,
 )
-from edgecompress.stages.plan.work import narrowest
+from edgecompress.stages.plan.work import Narrow, at_floors
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.units import format_size
 
@@ -71,8 +69,8 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
     form = formats.named(settings.quantize)
     model = state.need_model()
     graph = trace(model, context.example)
-    in_form = partial(file_bytes, context, form)
-    small = narrowest(model, graph, form, settings.floor, settings.round_to, in_form)
+    floors = at_floors(model, graph, (form,), settings.floor, settings.round_to)
+    small = Narrow(context, floors)(form)
     sizes = {group.name: group.size for group in graph.groups}
     shared = Search(settings, form, small.fixed, sizes)
     least = state.need_baseline().validation_accuracy - settings.max_drop
@@ -125,7 +123,7 @@ def _candidate(context: Context, model: nn.Module, form: str) -> Candidate:
         onnx_export.save(fp32_file(context, model), fp32)
         made = lean.shipped(make_format(context, fp32, form))
         size = onnx_export.save(made.proto, path)
-        processes.try_out(path)
+        trials.try_out(path)
         return Candidate(model, file_accuracy(context, path, context.data.validation), size)
     finally:
         fp32.unlink(missing_ok=True)
