@@ -115,7 +115,7 @@ def train(bench: Bench, data: Path, arguments: argparse.Namespace, work: Path) -
         _run({**shared, "stages": [first, {"stage": "export"}]}, work / "fp32")
         checkpoint = work / "fp32" / "model.safetensors"
     runs = []
-    for form in arguments.forms:
+    for form in bench.size(arguments.forms, ["int8", "int2"]):
         epochs, rate = FORMS[form]
         tuned = {
             "stage": "qat",
@@ -241,7 +241,7 @@ def speeds(bench: Bench, runs: Sequence[Path], oldest: str | None) -> Row:
         profile = edgecompress("bench", path, "--json")["profile"]
         row |= {key: profile[key] for key in ("load_ms", "cold_start_ms", "peak_rss_bytes")}
         if path != base:
-            time = ("--time", bench.size("2min", "10s"))
+            time = ("--time", bench.size("2min", "3s"))
             found = edgecompress("bench", path, "--against", base, *time, "--json", exits=(0, 3))
             row["against_int8"] = found["ratio"]
         rows.append(row)

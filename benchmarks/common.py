@@ -8,7 +8,10 @@ never replace a published figure.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,8 @@ Row = dict[str, Any]
 """A JSON object: one row of a result, or one of its parts."""
 
 T = TypeVar("T")
+_SMOKE: list[bool] = []
+"""Not empty in a run of smoke size."""
 
 
 @dataclass(frozen=True)
@@ -113,21 +118,41 @@ def bench_of(file: str, arguments: argparse.Namespace) -> Bench:
     if arguments.smoke and arguments.output is None:
         folder = Path(tempfile.mkdtemp(prefix="edgecompress-smoke-"))
         print(f"results: {folder}", flush=True)
+    if arguments.smoke:
+        _SMOKE.append(True)
     return Bench(Path(file).stem, folder, arguments.smoke)
 
 
 def edgecompress(*arguments: object, exits: Sequence[int] = (0,)) -> Row:
-    """Run a command of the package in a process of its own; what it prints as JSON, with its exit
-    code as `exit`.
+    """Run a command of the package in a process of its own (at smoke size in this one, which has
+    imported what it needs); what it prints as JSON, with its exit code as `exit`.
 
     Exits with the command's own message when its exit code is not among `exits`.
     """
-    command = [sys.executable, "-m", "edgecompress", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    if done.returncode not in exits:
-        raise SystemExit(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
-    printed = json.loads(done.stdout) if "--json" in arguments else {}
-    return {**printed, "exit": done.returncode}
+    words = [str(argument) for argument in arguments]
+    if _SMOKE:
+        code, printed, errors = _here(words)
+    else:
+        command = [sys.executable, "-m", "edgecompress", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        code, printed, errors = done.returncode, done.stdout, done.stderr
+    if code not in exits:
+        raise SystemExit(f"edgecompress {' '.join(words)}: exit {code}: {errors}")
+    return {**(json.loads(printed) if "--json" in words else {}), "exit": code}
+
+
+def _here(words: list[str]) -> tuple[int, str, str]:
+    """The exit code of a command, and what it prints."""
+    from edgecompress.cli.app import run_command
+
+    out, err, folder = io.StringIO(), io.StringIO(), Path.cwd()
+    os.chdir(ROOT)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run_command(words)
+    finally:
+        os.chdir(folder)
+    return code, out.getvalue(), err.getvalue()
 
 
 def subset(folder: Path, images: int, work: Path) -> Path:

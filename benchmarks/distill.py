@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import ROOT, SEED, Bench, Row, add_images, bench_of, parser
+from common import ROOT, SEED, Bench, Row, add_images, bench_of, edgecompress, parser
 from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.data import DataSet, Images, Preprocess
 from edgecompress.data.images import Augmentation
@@ -62,11 +60,9 @@ def run(recipe: str, folder: Path, settings: Iterable[str]) -> Row:
     result = folder / "result.json"
     if not result.is_file():
         path = ROOT / "recipes/cifar10" / recipe
-        command = [sys.executable, "-m", "edgecompress", "run", str(path), "-o", str(folder)]
-        for value in settings:
-            command += ["--set", value]
+        changed = [word for value in settings for word in ("--set", value)]
         resume = ["--resume"] if (folder / "resolved.yaml").is_file() else []
-        subprocess.run([*command, *resume], check=True, cwd=ROOT)
+        edgecompress("run", path, "-o", folder, *changed, *resume)
     return dict(json.loads(result.read_text()))
 
 

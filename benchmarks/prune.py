@@ -195,13 +195,20 @@ def measured_case(bench: Bench, name: str, peer: str, repeats: int) -> Row:
 
 
 def one(bench: Bench, case: str, side: str) -> Row:
-    """One measurement in a process of its own."""
+    """One measurement in a process of its own; at smoke size in this one."""
+    if bench.smoke:
+        return side_of(bench, case, side)
     command = [sys.executable, __file__, "--case", case, "--side", side]
-    size = bench.size([], ["--smoke", "--output", str(bench.folder)])
-    done = subprocess.run([*command, *size], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{case}, {side}: {done.stderr}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def side_of(bench: Bench, case: str, side: str) -> Row:
+    """One side of a case, measured here."""
+    both = cases(bench)[case]
+    return both.ours() if side == "ours" else both.peer()
 
 
 def show(case: str, row: Row) -> None:
@@ -322,9 +329,7 @@ def main() -> None:
     if arguments.case is None:
         measure_all(bench, bench.size(arguments.repeats, 1))
         return
-    case = cases(bench)[arguments.case]
-    side = case.ours if arguments.side == "ours" else case.peer
-    print(json.dumps(side()))
+    print(json.dumps(side_of(bench, arguments.case, arguments.side)))
 
 
 if __name__ == "__main__":
