@@ -4,6 +4,9 @@
     python benchmarks/gate.py --same 200
     # 1.03x at 1 % on a quiet machine 40 times, 1.1x at 5 % beside busy processes 10; 8 minutes
     python benchmarks/gate.py --injected 40
+    # what stands for a block: its fastest run, its lower quartile or its median, judged on the same
+    # runs of 10 processes, 20 comparisons a case; 12 minutes
+    python benchmarks/gate.py --statistics 20
 
 Each comparison is `bench NEW --against OLD` with its defaults (2 minutes at most) on one thread, of
 chains of equal convolutions (16 channels, 3×3, 32×32). The busy processes, one per core, compute
@@ -20,19 +23,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from common import Bench, Row, bench_of, parser
 from edgecompress.export import onnx as onnx_export
-from edgecompress.measure import machine, regression
+from edgecompress.measure import bootstrap, machine, processes, regression
+from edgecompress.measure.requests import TimingRequest
 
 VERDICTS = ("pass", "inconclusive", "regression")
 LAYERS = 33
 SLOWER = (("1.03x, quiet", 1, 0.01, False, 1), ("1.1x, busy", 3, 0.05, True, 4))
 """Name, layers more, tolerance, busy neighbours, and the part of the comparisons asked for."""
+STATISTICS = {"minimum": 0.0, "lower quartile": 0.25, "median": 0.5}
+"""What may stand for a block: a quantile of its runs."""
+STATISTICS_CASES = (
+    ("the same, quiet", 0, 0.05, False),
+    ("the same, busy", 0, 0.05, True),
+    ("1.03x at 1 %, quiet", 1, 0.01, False),
+    ("1.1x at 5 %, busy", 3, 0.05, True),
+)
+"""Name, layers more, tolerance, busy neighbours."""
+STATISTICS_PROCESSES = 10
+Blocks = NDArray[np.float64]
 NEIGHBOUR = """
 import random, sys, time
 random.seed(int(sys.argv[1]))
@@ -134,17 +152,85 @@ def injected(bench: Bench, count: int) -> None:
                 print(case, rows[-1], flush=True)
 
 
+def runs_of_blocks(models: list[Path], seed: int, number: int, blocks: int) -> list[Blocks]:
+    """Milliseconds of every run of each model, (blocks, runs), in a fresh process."""
+    request = TimingRequest(
+        models=tuple(map(str, models)),
+        threads=1,
+        provider="CPUExecutionProvider",
+        batch_size=None,
+        blocks=blocks,
+        block_ms=processes.BLOCK_MS,
+        seed=seed,
+        swap=number % 2,
+    )
+    done = subprocess.run(
+        processes.command_of("edgecompress.measure.worker"),
+        input=json.dumps(asdict(request)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    return [np.asarray(one).reshape(-1, answer["runs"]) for one in answer["samples_ms"]]
+
+
+def judged(bench: Bench, models: list[Path], tolerance: float, seed: int) -> dict[str, Row]:
+    """The verdict by each statistic, from the same runs."""
+    measured = [
+        runs_of_blocks(models, seed, number, bench.size(processes.BLOCKS, 5))
+        for number in range(bench.size(STATISTICS_PROCESSES, 2))
+    ]
+    rows: dict[str, Row] = {}
+    for name, share in STATISTICS.items():
+        sides = [[np.quantile(side, share, axis=1) for side in both] for both in measured]
+        ratio = bootstrap.interval([new / old for new, old in sides], seed)
+        rows[name] = {
+            "ratio": ratio.median,
+            "ci95": ratio.bounds(),
+            "verdict": bootstrap.verdict(ratio, tolerance),
+        }
+    return rows
+
+
+def compared_statistics(bench: Bench, count: int) -> None:
+    """What should stand for a block: alarms without a difference, and differences that are seen."""
+    parts: Row = {}
+    with tempfile.TemporaryDirectory() as name:
+        base = chain(LAYERS, Path(name) / "base.onnx")
+        for case, more, tolerance, busy in STATISTICS_CASES:
+            new = chain(LAYERS + more, Path(name) / f"{more}-more.onnx")
+            rows = []
+            for seed in range(count):
+                with neighbours(busy):
+                    rows.append(judged(bench, [new, base], tolerance, seed))
+            parts[case] = {
+                statistic: {
+                    verdict: sum(row[statistic]["verdict"] == verdict for row in rows)
+                    for verdict in VERDICTS
+                }
+                for statistic in STATISTICS
+            }
+            described = {**bench.described("--statistics", count), "comparisons": count}
+            processes_used = bench.size(STATISTICS_PROCESSES, 2)
+            bench.store(statistics={**described, "processes": processes_used, "cases": parts})
+            print(case, json.dumps(parts[case]), flush=True)
+
+
 def main() -> None:
     """Run the parts that the options select."""
     options = parser(__doc__)
     options.add_argument("--injected", type=int, default=0)
     options.add_argument("--same", type=int, default=0)
+    options.add_argument("--statistics", type=int, default=0)
     arguments = options.parse_args()
     bench = bench_of(__file__, arguments)
     if arguments.injected:
         injected(bench, arguments.injected)
     if arguments.same:
         same(bench, arguments.same)
+    if arguments.statistics:
+        compared_statistics(bench, arguments.statistics)
 
 
 if __name__ == "__main__":

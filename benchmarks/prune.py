@@ -286,9 +286,10 @@ def plot(rows: list[Row], path: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "edgecompress", "svg.fonttype": "none"})
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, left = plt.subplots(figsize=(5, 2.8))
+    figure = Figure(figsize=(5, 2.8))
+    left = figure.subplots()
     numbers = [row["epoch"] for row in rows]
     title = "VGG16 on digits, 30 % of all channels cut after each epoch"
     left.bar(numbers, [row["seconds"] for row in rows], color="#94a3b8")

@@ -95,8 +95,8 @@ class Server:
         stdout: Path,
         stderr: Path,
     ) -> Forked:
-        """`python ARGUMENTS`: a script, `-m edgecompress`, or `-c CODE`; what it prints is
-        appended to the files.
+        """`python ARGUMENTS`: a script, or `-m edgecompress`; what it prints is appended to the
+        files.
         """
         assert self._process.stdin is not None
         request = {"arguments": arguments, "cwd": str(cwd), "env": env}
@@ -250,10 +250,6 @@ def execute(request: dict[str, Any]) -> None:
         sys.argv = rest
         sys.path[0] = request["cwd"]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    elif first == "-c":
-        sys.argv = ["-c", *rest[1:]]
-        sys.path[0] = request["cwd"]
-        exec(rest[0], {"__name__": "__main__"})
     else:
         sys.argv = [first, *rest]
         sys.path[0] = str(Path(first).parent)

@@ -129,7 +129,6 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "report/html.py": ("test_compress.py",),
     "report/pages.py": ("test_compress.py",),
-    "report/plots.py": ("test_compress.py",),
     "run/context.py": ("run/test_resume.py",),
     "run/result.py": (
         "test_compress.py",

@@ -19,7 +19,15 @@ from edgecompress.stages.quantize import QuantizeStage
 from edgecompress.stages.search import SearchStage
 from edgecompress.stages.train import TrainStage
 
-EVERY_TRAINING = ("optimizer", "weight_decay", "lr_schedule", "patience", "precision")
+EVERY_TRAINING = (
+    "optimizer",
+    "weight_decay",
+    "lr_schedule",
+    "lr_milestones",
+    "lr_gamma",
+    "patience",
+    "precision",
+)
 """Settings of all trainings of the run; the others are those of the first one."""
 OTHER_TRAININGS = (PruneStage, DistillStage, SearchStage, ContestStage, QatStage)
 TARGETS = options_of(Targets, "Targets")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgecompress.cli.console import print_json, print_line, stderr, stdout, table
+from edgecompress.proportions import interval
 from edgecompress.units import format_count
 
 if TYPE_CHECKING:
@@ -195,11 +196,14 @@ def show_profile(profile: ProfileSection, *, verbose: bool) -> None:
     layers = [
         (name, *(f"{shares[i]:.0%}" for i in shown)) for name, shares in profile["layers"].items()
     ]
-    stdout().print(
-        table(
-            "share of each layer's weights at zero", ["global level", *levels], [accuracy, *layers]
-        )
-    )
+    rows = [accuracy, *layers]
+    if "n" in profile:
+        count = profile["n"]
+        bounds = [interval(round(profile["accuracy"][i] * count), count) for i in shown]
+        sure_of = (f"{100 * low:.0f} to {100 * high:.0f}" for low, high in bounds)
+        rows.insert(1, (f"95 %, n {count}", *sure_of))
+    title = "share of each layer's weights at zero"
+    stdout().print(table(title, ["global level", *levels], rows))
     within = f"within {100 * profile['tolerance']:g} point(s) of {profile['unpruned']:.2%}"
     print_line(
         f"accuracy holds up to {profile['holds_to']:.0%} of all weights at zero ({within}, "

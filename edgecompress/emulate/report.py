@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from edgecompress.emulate.schema import Configured, EmulationResult, GraphRow
 from edgecompress.report.pages import write_page
-from edgecompress.report.plots import BLUE, GREEN, GREY, ORANGE, svg
+from edgecompress.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE, svg
 
 BIN_S = 0.5
 """Width of a bin of the timeline, in seconds."""
@@ -63,12 +64,14 @@ def _levels(graph: GraphRow, first: str) -> dict[str, int]:
     return levels
 
 
+@rc_context(STYLE)
 def topology(result: EmulationResult) -> str:
     """Hosts and switches, with the requested properties of each link."""
     graph = result["graph"]
     places = _places(graph)
     tall = 1 + max(abs(y) for _, y in places.values())
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.9 * tall))
+    figure = Figure(figsize=(8, 1.2 + 0.9 * tall))
+    axis = figure.subplots()
     for link in result["links"]:
         _draw_link(axis, places[link["a"]], places[link["b"]], link["configured"])
     roles = {host["name"]: host["role"] for host in graph["hosts"]}
@@ -114,11 +117,13 @@ def _draw_node(axis: Axes, place: tuple[float, float], name: str, role: str | No
     axis.annotate(name, (x, y - 0.3), ha="center", va="top", fontsize=9)
 
 
+@rc_context(STYLE)
 def traffic(result: EmulationResult) -> str:
     """Throughput over time in both directions, and the distribution of round trips."""
     rows = result["traffic"]["timeline"]
     round_trips = result["traffic"]["rtt_samples_ms"]
-    figure, (throughput, distribution) = plt.subplots(1, 2, figsize=(10, 2.8))
+    figure = Figure(figsize=(10, 2.8))
+    throughput, distribution = figure.subplots(1, 2)
     times = [row["time_s"] for row in rows]
     ways = (
         ("down", [row["down"] for row in rows], BLUE),
@@ -136,10 +141,12 @@ def traffic(result: EmulationResult) -> str:
     return svg(figure)
 
 
+@rc_context(STYLE)
 def lesson(result: EmulationResult) -> str:
     """The students' accuracy on validation over time and over bytes, and the parts of a step."""
     students = result["distill"]["students"]
-    figure, (over_time, over_bytes, parts) = plt.subplots(1, 3, figsize=(10, 2.8))
+    figure = Figure(figsize=(10, 2.8))
+    over_time, over_bytes, parts = figure.subplots(1, 3)
     for name, student in students.items():
         rows = student["timeline"]
         accuracy = [100 * row["validation_accuracy"] for row in rows]

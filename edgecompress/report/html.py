@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgecompress.report import plots
 from edgecompress.report.pages import write_page
 from edgecompress.run.result import score_name
-from edgecompress.run.schema import HistoryRow, RunResult, Side
+from edgecompress.run.schema import ControlRow, HistoryRow, RunResult, Side
 from edgecompress.units import format_count, format_size
 
 Row = tuple[str, str, str, str]
@@ -53,7 +52,7 @@ def _counted(side: Side) -> str:
     return f", n {side['n']}" if "n" in side else ""
 
 
-def _score(side: Side) -> str:
+def _score(side: Side | ControlRow) -> str:
     """`97.49% (95.2 to 98.7)`: the accuracy and its 95 % interval."""
     if "ci95" not in side:
         return f"{side['accuracy']:.2%}"
@@ -104,11 +103,11 @@ def distillation(result: RunResult) -> list[Row]:
     distill = result["distill"]
     tested = "student" in result
     split = "test" if tested else "validation"
-    accuracy = result["student"]["accuracy"] if tested else distill["validation_accuracy"]
+    accuracy = _score(result["student"]) if tested else f"{distill['validation_accuracy']:.2%}"
     rows = []
     if tested:
         teacher = result["teacher"]
-        rows.append(_network_row("teacher", teacher["params"], teacher["accuracy"]))
+        rows.append(_network_row("teacher", teacher["params"], _score(teacher)))
     student = f"{result['model']}, distilled ({split})"
     rows.append(_weights_row(student, distill["params"], distill["weights_bytes"], accuracy))
     if tested and result["student"]["params"] != distill["params"]:
@@ -117,26 +116,30 @@ def distillation(result: RunResult) -> list[Row]:
     if "control" in result:
         control = result["control"]
         without = "teacher" if control["params"] == distill["params"] else "teacher and cuts"
-        own = control["accuracy"] if tested else control["validation_accuracy"]
+        own = _score(control) if tested else f"{control['validation_accuracy']:.2%}"
         rows.append(_network_row(f"the same without {without} ({split})", control["params"], own))
     if "source" in distill:
         source = distill["source"]
         published = "García González (2022), CIFAR-10"
-        rows.append(_weights_row(published, None, source["weights_bytes"], source["accuracy"]))
+        rows.append(
+            _weights_row(published, None, source["weights_bytes"], f"{source['accuracy']:.2%}")
+        )
     return rows
 
 
-def _network_row(what: str, params: int, accuracy: float) -> Row:
+def _network_row(what: str, params: int, accuracy: str) -> Row:
     return _weights_row(what, params, 4 * params, accuracy)
 
 
-def _weights_row(what: str, params: int | None, weights_bytes: float, accuracy: float) -> Row:
+def _weights_row(what: str, params: int | None, weights_bytes: float, accuracy: str) -> Row:
     count = "-" if params is None else f"{params:,}"
-    return what, count, f"{weights_bytes / 1024:,.0f} KiB", f"{accuracy:.2%}"
+    return what, count, f"{weights_bytes / 1024:,.0f} KiB", accuracy
 
 
 def write_report(root: Path, result: RunResult, history: Sequence[HistoryRow]) -> None:
     """Write `report.html` into the run directory `root`."""
+    from edgecompress.report import plots  # tables are shown without matplotlib
+
     score = score_name(result)
     compared, profile, kept = result.get("compare"), result.get("profile"), result.get("widths")
     write_page(

@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("svg")
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -16,14 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from edgecompress.run.schema import HistoryRow
 from edgecompress.run.sections import ProfileSection
 
-matplotlib.rcParams.update(
-    {
-        "svg.hashsalt": "edgecompress",
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "axes.spines.top": False,
-    }
-)
+STYLE = {
+    "svg.hashsalt": "edgecompress",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+}
+"""For the time of a plot; what the caller has set for plots of their own stays."""
 BLUE, ORANGE, GREEN, GREY = "#2563eb", "#ea580c", "#16a34a", "#94a3b8"
 LIGHT_GREY = "#e2e8f0"
 
@@ -32,21 +28,22 @@ History = Sequence[HistoryRow]
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element; closes it."""
+    """The figure as an `<svg>` element."""
     buffer = io.StringIO()
     figure.tight_layout()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
+@rc_context(STYLE)
 def complexity(history: History, score: str = "accuracy") -> str:
     """Training and validation loss, validation score, and seconds per epoch, over all epochs of a
     run; the chosen epochs and the cuts are marked.
     """
     epochs = range(1, len(history) + 1)
-    figure, (losses, scores, seconds) = plt.subplots(1, 3, figsize=(10, 2.8))
+    figure = Figure(figsize=(10, 2.8))
+    losses, scores, seconds = figure.subplots(1, 3)
     _draw_losses(losses, history)
     _draw_scores(scores, history, score)
     seconds.bar(epochs, [row["seconds"] for row in history], color=GREY)
@@ -113,6 +110,7 @@ curves.
 """
 
 
+@rc_context(STYLE)
 def control(history: History, score: str = "accuracy") -> str:
     """A training against its control: validation score and seconds per epoch; empty without a
     control.
@@ -123,7 +121,8 @@ def control(history: History, score: str = "accuracy") -> str:
         return ""
     compared, trained_label, compared_label = CONTROLS[trained]
     curves = ((compared, GREY, compared_label), (trained, BLUE, trained_label))
-    figure, (scores, seconds) = plt.subplots(1, 2, figsize=(10, 2.8))
+    figure = Figure(figsize=(10, 2.8))
+    scores, seconds = figure.subplots(1, 2)
     for stage, colour, label in curves:
         rows = [row for row in history if row["stage"] == stage]
         epochs = [row["epoch"] for row in rows]
@@ -139,13 +138,15 @@ def control(history: History, score: str = "accuracy") -> str:
     return svg(figure)
 
 
+@rc_context(STYLE)
 def sparsity_curve(profile: ProfileSection) -> str:
     """Accuracy against the share of weights at zero; the level up to which it holds is marked."""
     levels = [0.0, *(100 * level for level in profile["levels"])]
     accuracy = [100 * value for value in (profile["unpruned"], *profile["accuracy"])]
     least = 100 * (profile["unpruned"] - profile["tolerance"])
     holds_to = profile["holds_to"]
-    figure, axis = plt.subplots(figsize=(6, 2.8))
+    figure = Figure(figsize=(6, 2.8))
+    axis = figure.subplots()
     axis.plot(levels, accuracy, "o-", color=BLUE, markersize=3)
     axis.axhline(least, color=GREY, linewidth=0.8, linestyle="--")
     axis.axvline(100 * holds_to, color=ORANGE, linewidth=1, label=f"holds up to {holds_to:.0%}")
@@ -155,6 +156,7 @@ def sparsity_curve(profile: ProfileSection) -> str:
     return svg(figure)
 
 
+@rc_context(STYLE)
 def sparsity_bars(profile: ProfileSection) -> str:
     """One small bar chart per level: the share of each layer's weights at zero, layers in the order
     from the input.
@@ -162,9 +164,8 @@ def sparsity_bars(profile: ProfileSection) -> str:
     levels = profile["levels"]
     columns = 5
     rows = -(-len(levels) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(11, 1.7 * rows + 0.4), sharex=True, sharey=True, squeeze=False
-    )
+    figure = Figure(figsize=(11, 1.7 * rows + 0.4))
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for place, axis in enumerate(axes.flat):
         if place < len(levels):
             shares = {name: values[place] for name, values in profile["layers"].items()}
@@ -184,11 +185,13 @@ def _draw_shares(axis: Axes, shares: Mapping[str, float], level: float) -> None:
     axis.set_xticks(places, labels, rotation=90, fontsize=5)
 
 
+@rc_context(STYLE)
 def boxes(results: Mapping[str, Sequence[float]], title: str, floor: float | None = None) -> str:
     """One box per strategy over its results (whiskers: 1.5 quartile ranges); a dashed line at
     `floor`, a lower bound.
     """
-    figure, axis = plt.subplots(figsize=(7, 3))
+    figure = Figure(figsize=(7, 3))
+    axis = figure.subplots()
     axis.boxplot(
         list(results.values()),
         showmeans=True,
@@ -202,10 +205,12 @@ def boxes(results: Mapping[str, Sequence[float]], title: str, floor: float | Non
     return svg(figure)
 
 
+@rc_context(STYLE)
 def widths(kept: Mapping[str, Sequence[int]]) -> str:
     """Channels kept (blue) of those before the first cut (grey), one bar per group."""
     names = list(kept)
-    figure, axis = plt.subplots(figsize=(10, 1.2 + 0.18 * min(len(names), 70)))
+    figure = Figure(figsize=(10, 1.2 + 0.18 * min(len(names), 70)))
+    axis = figure.subplots()
     places = range(len(names))
     axis.barh(places, [kept[name][0] for name in names], color=LIGHT_GREY)
     axis.barh(places, [kept[name][1] for name in names], color=BLUE)

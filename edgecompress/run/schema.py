@@ -142,6 +142,8 @@ class ControlRow(_ControlRow, total=False):
     onnx: str
     accuracy: float
     loss: float
+    n: int
+    ci95: list[float]
 
 
 class TargetsRow(TypedDict):

@@ -42,17 +42,22 @@ class GradualSection(TypedDict):
     met: bool
 
 
-class ProfileSection(TypedDict):
-    """Accuracy, and the share of each layer's weights at zero, by global sparsity level; it
-    `holds_to` the last level within `tolerance` of the unpruned accuracy.
-    """
-
+class _ProfileSection(TypedDict):
     levels: list[float]
     layers: dict[str, list[float]]
     accuracy: list[float]
     unpruned: float
     tolerance: float
     holds_to: float
+
+
+class ProfileSection(_ProfileSection, total=False):
+    """Accuracy, and the share of each layer's weights at zero, by global sparsity level; it
+    `holds_to` the last level within `tolerance` of the unpruned accuracy. A classification has its
+    `n`, the number of validation samples.
+    """
+
+    n: int
 
 
 class DistillFacts(TypedDict, total=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from edgecompress import units
 from edgecompress.errors import UsageError
@@ -91,6 +91,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Schedule = Literal["early", "middle", "late"]
 Epochs = Annotated[Schedule | tuple[int, ...], BeforeValidator(_epochs)]
 """When cuts are made: a word, or the epochs."""
+Milestones = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_epochs)]
+"""Epochs; on the command line with commas between them."""
 Quantize = Literal["auto", "int8", "int4", "int2", "mixed", "fp16", "none"]
 Processor = Literal["any", "vnni", "no-vnni", "arm-dot"]
 """Where an int8 file will run."""
@@ -114,8 +116,12 @@ class Training(Stage):
     """With sgd: Nesterov's momentum, or the plain one."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """Weight decay of all parameters."""
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    lr_schedule: Literal["linear", "cosine", "constant", "multistep"] = "linear"
     """How the learning rate falls after the warm-up."""
+    lr_milestones: Milestones = ()
+    """With multistep: after these epochs the learning rate is multiplied by --lr-gamma."""
+    lr_gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """With multistep: the factor of the learning rate at each milestone."""
     warmup: Share = recipe_only(0.15)
     """Share of the steps over which the learning rate rises."""
     clip: Annotated[float, Field(gt=0)] | None = recipe_only(1.0)
@@ -132,6 +138,34 @@ class Training(Stage):
     """Augmentation: largest shift in pixels; null: the data set's own."""
     cutout: Annotated[int, Field(ge=0)] | None = recipe_only(None)
     """Augmentation: side of the erased square in pixels; null: the data set's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_warmup(cls, values: Any) -> Any:
+        """Published schedules of milestones have no warm-up."""
+        if isinstance(values, dict) and values.get("lr_schedule") == "multistep":
+            return {"warmup": 0.0, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _about_milestones(self) -> Training:
+        """Milestones and multistep belong together, and lie within the training."""
+        if (self.lr_schedule == "multistep") != bool(self.lr_milestones):
+            raise ValueError(
+                f"lr_schedule {self.lr_schedule} with milestones {list(self.lr_milestones)}: give "
+                "both multistep and lr_milestones (epochs, like 100,150), or neither"
+            )
+        if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
+            raise ValueError(
+                f"lr_milestones {list(self.lr_milestones)}: give each epoch once, in rising order"
+            )
+        last = max(self.lr_milestones, default=0)
+        if self.epochs is not None and last >= max(1, self.epochs):
+            raise ValueError(
+                f"milestone {last} is not before the end of {self.epochs} epochs: give smaller "
+                "ones, or more epochs"
+            )
+        return self
 
 
 class FromScratch(Training):

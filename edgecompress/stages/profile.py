@@ -33,6 +33,7 @@ class ProfileStage(Stage):
         from edgecompress.methods import sparsify
         from edgecompress.run.state import StageRow
         from edgecompress.stages.common import count, validation_accuracy
+        from edgecompress.stages.scoring import figure
 
         model = state.need_model()
         done = iter(range(len(self.levels) + 2))
@@ -50,9 +51,12 @@ class ProfileStage(Stage):
             "tolerance": found.tolerance,
             "holds_to": found.holds_to,
         }
+        if context.data.task.metric == "accuracy":
+            section["n"] = len(context.data.validation)
         note = (
             f"accuracy holds up to {found.holds_to:.0%} of the weights at zero (within "
-            f"{found.tolerance:.1%} of {found.unpruned:.2%})"
+            f"{found.tolerance:.1%} of "
+            f"{figure(context.data, context.data.validation, found.unpruned)})"
         )
         context.reporter.note(note)
         row = StageRow("profile", found.unpruned, count(model), note=note)

@@ -108,8 +108,14 @@ class Run:
 
     def begin_step(self) -> None:
         """Set the learning rate of the next step, and count the step."""
-        self.rate = self.settings.learning_rate * factor(
-            self.settings.schedule, self.step, self.steps, self.settings.warmup
+        settings = self.settings
+        self.rate = settings.learning_rate * factor(
+            settings.schedule,
+            self.step,
+            self.steps,
+            settings.warmup,
+            [epoch / settings.epochs for epoch in settings.milestones],
+            settings.gamma,
         )
         set_rate_(self.optimizer, self.rate)
         if self.hooks.on_step is not None:

@@ -30,9 +30,12 @@ class FitSettings:
     nesterov: bool = True
     weight_decay: float = 5e-4
     schedule: str = "linear"
-    """After the warm-up the rate falls to 0 `linear`ly or along half a `cosine`, or is
-    `constant`.
+    """After the warm-up the rate falls to 0 `linear`ly or along half a `cosine`, is `constant`, or
+    falls in steps (`multistep`).
     """
+    milestones: tuple[int, ...] = ()
+    """With `multistep`: the epochs after which the rate is multiplied by `gamma`."""
+    gamma: float = 0.1
     warmup: float = 0.15
     """Share of the steps over which the rate rises to its peak."""
     clip: float | None = 1.0

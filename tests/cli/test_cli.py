@@ -288,8 +288,8 @@ def test_an_epoch_is_a_line_in_a_log(tmp_path: Path) -> None:
     assert len(lines) == 2, done.stderr
     number = r"[0-9.e+-]+"
     expected = (
-        rf"train lenet5: epoch 1/2, loss {number}, validation {number}% \(loss {number}\), "
-        rf"rate {number}, .+ left"
+        rf"train lenet5: epoch 1/2, loss {number}, validation {number}% \(95 % {number} to "
+        rf"{number}, n 269\), loss {number}, rate {number}, .+ left"
     )
     assert re.fullmatch(expected, lines[0]), lines[0]
     quiet = run("train", "lenet5", "--epochs", 1, "-o", "q", "-q", cwd=tmp_path)

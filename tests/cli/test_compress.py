@@ -5,6 +5,7 @@ lost.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -275,3 +276,44 @@ def test_a_full_disk_exits_1_and_keeps_whole_files(tmp_path: Path) -> None:
         "log.jsonl",
         "resolved.yaml",
     ]
+
+
+PRE_NORM = """import torch
+from torch import nn
+
+
+class PreNorm(nn.Module):
+    def __init__(self, num_classes, width=32):
+        super().__init__()
+        self.patches, self.out = nn.Conv2d(3, width, 8, 8), nn.Linear(width, num_classes)
+        self.block = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+
+    def forward(self, x):
+        return self.out(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def make(num_classes):
+    return PreNorm(num_classes)
+"""
+
+
+def test_a_file_that_crashes_the_runtime_is_a_refused_format(few: str, tmp_path: Path) -> None:
+    """ONNX Runtime 1.31 ends by a signal when it loads fp16 of this network (older ones do not):
+    the run goes on, says so, and another format ships.
+    """
+    (tmp_path / "net.py").write_text(PRE_NORM)
+    options = ("--data", few, "--target", "1MB", "--epochs", 1, "--distill-epochs", 1)
+    done = run("compress", "net.py:make", *options, "-o", "out", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    made = {row["format"] for row in result["formats"]}
+    assert result["format"] in made
+    if "fp16" not in made:
+        crash = r"ONNX Runtime [0-9.]+ crashes on 'fp16\.onnx' \(SIG[A-Z]+\)"
+        assert re.search(crash, json.dumps(result))
+        assert "no fp16" in (tmp_path / "out" / "report.html").read_text()
+    assert runtime.load(tmp_path / "out" / "model.onnx").run_all(
+        [np.zeros((1, 3, 32, 32), np.float32)]
+    ).shape == (1, 10)

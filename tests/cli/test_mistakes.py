@@ -27,11 +27,24 @@ from tests.cli.test_cli import one_line, run
         ),
         (
             "train vgg16 --lr-schedule cosin",
-            ["'--lr-schedule'", "'linear', 'cosine', 'constant'", "did you mean cosine?"],
+            ["'--lr-schedule'", "'cosine', 'constant', 'multistep'", "did you mean cosine?"],
         ),
         (
             "compress vgg16 --target 4MB --quantise int8",
             ["unknown option --quantise; did you mean --quantize?"],
+        ),
+        (
+            "train lenet5 --lr-schedule multistep",
+            ["lr_schedule multistep with milestones []: give both"],
+        ),
+        ("train lenet5 --lr-milestones 2,3", ["lr_schedule linear with milestones [2, 3]"]),
+        (
+            "train lenet5 --epochs 4 --lr-schedule multistep --lr-milestones 2,4",
+            ["milestone 4 is not before the end of 4 epochs"],
+        ),
+        (
+            "train lenet5 --lr-schedule multistep --lr-milestones 3,2",
+            ["give each epoch once, in rising order"],
         ),
         ("train vgg16 --xyzzy", ["unknown option --xyzzy; edgecompress train --help lists all"]),
         ("compres vgg16", ["No such command 'compres'", "'compress'"]),

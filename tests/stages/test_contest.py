@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from edgecompress.data import load_data
 from edgecompress.run.state import SizePlan
 from edgecompress.stages.contest.work import Contender, _outcome, halved
 from tests.cli.test_cli import one_line, run
@@ -32,8 +33,9 @@ def test_the_wider_format_wins_a_tie() -> None:
 
 def test_a_format_that_was_alone_is_not_called_the_best() -> None:
     alone, other = _contender("int8-qdq", 0.98), _contender("int4", 0.97)
-    assert "so no fewer bits were tried" in _outcome([alone], alone)
-    assert "int8-qdq is the most accurate" in _outcome([alone, other], alone)
+    data = load_data("digits")
+    assert "so no fewer bits were tried" in _outcome(data, [alone], alone)
+    assert "int8-qdq is the most accurate" in _outcome(data, [alone, other], alone)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
-
-from tests import forked
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-stage.md"
 REGISTER = """
@@ -20,7 +20,11 @@ main()
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return forked.run(["-c", REGISTER, *arguments], cwd=folder)
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", REGISTER, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_stage_of_the_page_runs_and_resumes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from edgecompress.core import shrink
 from edgecompress.core.proof import trace
+from edgecompress.data import DataSet
 from edgecompress.formats import FORMATS, bits_by_layer
 from edgecompress.methods.qat import QuantAware
 from edgecompress.methods.repair import repaired
@@ -30,6 +31,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.stages.qat.work import STEPS, on_grid
+from edgecompress.stages.scoring import figure
 from edgecompress.train.settings import LARGE_SPLIT
 
 if TYPE_CHECKING:
@@ -89,13 +91,16 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
             _train(context, settings, state, one, number)
         left, number = halved(left), number + 1
     winner = left[0]
-    context.reporter.note(f"contest: {_outcome(entered, winner)}")
+    outcome = _outcome(context.data, entered, winner)
+    context.reporter.note(f"contest: {outcome}")
     section: ContestSection = {
         "winner": winner.form,
         "rows": [_row(context, one) for one in entered],
         "n": len(context.data.validation),
     }
-    plan = replace(winner.plan, reason=f"{winner.plan.reason}; {_outcome(entered, winner)}")
+    plan = replace(
+        winner.plan, reason=f"{winner.plan.reason}; {_outcome(context.data, entered, winner)}"
+    )
     return replace(state, plan=plan).with_section("contest", section)
 
 
@@ -113,9 +118,10 @@ def _row(context: Context, one: Contender) -> ContestRow:
     return row
 
 
-def _outcome(entered: Sequence[Contender], winner: Contender) -> str:
+def _outcome(data: DataSet, entered: Sequence[Contender], winner: Contender) -> str:
     rows = ", ".join(
-        f"{one.form} {one.params:,} parameters {one.accuracy:.2%} after {one.epochs} epochs"
+        f"{one.form} {one.params:,} parameters {figure(data, data.validation, one.accuracy)} "
+        f"after {one.epochs} epochs"
         for one in entered
     )
     if len(entered) == 1:

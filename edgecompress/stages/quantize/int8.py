@@ -185,7 +185,8 @@ def _within_drop(
     unmet = None
     if short > 1e-9:
         unmet = (
-            f"quantized, it loses {short + max_drop:.2%} on validation, more than {max_drop:.2%}"
+            f"quantized, it loses {short + max_drop:.2%} on {len(context.data.validation)} "
+            f"validation samples, more than {max_drop:.2%}"
         )
     return replace(int8, proto=proto, left_in_float=tuple(exclude), unmet=unmet)
 

@@ -17,6 +17,7 @@ from edgecompress.export import in_float, lean
 from edgecompress.formats import FORMATS, ORDINARY, named
 from edgecompress.measure import latency, names, runtime, trials
 from edgecompress.measure.machine import has_int8_dot
+from edgecompress.proportions import shown
 from edgecompress.run.context import Context
 from edgecompress.run.stage import Stage, StageResult
 from edgecompress.run.state import (
@@ -38,7 +39,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.plan import PlanStage
 from edgecompress.stages.quantize.int8 import Int8File, make_int8
-from edgecompress.stages.scoring import paired
+from edgecompress.stages.scoring import figure, paired
 
 if TYPE_CHECKING:
     from edgecompress.stages.quantize import QuantizeStage
@@ -69,7 +70,8 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> StageRe
     if state.grid is not None and state.grid.bits:
         context.reporter.note(
             "the fp32 file has the weights that were trained for fewer bits; before that the "
-            f"network had {state.grid.original:.2%} on validation"
+            f"network had {figure(context.data, context.data.validation, state.grid.original)} "
+            "on validation"
         )
     made = measure_formats(context, settings, state, forms)
     rows, int8 = list(made.rows), made.int8
@@ -266,10 +268,9 @@ def choose(
         why = f"{chosen.format} is the {kind} {limit_text}"
     why += "".join(f", no {form}" for form in refused or {})
     why += "".join(f", {r.format} would be larger ({r.bytes} bytes)" for r in pointless)
-    measured = (
-        f"{chosen.bytes} bytes, accuracy {chosen.accuracy:.4f} on validation, p50 "
-        f"{chosen.p50_ms:.3f} ms"
-    )
+    pair = chosen.against_fp32
+    score = f"{chosen.accuracy:.4f}" if pair is None else shown(chosen.accuracy, pair.n)
+    measured = f"{chosen.bytes} bytes, {score} on validation, p50 {chosen.p50_ms:.3f} ms"
     return chosen, f"{why} ({measured})"
 
 
@@ -316,8 +317,8 @@ def _planned_again(
 ) -> StageResult:
     """Plan for fp16 from the unpruned network again; int8's result is kept."""
     context.reporter.note(
-        f"int8 loses {lost:.2%} on validation, more than {settings.max_int8_loss:.1%}: "
-        "planning again for fp16"
+        f"int8 clearly loses more than {settings.max_int8_loss:.1%} on validation ({lost:.2%} on "
+        f"{len(context.data.validation)} images): planning again for fp16"
     )
     folder, root = context.folder, context.run.root
     checkpoint.save(folder / "int8-model.safetensors", state.need_model(), state.source)

@@ -35,6 +35,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.plan.work import Narrow, at_floors
 from edgecompress.stages.prune.work import repair_images, score
+from edgecompress.stages.scoring import figure
 from edgecompress.units import format_size
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
 def _note_round(context: Context, number: int, tried: Candidate, kept: bool) -> None:
     verdict = "kept" if kept else "too low"
     size = format_size(tried.bytes)
-    context.reporter.note(f"round {number}: {size}, validation {tried.accuracy:.4f}, {verdict}")
+    score = figure(context.data, context.data.validation, tried.accuracy)
+    context.reporter.note(f"round {number}: {size}, validation {score}, {verdict}")
 
 
 def _candidate(context: Context, model: nn.Module, form: str) -> Candidate:
