@@ -13,13 +13,15 @@ import numpy as np
 import torch
 
 from common import Bench, Row, edgecompress, subset
+from edgecompress import checkpoint
 from edgecompress.data import DataSet, load_data
-from edgecompress.export import calibration, in_float
+from edgecompress.export import calibration, in_float, lean
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.measure import regression, runtime
 from edgecompress.measure.runtime import Array
 from edgecompress.models import ModelSource, build
+from edgecompress.proportions import Paired
 
 THREADS = 2
 PAIRS = (
@@ -258,6 +260,55 @@ def accuracies(bench: Bench, network: Network, folder: Path, epochs: int, work: 
         outputs = runtime.load(path, threads=THREADS).run_all(arrays(data, data.test, 64))
         accuracy[kind] = float((outputs.argmax(1) == labels).mean())
     return {**row_of(network, paths), "images": len(data.test), "accuracy": accuracy}
+
+
+def ranges(bench: Bench, given: Path | None, images: Path) -> None:
+    """How int8 can hold on processors whose sums of two products saturate: weights of 7 bits, or
+    unsigned weights, beside weights of 8 bits, which saturate there. Accuracies on validation, and
+    speeds against the file of 7 bits, both on this processor.
+    """
+    from onnxruntime.quantization import QuantType
+
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        data = load_data(f"folder:{bench.images(images, work)}")
+        if given is None:
+            options = ("--data", f"folder:{work / 'digits'}", "--epochs", 1, "-q")
+            edgecompress("train", "lenet5", *options, "-o", work / "t")
+            given = work / "t" / "model.safetensors"
+        model, manifest = checkpoint.load(given)
+        kinds = ("fp32", "7 bits", "8 bits", "U8U8")
+        paths = {kind: work / f"{kind}.onnx" for kind in kinds}
+        proto = onnx_export.to_onnx(model, torch.zeros(1, *data.image_shape))
+        onnx_export.save(proto, paths["fp32"])
+        chosen = torch.linspace(0, len(data.train) - 1, min(256, len(data.train))).long()
+        batches = arrays(data, data.train.rows(chosen), 32)
+        for kind, reduced in (("7 bits", True), ("8 bits", False)):
+            made = quantizer.to_int8(paths["fp32"], lambda: batches, reduce_range=reduced)
+            lean.write(made, paths[kind])
+        unsigned = {"weight_type": QuantType.QUInt8, "reduce_range": False}
+        plain_tool(paths["fp32"], paths["U8U8"], batches, **unsigned)
+
+        split = data.validation
+        right = {}
+        for kind, path in paths.items():
+            outputs = runtime.load(path, threads=THREADS).run_all(arrays(data, split, 64))
+            right[kind] = (outputs.argmax(1) == split.labels.numpy()).tolist()
+        rows = []
+        for kind, path in paths.items():
+            row: Row = {
+                "file": kind,
+                "bytes": path.stat().st_size,
+                "accuracy": sum(right[kind]) / len(split),
+                "against_fp32": Paired.of(right["fp32"], right[kind]).as_dict(),
+            }
+            if kind not in ("fp32", "7 bits"):
+                row["to_7_bits"], row["p50_ms"] = compare(bench, path, paths["7 bits"])
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+        described = {**bench.described("--ranges", "CHECKPOINT", "--data", "DIR"), "rows": rows}
+        source = {"model": manifest.model.name, "split": "validation", "images": len(split)}
+        bench.store(ranges={**described, **source, "threads": THREADS})
 
 
 def arrays(data: DataSet, images: Any, size: int) -> list[Array]:

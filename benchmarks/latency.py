@@ -4,6 +4,8 @@
     python benchmarks/latency.py --int8
     # their accuracies on trained networks; 10 minutes
     python benchmarks/latency.py --int8 --data DIR
+    # 7 bits, 8 bits and U8U8 of a trained network: accuracy on validation, speed; 3 minutes
+    python benchmarks/latency.py --ranges CHECKPOINT --data DIR
     # int8 files that are not what they seem, on VGG16 and ResNet-50; 17 minutes
     python benchmarks/latency.py --traps
 
@@ -13,8 +15,10 @@ trained on 1,000 images of each class. Results go to benchmarks/results/latency.
 
 from __future__ import annotations
 
-from common import add_images, bench_of, parser
-from int8_files import int8, traps
+from pathlib import Path
+
+from common import SMOKE_IMAGES, add_images, bench_of, parser
+from int8_files import int8, ranges, traps
 
 
 def main() -> None:
@@ -24,10 +28,13 @@ def main() -> None:
     add_images(options, "--data")
     options.add_argument("--epochs", type=int, default=12)
     options.add_argument("--traps", action="store_true")
+    options.add_argument("--ranges", type=Path, metavar="CHECKPOINT")
     arguments = options.parse_args()
     bench = bench_of(__file__, arguments)
     if arguments.int8:
         int8(bench, arguments.data, bench.size(arguments.epochs, 1))
+    if arguments.ranges is not None or bench.smoke:
+        ranges(bench, arguments.ranges, arguments.data or SMOKE_IMAGES)
     if arguments.traps:
         traps(bench)
 

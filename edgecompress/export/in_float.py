@@ -1,5 +1,5 @@
-"""What stays in float in an int8 file: layers that ONNX Runtime has no int8 kernel for, and large
-tensors.
+"""What an int8 file does not get of int8: layers that ONNX Runtime has no int8 kernel for, large
+tensors in float, weights that it unpacks at each run.
 """
 
 from __future__ import annotations
@@ -39,6 +39,26 @@ def float_layers(path: Path) -> list[str]:
             unknown = node.name or known.get(node.output[0], node.output[0])
             in_float.append(found[0] if found else unknown)
     return list(dict.fromkeys(in_float))
+
+
+def unpacked_layers(path: Path) -> list[str]:
+    """Layers of the model at `path` whose weights ONNX Runtime computes at each run: it folds what
+    depends on constants alone when it loads a file, but not everything.
+    """
+    known = long_names.recorded(path)
+    layers = _layers_by_name(onnx.load(str(path)).graph, known)
+    graph = fused_graph(path).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    computed: set[str] = set()
+    found = []
+    for node in graph.node:  # in the order in which they run
+        if all(name in constant or name in computed for name in node.input if name):
+            computed.update(node.output)
+        elif computed.intersection(node.input):
+            names = (node.name, node.output[0], *node.input)
+            unknown = node.name or known.get(node.output[0], node.output[0])
+            found.append(next((layers[name] for name in names if name in layers), unknown))
+    return list(dict.fromkeys(found))
 
 
 def _layers_by_name(graph: onnx.GraphProto, known: Mapping[str, str]) -> dict[str, str]:

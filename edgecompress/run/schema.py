@@ -76,11 +76,12 @@ class _FormatRecord(TypedDict):
 
 class FormatRecord(_FormatRecord, total=False):
     """A number format: its file (a path in the run directory), validation accuracy, and the layers
-    that run in float with their bytes; `against_fp32` is the paired difference on validation,
-    `weights` how those of integers are stored.
+    that run in float with their bytes, or whose weights are unpacked at each run; `against_fp32` is
+    the paired difference on validation, `weights` how those of integers are stored.
     """
 
     float_bytes: dict[str, int]
+    unpacked_layers: list[str]
     weights: list[WeightRecord]
     against_fp32: PairedRow
     n: int

@@ -142,8 +142,8 @@ class WeightRow:
 @dataclass(frozen=True)
 class FormatRow:
     """One number format of the network: its file (a path in the run directory), bytes, validation
-    accuracy, p50 in ms, the layers that run in float, and how it differs from fp32 on the same
-    images.
+    accuracy, p50 in ms, the layers that run in float or unpack their weights at each run, and how
+    it differs from fp32 on the same images.
     """
 
     format: str
@@ -152,6 +152,7 @@ class FormatRow:
     accuracy: float
     p50_ms: float
     float_layers: tuple[str, ...] = ()
+    unpacked_layers: tuple[str, ...] = ()
     float_bytes: Mapping[str, int] | None = None
     weights: tuple[WeightRow, ...] = ()
     against_fp32: Paired | None = None
@@ -174,6 +175,8 @@ class FormatRow:
             "p50_ms": self.p50_ms,
             "float_layers": list(self.float_layers),
         }
+        if self.unpacked_layers:
+            values["unpacked_layers"] = list(self.unpacked_layers)
         if self.float_bytes is not None:
             values["float_bytes"] = dict(self.float_bytes)
         if self.weights:

@@ -58,7 +58,7 @@ RUNS = [
     Smoke("distill.py", ("--rate",), "distill.json", ("input_pipeline",)),
     Smoke("distill.py", ("--data",), "distill.json", DISTILLED),
     Smoke("gate.py", ("--injected", "1", "--same", "2", "--statistics", "1"), "gate.json"),
-    Smoke("latency.py", ("--int8", "--traps"), "latency.json", ("int8", "traps")),
+    Smoke("latency.py", ("--int8", "--traps"), "latency.json", ("int8", "traps", "ranges")),
     Smoke("merge.py", (), "merge.json", ("sine",)),
     Smoke("merge.py", ("--cost",), "merge.json", ("cost",)),
     Smoke("pretrained.py", ("--data",), "pretrained.json"),

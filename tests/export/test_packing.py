@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgecompress.export import lean
+from edgecompress.export import in_float, lean
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
 from edgecompress.export.integer import with_integer_convolutions
@@ -137,3 +137,21 @@ def test_whatever_the_values_nothing_is_lost(
     )
     for made, weight in zip(session.run(None, {"x": np.ones(1, np.float32)}), weights, strict=True):
         np.testing.assert_array_equal(made, weight.astype(np.float32))
+
+
+def test_weights_that_are_unpacked_at_each_run_are_found(
+    int8: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """None of ours; random numbers stand for what a runtime does not fold."""
+    few = lean.shipped(_with_weights(int8, _four)).proto
+    onnx_export.save(few, tmp_path / "packed.onnx")
+    assert in_float.unpacked_layers(tmp_path / "packed.onnx") == []
+    graph = few.graph
+    (conv,) = [n for n in graph.node if n.op_type == "QLinearConv"][1:2]
+    drawn = helper.make_node("RandomUniform", [], ["drawn"], shape=(16, 16, 3, 3), high=9.0)
+    cast = helper.make_node("Cast", ["drawn"], ["cast"], to=TensorProto.INT8)
+    conv.input[3] = "cast"
+    graph.node.insert(0, cast)
+    graph.node.insert(0, drawn)
+    onnx_export.save(few, tmp_path / "drawn.onnx")
+    assert len(in_float.unpacked_layers(tmp_path / "drawn.onnx")) == 1

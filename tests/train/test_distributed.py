@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.test_cli import run
+from tests.cli.test_cli import process, run
 
 
 def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -42,10 +42,7 @@ def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def alone(*arguments: object, cwd: Path) -> None:
-    command = [sys.executable, "-m", "edgecompress", *map(str, arguments), "--threads", "1"]
-    done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = process(*arguments, "--threads", "1", cwd=cwd)
     assert done.returncode == 0, done.stderr
 
 
@@ -81,7 +78,7 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
 
 def test_a_network_is_cut_alike_in_both_processes(few: str, tmp_path: Path) -> None:
     """If each process chose its own channels, the next step's gradients could not be summed."""
-    done = torchrun("train", "lenet5", "--data", few, "--epochs", 1, "-o", "a", cwd=tmp_path)
+    done = run("train", "lenet5", "--data", few, "--epochs", 1, "-o", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     done = torchrun(
         "prune", "a", "--amount", "50%", "--epochs", 1, "-o", "b", "--json", cwd=tmp_path

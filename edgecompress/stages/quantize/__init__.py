@@ -41,7 +41,9 @@ class QuantizeStage(Stage):
     sensitivity: bool = False
     """Measure what each layer costs when it alone is quantized (--max-drop does too)."""
     strict: bool = False
-    """Exit 3 when a convolution or linear layer stays in float."""
+    """Exit 3 when a convolution or linear layer stays in float, or unpacks its weights at each
+    run.
+    """
     single_process = True
 
     @model_validator(mode="after")

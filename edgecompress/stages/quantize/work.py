@@ -100,6 +100,8 @@ def _missed(settings: QuantizeStage, chosen: FormatRow, int8: Int8File | None) -
     missed = []
     if settings.strict and chosen.float_layers:
         missed.append(f"layers left in float: {', '.join(chosen.float_layers)}")
+    if settings.strict and chosen.unpacked_layers:
+        missed.append(f"weights unpacked at each run: {', '.join(chosen.unpacked_layers)}")
     if FORMATS[chosen.format].is_integer and int8 is not None and int8.unmet is not None:
         missed.append(int8.unmet)
     return tuple(missed)
@@ -206,7 +208,11 @@ def _format_row(
     )
     if int8 is None or not FORMATS[form].is_integer:
         return row
-    row = replace(row, float_layers=tuple(in_float.float_layers(path)))
+    row = replace(
+        row,
+        float_layers=tuple(in_float.float_layers(path)),
+        unpacked_layers=tuple(in_float.unpacked_layers(path)),
+    )
     if size <= in_float.SHRUNK * (context.folder / "fp32.onnx").stat().st_size:
         return row
     return replace(row, float_bytes=in_float.float_tensors(int8.proto))
