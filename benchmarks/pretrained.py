@@ -54,7 +54,7 @@ def run(bench: Bench, images: Path, seed: int, work: Path) -> Row:
     start = time.perf_counter()
     result = edgecompress(
         *("compress", f"{code}:net", "--data", f"folder:{images}"),
-        *("--target", bench.size(TARGET, "300KB"), "--image-size", bench.size(SIDE, 32)),
+        *("--target", bench.size(TARGET, "4MB"), "--image-size", bench.size(SIDE, 32)),
         *("--normalize", "imagenet", "--seed", seed, "--json", "-o", work / f"run{seed}"),
         *bench.size((), quick),
         exits=(0, 3),

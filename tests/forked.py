@@ -10,6 +10,7 @@ a test runs Python anew.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -159,6 +160,8 @@ def preload() -> None:
             importlib.import_module(module.name)
     importlib.import_module("onnxruntime.quantization")
     to_onnx(torch.nn.Flatten(), torch.zeros(1, 1, 2, 2))
+    gc.collect()
+    gc.freeze()  # children that look for garbage would copy all of it
 
 
 def serve() -> dict[str, Any]:

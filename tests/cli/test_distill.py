@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
+import yaml
 
 from edgecompress import checkpoint
 from tests.cli.test_cli import one_line, run
@@ -89,23 +90,34 @@ def test_a_run_that_is_resumed_takes_its_teacher_back(trained: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--loss", "dkd"], {"loss": "dkd", "alpha": 0.5}),
-        (["--loss", "softmax-mse"], {"temperature": 5.0, "alpha": 1.0}),
-        (["--top-k", 3], {"top_k": 3}),
-        (["--features", "hint"], {"features": "hint"}),
-        (["--features", "attention", "--prune-student", "40%"], {"features": "attention"}),
-        (["--features", "hint", "--prune-student", "40%"], {"features": "hint"}),
+        ({"loss": "dkd"}, {"loss": "dkd", "alpha": 0.5}),
+        ({"loss": "softmax-mse"}, {"temperature": 5.0, "alpha": 1.0}),
+        ({"top_k": 3}, {"top_k": 3}),
+        ({"features": "hint"}, {"features": "hint"}),
+        ({"features": "attention", "prune_student": "40%"}, {"features": "attention"}),
+        ({"features": "hint", "prune_student": "40%"}, {"features": "hint"}),
     ],
+    ids=lambda value: "-".join(map(str, value.values())),
 )
-def test_losses(trained: Path, tmp_path: Path, more: list[object], told: dict[str, object]) -> None:
-    epochs = 3 if "--prune-student" in more else 1
-    rate = ("--learning-rate", 2e-3)
-    result = distil(trained, tmp_path, "student1", "--epochs", epochs, *rate, *more)
+def test_losses(
+    trained: Path, tmp_path: Path, more: dict[str, object], told: dict[str, object]
+) -> None:
+    distilled = {"stage": "distill", "epochs": 3, "learning_rate": 2e-3, **more}
+    stages = [
+        {"stage": "teacher", "checkpoint": str(trained / "model.safetensors")},
+        {"stage": "train", "epochs": 0},
+        distilled if "prune_student" in more else {**distilled, "epochs": 1},
+        {"stage": "export"},
+    ]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"model": "student1", "stages": stages}))
+    done = run("run", "r.yaml", "-o", "d", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "d")
     assert {key: result["distill"][key] for key in told} == told
-    assert result["student"]["accuracy"] > 0.2
-    names = {t.name for t in onnx.load(tmp_path / "d" / "model.onnx").graph.initializer}
+    assert result["distill"]["validation_accuracy"] > 0.2
+    names = {t.name for t in onnx.load(tmp_path / "d" / "model-fp32.onnx").graph.initializer}
     assert not any("adapter" in name for name in names)
-    if "--prune-student" in more:
+    if "prune_student" in more:
         assert result["distill"]["params"] <= 0.6 * 706_752
         assert result["missed"] == []
 

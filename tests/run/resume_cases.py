@@ -9,6 +9,7 @@ one's stage.json then stands. The next child resumes it, and is killed one stage
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -48,6 +49,8 @@ def preload() -> None:
     for name in (*(module.name for module in found), "onnxruntime.quantization"):
         importlib.import_module(name)
     to_onnx(torch.nn.Flatten(), torch.zeros(1, 1, 2, 2))  # the exporter's own, kept by children
+    gc.collect()
+    gc.freeze()  # children that look for garbage would copy all of it
 
 
 def in_child(work: Any) -> int:
