@@ -19,15 +19,7 @@ from edgecompress.stages.quantize import QuantizeStage
 from edgecompress.stages.search import SearchStage
 from edgecompress.stages.train import TrainStage
 
-EVERY_TRAINING = (
-    "optimizer",
-    "weight_decay",
-    "lr_schedule",
-    "lr_milestones",
-    "lr_gamma",
-    "patience",
-    "precision",
-)
+EVERY_TRAINING = ("optimizer", "weight_decay", "lr_schedule", "patience", "precision")
 """Settings of all trainings of the run; the others are those of the first one."""
 OTHER_TRAININGS = (PruneStage, DistillStage, SearchStage, ContestStage, QatStage)
 TARGETS = options_of(Targets, "Targets")
@@ -66,19 +58,24 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
         raise UsageError(
             f"{idle[0]} is about training the teacher, which --teacher brings trained: drop one"
         )
-    targets, search = given.draft(Targets), given.draft(SearchStage)
+    targets, first = given.draft(Targets), given.draft(TrainStage)
+    later = {kind: given.draft(kind) for kind in OTHER_TRAININGS}
+    if first.get("lr_schedule") == "multistep":  # the milestones are epochs of the first training
+        for draft in later.values():
+            draft.pop("lr_schedule"), draft.sources.pop("lr_schedule")
+    search = later[SearchStage]
     if set(targets) == {"max_drop"}:
         if "steps" in given:
             raise UsageError("--steps is of a plan; --max-drop alone searches: leave --steps out")
         search.sources["max_drop"] = targets.sources["max_drop"]
     stages = stages_for(
         targets,
-        first=given.draft(TrainStage),
+        first=first,
         plan=given.draft(PlanStage),
-        prune=given.draft(PruneStage),
-        distill=given.draft(DistillStage),
-        contest=given.draft(ContestStage),
-        qat=given.draft(QatStage),
+        prune=later[PruneStage],
+        distill=later[DistillStage],
+        contest=later[ContestStage],
+        qat=later[QatStage],
         search=search,
         quantize=given.draft(QuantizeStage),
         teacher=_path(teacher),

@@ -72,11 +72,8 @@ def fit_settings(
     """
     defaults = default_settings(model, context.data, epochs, has_norm(model))
     length = defaults.epochs if training.epochs is None else training.epochs
-    if (last := max(training.lr_milestones, default=0)) >= max(1, length):
-        raise UsageError(
-            f"milestone {last} of the learning rate is not before the end of {length} epochs: give "
-            "--epochs, or smaller milestones"
-        )
+    if late := training.late_milestone(length):
+        raise UsageError(late)
     augmentation = replace(
         context.data.augmentation, **_given(training, ("flip", "shift", "cutout"))
     )

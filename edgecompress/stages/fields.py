@@ -119,7 +119,7 @@ class Training(Stage):
     lr_schedule: Literal["linear", "cosine", "constant", "multistep"] = "linear"
     """How the learning rate falls after the warm-up."""
     lr_milestones: Milestones = ()
-    """With multistep: after these epochs the learning rate is multiplied by --lr-gamma."""
+    """With multistep: after these epochs the learning rate is multiplied by lr_gamma."""
     lr_gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """With multistep: the factor of the learning rate at each milestone."""
     warmup: Share = recipe_only(0.15)
@@ -159,13 +159,21 @@ class Training(Stage):
             raise ValueError(
                 f"lr_milestones {list(self.lr_milestones)}: give each epoch once, in rising order"
             )
-        last = max(self.lr_milestones, default=0)
-        if self.epochs is not None and last >= max(1, self.epochs):
-            raise ValueError(
-                f"milestone {last} is not before the end of {self.epochs} epochs: give smaller "
-                "ones, or more epochs"
-            )
+        if late := self.late_milestone(self.epochs):
+            raise ValueError(late)
         return self
+
+    def late_milestone(self, epochs: int | None) -> str | None:
+        """What is wrong with a milestone that `epochs` epochs never reach; None where nothing is,
+        or the epochs are not known.
+        """
+        last = max(self.lr_milestones, default=0)
+        if epochs is None or last < max(1, epochs):
+            return None
+        return (
+            f"milestone {last} of the learning rate is not before the end of {epochs} epochs: give "
+            "smaller ones, or more epochs"
+        )
 
 
 class FromScratch(Training):

@@ -40,7 +40,15 @@ from tests.cli.test_cli import one_line, run
         ("train lenet5 --lr-milestones 2,3", ["lr_schedule linear with milestones [2, 3]"]),
         (
             "train lenet5 --epochs 4 --lr-schedule multistep --lr-milestones 2,4",
-            ["milestone 4 is not before the end of 4 epochs"],
+            ["milestone 4 of the learning rate is not before the end of 4 epochs"],
+        ),
+        (
+            "train lenet5 --lr-schedule multistep --lr-milestones 50",
+            ["train: milestone 50 of the learning rate is not before the end of 12 epochs"],
+        ),
+        (
+            "compare lenet5 --lr-schedule multistep --lr-milestones 2",
+            ["the trainings of a comparison have different lengths"],
         ),
         (
             "train lenet5 --lr-schedule multistep --lr-milestones 3,2",

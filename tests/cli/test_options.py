@@ -108,3 +108,14 @@ def test_an_option_that_reaches_no_place_is_refused(
     else:
         assert code == 2
         assert option in said
+
+
+def test_milestones_are_those_of_the_first_training(tmp_path: Path) -> None:
+    """Cuts and distillation have epochs of their own."""
+    steps = ("--lr-schedule", "multistep", "--lr-milestones", "5,8", "--lr-gamma", 0.3)
+    done = run("compress", "lenet5", "--target", "30KB", *steps, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, *others = [s for s in yaml.safe_load(done.stdout)["stages"] if "lr_schedule" in s]
+    keys = ("lr_schedule", "lr_milestones", "lr_gamma", "warmup")
+    assert [first[key] for key in keys] == ["multistep", [5, 8], 0.3, 0.0]
+    assert {stage["lr_schedule"] for stage in others} == {"linear"}

@@ -43,6 +43,11 @@ class CompareStage(Training):
                 f"epochs {self.epochs}: a comparison has a budget of epochs for each "
                 "strategy; set budget"
             )
+        if self.lr_milestones:
+            raise ValueError(
+                f"lr_milestones {list(self.lr_milestones)}: the trainings of a comparison have "
+                "different lengths; choose another lr_schedule"
+            )
         if self.patience is not None:
             raise ValueError(
                 f"patience {self.patience} would end strategies before their budget: leave "
