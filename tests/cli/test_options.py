@@ -6,6 +6,7 @@ import re
 
 import pytest
 import typer
+import yaml
 
 from edgecompress.cli.app import app, run_command
 
@@ -110,12 +111,11 @@ def test_an_option_that_reaches_no_place_is_refused(
         assert option in said
 
 
-def test_milestones_are_those_of_the_first_training(tmp_path: Path) -> None:
+def test_milestones_are_those_of_the_first_training(capsys: pytest.CaptureFixture[str]) -> None:
     """Cuts and distillation have epochs of their own."""
-    steps = ("--lr-schedule", "multistep", "--lr-milestones", "5,8", "--lr-gamma", 0.3)
-    done = run("compress", "lenet5", "--target", "30KB", *steps, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    first, *others = [s for s in yaml.safe_load(done.stdout)["stages"] if "lr_schedule" in s]
+    steps = "--lr-schedule multistep --lr-milestones 5,8 --lr-gamma 0.3"
+    printed = dry_run(f"compress lenet5 --target 30KB {steps}", capsys)
+    first, *others = [s for s in yaml.safe_load(printed)["stages"] if "lr_schedule" in s]
     keys = ("lr_schedule", "lr_milestones", "lr_gamma", "warmup")
     assert [first[key] for key in keys] == ["multistep", [5, 8], 0.3, 0.0]
     assert {stage["lr_schedule"] for stage in others} == {"linear"}
