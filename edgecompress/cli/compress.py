@@ -62,7 +62,7 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
     later = {kind: given.draft(kind) for kind in OTHER_TRAININGS}
     if first.get("lr_schedule") == "multistep":  # the milestones are epochs of the first training
         for draft in later.values():
-            draft.pop("lr_schedule"), draft.sources.pop("lr_schedule")
+            del draft["lr_schedule"], draft.sources["lr_schedule"]
     search = later[SearchStage]
     if set(targets) == {"max_drop"}:
         if "steps" in given:

@@ -71,14 +71,16 @@ class _Child:
             line = ""
         return json.loads(line) if line.endswith("\n") else None
 
-    def end(self) -> tuple[int, str]:
-        """End the process; its exit code, negative for a signal, and what it wrote to stderr."""
+    def end(self, patience_s: float = _PATIENCE_S) -> tuple[int, str]:
+        """End the process, by force after `patience_s` seconds; its exit code, negative for a
+        signal, and what it wrote to stderr.
+        """
         assert self._process.stdout is not None
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # what was not read of a request
             self._process.stdin.close()
         try:
-            code = self._process.wait(_PATIENCE_S)
+            code = self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -106,15 +108,17 @@ class _Children:
             while True:
                 if self._child is None or self._child.owner != os.getpid():
                     self._child = _Child()
-                child, answer = self._child, None
+                child = self._child
                 try:
                     answer = child.ask(request)
-                finally:
-                    if answer is None:  # it ended, or Ctrl-C came between question and answer
-                        self._child = None
-                        code, words = child.end()
+                except BaseException:  # Ctrl-C: the answer must not be taken for another one's
+                    self._child = None
+                    child.end(patience_s=0.0)
+                    raise
                 if answer is not None:
                     return processes.checked(answer)
+                self._child = None
+                code, words = child.end()
                 if child.tried == 1:
                     raise processes.ended(Path(request.model), code, words)
 

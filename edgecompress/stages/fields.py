@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -104,6 +104,8 @@ class Training(Stage):
     (`train.fit.default_settings`).
     """
 
+    has_one_length: ClassVar[bool] = True
+    """Do all trainings of this stage have `epochs` epochs?"""
     epochs: Annotated[int, Field(ge=0)] | None = None
     """Epochs; default: from network and data."""
     batch_size: Annotated[int, Field(ge=2)] | None = None
@@ -154,6 +156,11 @@ class Training(Stage):
             raise ValueError(
                 f"lr_schedule {self.lr_schedule} with milestones {list(self.lr_milestones)}: give "
                 "both multistep and lr_milestones (epochs, like 100,150), or neither"
+            )
+        if self.lr_milestones and not self.has_one_length:
+            raise ValueError(
+                f"lr_milestones {list(self.lr_milestones)}: the trainings of this stage have "
+                "different lengths; choose another lr_schedule"
             )
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             raise ValueError(

@@ -48,7 +48,7 @@ from tests.cli.test_cli import one_line, run
         ),
         (
             "compare lenet5 --lr-schedule multistep --lr-milestones 2",
-            ["the trainings of a comparison have different lengths"],
+            ["the trainings of this stage have different lengths"],
         ),
         (
             "train lenet5 --lr-schedule multistep --lr-milestones 3,2",

@@ -20,6 +20,7 @@ class CompareStage(Training):
     """
 
     stage: Literal["compare"] = "compare"
+    has_one_length = False
     budget: Annotated[int, Field(ge=6)] = 12
     """Epochs of each strategy; a multiple of 6."""
     repeats: Annotated[int, Field(ge=2)] = 3
@@ -42,11 +43,6 @@ class CompareStage(Training):
             raise ValueError(
                 f"epochs {self.epochs}: a comparison has a budget of epochs for each "
                 "strategy; set budget"
-            )
-        if self.lr_milestones:
-            raise ValueError(
-                f"lr_milestones {list(self.lr_milestones)}: the trainings of a comparison have "
-                "different lengths; choose another lr_schedule"
             )
         if self.patience is not None:
             raise ValueError(

@@ -19,6 +19,7 @@ class ContestStage(Distilled):
     """
 
     stage: Literal["contest"] = "contest"
+    has_one_length = False
     criterion: Criterion = "taylor"
     """How channels are scored."""
 

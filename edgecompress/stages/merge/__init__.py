@@ -32,6 +32,7 @@ class MergeStage(Training):
     """
 
     stage: Literal["merge"] = "merge"
+    has_one_length = False
     checkpoints: tuple[str, ...] = recipe_only(())
     """Two or more checkpoints of the same network."""
     train_parents: Annotated[int, Field(ge=2)] | None = recipe_only(None)

@@ -19,6 +19,7 @@ class QatStage(Distilled):
     """
 
     stage: Literal["qat"] = "qat"
+    has_one_length = False
     only_low_bits: bool = recipe_only(False)
     """Only where the file has weights of less than 8 bits."""
 
