@@ -32,7 +32,9 @@ from edgecompress.run.state import (
 from edgecompress.run.store import Ledger
 
 SOURCE = ModelSource("lenet5", 10, (3, 32, 32))
-ROW = FormatRow("int8-qdq", "08-quantize/int8-qdq.onnx", 100, 0.5, 0.1, ("conv",), {"w": 3})
+ROW = FormatRow(
+    "int8-qdq", "08-quantize/int8-qdq.onnx", 100, 0.5, 0.1, ("conv",), ("fc",), {"w": 3}
+)
 SHIPPED = Shipped((ROW,), ROW, "because")
 PLAN = SizePlan(True, ("int8-qdq", "fp16"), bytes=10, max_drop=0.01, reason="why", amount="50%")
 

@@ -6,16 +6,18 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from edgecompress.core import shrink
+from edgecompress.core import ChannelGraph, shrink
 from edgecompress.core.proof import trace
 from edgecompress.data import DataSet
 from edgecompress.formats import FORMATS, bits_by_layer
 from edgecompress.methods.qat import QuantAware
 from edgecompress.methods.repair import repaired
+from edgecompress.methods.scores import Scores
 from edgecompress.proportions import interval
 from edgecompress.run.context import Context
 from edgecompress.run.sections import ContestRow, ContestSection
@@ -79,11 +81,12 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
     first = state.plan
     if first is None or not first.contenders:
         return state
-    entered = [_entered(context, settings, state, replace(first, contenders=()))]
+    entry = _Entry(context, settings, state)
+    entered = [entry.of(replace(first, contenders=()))]
     _train(context, settings, state, entered[0], 0)
     if entered[0].accuracy < state.need_baseline().validation_accuracy - NEAR:
         for plan in first.contenders:
-            entered.append(_entered(context, settings, state, plan))
+            entered.append(entry.of(plan))
             _train(context, settings, state, entered[-1], 0)
     left, number = halved(entered), 1
     while len(left) > 1:
@@ -98,9 +101,7 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
         "rows": [_row(context, one) for one in entered],
         "n": len(context.data.validation),
     }
-    plan = replace(
-        winner.plan, reason=f"{winner.plan.reason}; {_outcome(context.data, entered, winner)}"
-    )
+    plan = replace(winner.plan, reason=f"{winner.plan.reason}; {outcome}")
     return replace(state, plan=plan).with_section("contest", section)
 
 
@@ -130,24 +131,38 @@ def _outcome(data: DataSet, entered: Sequence[Contender], winner: Contender) -> 
     return f"{winner.form} is the most accurate in short trainings ({rows})"
 
 
-def _entered(context: Context, settings: ContestStage, state: State, plan: SizePlan) -> Contender:
-    """The network cut for `plan` in one step, on its grid."""
-    model = copy.deepcopy(state.need_model()).to(context.device)
-    if plan.prune:
+class _Entry:
+    """Cuts the network for one plan after the other; its channels are scored once for all."""
+
+    def __init__(self, context: Context, settings: ContestStage, state: State) -> None:
+        self._context, self._settings, self._state = context, settings, state
+
+    @cached_property
+    def _scored(self) -> tuple[ChannelGraph, Scores]:
+        context, settings, state = self._context, self._settings, self._state
+        model = copy.deepcopy(state.need_model()).to(context.device)
         graph = trace(model, context.example)
         chosen = fit_settings(context, model, settings, epochs=1)
         loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
-        scores = score(context, model, graph, settings, settings.criterion, loss)
-        chooser = Chooser(model.cpu(), graph, scores, plan, "cost", {})
-        keep = chooser.within(budgets_of(model, graph, plan)).keep
-        small = shrink(model, keep).to(context.device)
-        repaired(model.to(context.device), small, keep, repair_images(context))
-        model = small
-    form, params = FORMATS[plan.formats[0]], count(model)
-    if not form.is_integer:
-        return Contender(plan, model, params)
-    names = [*trace(model.cpu(), context.example).output_shapes]
-    return Contender(plan, on_grid(context, model, bits_by_layer(form.name, names)), params)
+        return graph, score(context, model, graph, settings, settings.criterion, loss)
+
+    def of(self, plan: SizePlan) -> Contender:
+        """The network cut for `plan` in one step, on its grid."""
+        context = self._context
+        model = copy.deepcopy(self._state.need_model()).cpu()
+        if plan.prune:
+            graph, scores = self._scored
+            chooser = Chooser(model, graph, scores, plan, "cost", {})
+            keep = chooser.within(budgets_of(model, graph, plan)).keep
+            small = shrink(model, keep).to(context.device)
+            repaired(model.to(context.device), small, keep, repair_images(context))
+            model = small
+        model = model.to(context.device)
+        form, params = FORMATS[plan.formats[0]], count(model)
+        if not form.is_integer:
+            return Contender(plan, model, params)
+        names = [*trace(model.cpu(), context.example).output_shapes]
+        return Contender(plan, on_grid(context, model, bits_by_layer(form.name, names)), params)
 
 
 def _train(
