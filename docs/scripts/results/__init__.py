@@ -33,6 +33,8 @@ BUILDERS: dict[str, Callable[[], str]] = {
     "int8-speed": latency.int8_speed,
     "int8-accuracy": latency.int8_accuracy,
     "int8-traps": latency.traps,
+    "int8-ranges": latency.int8_ranges,
+    "latency-statistics": latency.statistics,
     "public-counts": public.counts,
     "public-files": public.files,
     "emulate-links": online.links,

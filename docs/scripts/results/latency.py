@@ -77,6 +77,39 @@ def int8_accuracy() -> str:
     return table(["", "fp32", "int8", "the plain tool's int8"], rows)
 
 
+def int8_ranges() -> str:
+    """What 7 bits cost, beside 8 bits and unsigned weights."""
+    rows = []
+    for row in read("latency")["ranges"]["rows"]:
+        pair, ratio = row["against_fp32"], row.get("to_7_bits")
+        low, high = pair["ci95"]
+        difference = f"{100 * pair['difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+        rows.append(
+            (
+                row["file"],
+                f"{row['bytes']:,}",
+                percent(row["accuracy"], 2),
+                "" if row["file"] == "fp32" else difference,
+                "" if ratio is None else f"{ratio['median']:.2f}",
+            )
+        )
+    columns = ["weights", "bytes", "accuracy", "points against fp32 (95 %)", "p50 against 7 bits"]
+    return table(columns, rows)
+
+
+def statistics() -> str:
+    """Verdicts by what stands for a block, from the same runs."""
+    cases = read("gate")["statistics"]["cases"]
+    rows = []
+    for case, found in cases.items():
+        texts = (
+            ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
+            for verdicts in found.values()
+        )
+        rows.append((case, *texts))
+    return table(["case", *next(iter(cases.values()))], rows)
+
+
 TRAPS = {
     "ours": "edgecompress",
     "prepared": "plain tool, its best options",
