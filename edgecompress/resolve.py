@@ -10,7 +10,6 @@ from dataclasses import replace
 from torch import nn, zeros
 
 from edgecompress.core.simplify import find_pools, fold_pool
-from edgecompress.errors import UsageError
 from edgecompress.measure import machine
 from edgecompress.run.stage import Setup, Stage
 from edgecompress.stages.fields import FromScratch, Training
@@ -26,7 +25,7 @@ ONE_NETWORK = ("train", "prune", "distill", "gradual", "search")
 
 def resolved(setup: Setup) -> tuple[Setup, dict[str, str]]:
     """The setup with the recipe's open values, and the origin of each by its place
-    (`stages.0.epochs`). Raises `UsageError` for what contradicts them.
+    (`stages.0.epochs`).
     """
     recipe, origins = setup.recipe, {}
     values: dict[str, object] = {}
@@ -39,10 +38,7 @@ def resolved(setup: Setup) -> tuple[Setup, dict[str, str]]:
         for name, chosen, origin in _of_stage(setup, stage):
             if getattr(stage, name) is None:
                 found[name], origins[f"stages.{number}.{name}"] = chosen, origin
-        stage = stage.model_copy(update=found)
-        if isinstance(stage, Training) and (late := stage.late_milestone(stage.epochs)):
-            raise UsageError(f"{stage.stage}: {late}")
-        stages.append(stage)
+        stages.append(stage.model_copy(update=found))
     recipe = recipe.model_copy(update={**values, "stages": tuple(stages)})
     return replace(setup, recipe=recipe), origins
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from edgecompress.data import DataSet, Images
-from edgecompress.errors import UsageError
 from edgecompress.export import fp16, portable
 from edgecompress.export import onnx as onnx_export
 from edgecompress.export import quantize as quantizer
@@ -71,9 +70,6 @@ def fit_settings(
     `epochs` is the default number of epochs, `views` that of augmented views per image.
     """
     defaults = default_settings(model, context.data, epochs, has_norm(model))
-    length = defaults.epochs if training.epochs is None else training.epochs
-    if late := training.late_milestone(length):
-        raise UsageError(late)
     augmentation = replace(
         context.data.augmentation, **_given(training, ("flip", "shift", "cutout"))
     )

@@ -166,21 +166,13 @@ class Training(Stage):
             raise ValueError(
                 f"lr_milestones {list(self.lr_milestones)}: give each epoch once, in rising order"
             )
-        if late := self.late_milestone(self.epochs):
-            raise ValueError(late)
+        if self.lr_milestones and (self.epochs is None or self.lr_milestones[-1] >= self.epochs):
+            length = "not given" if self.epochs is None else str(self.epochs)
+            raise ValueError(
+                f"lr_milestones {list(self.lr_milestones)} with epochs {length}: give epochs, and "
+                "milestones before their end"
+            )
         return self
-
-    def late_milestone(self, epochs: int | None) -> str | None:
-        """What is wrong with a milestone that `epochs` epochs never reach; None where nothing is,
-        or the epochs are not known.
-        """
-        last = max(self.lr_milestones, default=0)
-        if epochs is None or last < max(1, epochs):
-            return None
-        return (
-            f"milestone {last} of the learning rate is not before the end of {epochs} epochs: give "
-            "smaller ones, or more epochs"
-        )
 
 
 class FromScratch(Training):

@@ -40,11 +40,11 @@ from tests.cli.test_cli import one_line, run
         ("train lenet5 --lr-milestones 2,3", ["lr_schedule linear with milestones [2, 3]"]),
         (
             "train lenet5 --epochs 4 --lr-schedule multistep --lr-milestones 2,4",
-            ["milestone 4 of the learning rate is not before the end of 4 epochs"],
+            ["lr_milestones [2, 4] with epochs 4: give epochs, and milestones before their end"],
         ),
         (
             "train lenet5 --lr-schedule multistep --lr-milestones 50",
-            ["train: milestone 50 of the learning rate is not before the end of 12 epochs"],
+            ["lr_milestones [50] with epochs not given"],
         ),
         (
             "compare lenet5 --lr-schedule multistep --lr-milestones 2",

@@ -113,7 +113,7 @@ def test_an_option_that_reaches_no_place_is_refused(
 
 def test_milestones_are_those_of_the_first_training(capsys: pytest.CaptureFixture[str]) -> None:
     """Cuts and distillation have epochs of their own."""
-    steps = "--lr-schedule multistep --lr-milestones 5,8 --lr-gamma 0.3"
+    steps = "--lr-schedule multistep --lr-milestones 5,8 --lr-gamma 0.3 --epochs 9"
     printed = dry_run(f"compress lenet5 --target 30KB {steps}", capsys)
     first, *others = [s for s in yaml.safe_load(printed)["stages"] if "lr_schedule" in s]
     keys = ("lr_schedule", "lr_milestones", "lr_gamma", "warmup")
