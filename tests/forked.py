@@ -29,6 +29,9 @@ from typing import IO, Any, NoReturn
 APART = ("emulate", "online", "triton", "__main__")
 """Parts of the package that a child imports by itself: gRPC must not be there before a fork."""
 
+START_S = 120
+"""Seconds that the server has to start and to fork; it imports for about 7."""
+
 
 class Forked:
     """A process that the server forked; a subset of `subprocess.Popen`."""
@@ -106,7 +109,10 @@ class Server:
             self._process.stdin.write(json.dumps(line) + "\n")
             self._process.stdin.flush()
             with self.ended:
-                self.ended.wait_for(lambda: bool(self._pids))
+                if not self.ended.wait_for(lambda: bool(self._pids), START_S):
+                    raise RuntimeError(
+                        f"no process was forked in {START_S} s: see its stderr above"
+                    )
                 return Forked(self, self._pids.pop())
 
 

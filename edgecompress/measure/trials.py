@@ -13,6 +13,7 @@ import tempfile
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO, cast
 
 from edgecompress.errors import UsageError
 from edgecompress.measure import processes, runtime
@@ -57,16 +58,16 @@ class _Child:
             stderr=self._stderr,
             text=True,
         )
+        self._questions = cast("IO[str]", self._process.stdin)
+        self._answers = cast("IO[str]", self._process.stdout)
 
     def ask(self, request: TrialRequest) -> Failure | TrialAnswer | None:
         """The answer to one request, or None where the child ends before it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self.tried += 1
         try:
-            self._process.stdin.write(json.dumps(asdict(request)) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self._questions.write(json.dumps(asdict(request)) + "\n")
+            self._questions.flush()
+            line = self._answers.readline()
         except BrokenPipeError:
             line = ""
         return json.loads(line) if line.endswith("\n") else None
@@ -75,16 +76,14 @@ class _Child:
         """End the process, by force after `patience_s` seconds; its exit code, negative for a
         signal, and what it wrote to stderr.
         """
-        assert self._process.stdout is not None
-        assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # what was not read of a request
-            self._process.stdin.close()
+            self._questions.close()
         try:
             code = self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
         self._stderr.seek(0)
         words = self._stderr.read()
         self._stderr.close()

@@ -29,7 +29,7 @@ from edgecompress.run.context import Context, TrainingContext
 from edgecompress.run.schema import Score
 from edgecompress.run.state import StageRow, State
 from edgecompress.stages.fields import Training
-from edgecompress.stages.scoring import figure, score_of, weakness
+from edgecompress.stages.scoring import on_validation, score_of, weakness
 from edgecompress.train.batches import evaluate, outputs_on
 from edgecompress.train.fit import FitResult, Hooks, Loss, fit, label_loss
 from edgecompress.train.history import EpochRow
@@ -114,10 +114,9 @@ def train_model(
     )
     if result.initial is not None and result.best_epoch == 0:
         best = max((row.validation_accuracy for row in result.history), default=0.0)
-        split = context.data.validation
         context.reporter.note(
             "no epoch was better than the network before (validation "
-            f"{figure(context.data, split, result.initial.validation_accuracy)}, best epoch "
+            f"{on_validation(context.data, result.initial.validation_accuracy)}, best epoch "
             f"{best:.2%}): it is kept"
         )
     return result
@@ -176,7 +175,7 @@ def watched(
     def on_epoch(row: EpochRow) -> None:
         context.run.log("epoch", what=text, **row.as_dict())
         share = steps["done"] / steps["total"] if steps["total"] else None
-        score = figure(context.data, context.data.validation, row.validation_accuracy)
+        score = on_validation(context.data, row.validation_accuracy)
         context.reporter.epoch(epoch_line(text, row, score, share, time.perf_counter() - start))
 
     return Hooks(on_step, on_epoch, patience=patience, keep_initial=keep_initial)

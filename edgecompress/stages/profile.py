@@ -33,7 +33,7 @@ class ProfileStage(Stage):
         from edgecompress.methods import sparsify
         from edgecompress.run.state import StageRow
         from edgecompress.stages.common import count, validation_accuracy
-        from edgecompress.stages.scoring import figure
+        from edgecompress.stages.scoring import on_validation
 
         model = state.need_model()
         done = iter(range(len(self.levels) + 2))
@@ -56,7 +56,7 @@ class ProfileStage(Stage):
         note = (
             f"accuracy holds up to {found.holds_to:.0%} of the weights at zero (within "
             f"{found.tolerance:.1%} of "
-            f"{figure(context.data, context.data.validation, found.unpruned)})"
+            f"{on_validation(context.data, found.unpruned)})"
         )
         context.reporter.note(note)
         row = StageRow("profile", found.unpruned, count(model), note=note)

@@ -31,11 +31,13 @@ def score_of(task: Task, outputs: Tensor, labels: Tensor) -> Score:
     return found
 
 
-def figure(data: DataSet, split: Images, value: float) -> str:
-    """A score on a split in words: `97.49% (95 % 95.2 to 98.7, n 359)`; of a regression, R²."""
+def on_validation(data: DataSet, value: float) -> str:
+    """A score on the validation split in words: `97.49% (95 % 95.2 to 98.7, n 359)`; of a
+    regression its R², `r2 0.9749`.
+    """
     if data.task.metric != "accuracy":
         return f"{data.task.metric} {value:.4f}"
-    return proportions.shown(value, len(split))
+    return proportions.shown(value, len(data.validation))
 
 
 def paired(task: Task, first: Tensor, second: Tensor, labels: Tensor) -> Paired | None:

@@ -86,6 +86,9 @@ def test_a_path_is_seen_from_where_the_caller_stands(
         one_operation(tmp_path / folder / f"{folder}.onnx", "Relu")
         monkeypatch.chdir(tmp_path / folder)
         trials.try_out(Path(f"{folder}.onnx"))
+        other = "b" if folder == "a" else "a"
+        with pytest.raises(UsageError, match=f"'{other}.onnx' does not exist"):
+            trials.try_out(Path(f"{other}.onnx"))
 
 
 @pytest.mark.parametrize("command", [["bench"], ["predict", "--data", "digits"]])

@@ -33,7 +33,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.stages.qat.work import STEPS, on_grid
-from edgecompress.stages.scoring import figure
+from edgecompress.stages.scoring import on_validation
 from edgecompress.train.settings import LARGE_SPLIT
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _row(context: Context, one: Contender) -> ContestRow:
 
 def _outcome(data: DataSet, entered: Sequence[Contender], winner: Contender) -> str:
     rows = ", ".join(
-        f"{one.form} {one.params:,} parameters {figure(data, data.validation, one.accuracy)} "
+        f"{one.form} {one.params:,} parameters {on_validation(data, one.accuracy)} "
         f"after {one.epochs} epochs"
         for one in entered
     )

@@ -34,7 +34,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.gradual.work import seconds
 from edgecompress.stages.prune.work import repair_images
-from edgecompress.stages.scoring import figure
+from edgecompress.stages.scoring import on_validation
 from edgecompress.stages.train.work import baseline_of, start, unfolded
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import FitResult, smoothed
@@ -88,9 +88,8 @@ def merge(context: Context, settings: MergeStage, state: State) -> StageResult:
         "validation_accuracy": accuracy,
     }
     missed: tuple[str, ...] = ()
-    split = context.data.validation
     if settings.require_better and accuracy < best.accuracy:
-        own, others = (figure(context.data, split, one) for one in (accuracy, best.accuracy))
+        own, others = (on_validation(context.data, one) for one in (accuracy, best.accuracy))
         missed = (f"the merged network has {own} on validation, {best.name} {others}",)
     state = replace(state, model=Network(model.cpu(), state.source))
     return StageResult(state.with_section("merge", section), missed=missed)

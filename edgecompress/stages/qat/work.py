@@ -33,7 +33,7 @@ from edgecompress.stages.common import (
     validation_accuracy,
     watched,
 )
-from edgecompress.stages.scoring import figure
+from edgecompress.stages.scoring import on_validation
 from edgecompress.train.fit import FitResult
 from edgecompress.train.settings import LARGE_SPLIT
 
@@ -102,7 +102,7 @@ def qat(context: Context, settings: QatStage, state: State) -> State:
     aware.cpu().settle_()
 
     scales = aware.scales()
-    first = figure(context.data, context.data.validation, before)
+    first = on_validation(context.data, before)
     note = f"on the {form.name} grid; {first} before fine-tuning"
     state = replace(state.with_model(model), grid=LearnedGrid(scales, original, aware.bits))
     state = state.with_row(StageRow("qat", after, count(model), note=note))

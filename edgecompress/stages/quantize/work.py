@@ -39,7 +39,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.plan import PlanStage
 from edgecompress.stages.quantize.int8 import Int8File, make_int8
-from edgecompress.stages.scoring import figure, paired
+from edgecompress.stages.scoring import on_validation, paired
 
 if TYPE_CHECKING:
     from edgecompress.stages.quantize import QuantizeStage
@@ -70,7 +70,7 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> StageRe
     if state.grid is not None and state.grid.bits:
         context.reporter.note(
             "the fp32 file has the weights that were trained for fewer bits; before that the "
-            f"network had {figure(context.data, context.data.validation, state.grid.original)} "
+            f"network had {on_validation(context.data, state.grid.original)} "
             "on validation"
         )
     made = measure_formats(context, settings, state, forms)

@@ -35,7 +35,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.plan.work import Narrow, at_floors
 from edgecompress.stages.prune.work import repair_images, score
-from edgecompress.stages.scoring import figure
+from edgecompress.stages.scoring import on_validation
 from edgecompress.units import format_size
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
 def _note_round(context: Context, number: int, tried: Candidate, kept: bool) -> None:
     verdict = "kept" if kept else "too low"
     size = format_size(tried.bytes)
-    score = figure(context.data, context.data.validation, tried.accuracy)
+    score = on_validation(context.data, tried.accuracy)
     context.reporter.note(f"round {number}: {size}, validation {score}, {verdict}")
 
 
