@@ -4,7 +4,8 @@ tensors in float, weights that it unpacks at each run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,43 +23,60 @@ SHRUNK = 0.35
 """Share of the bytes of the fp32 file that an int8 file should take at most."""
 
 
+@dataclass(frozen=True)
+class Running:
+    """A file as ONNX Runtime runs it on the CPU: the graph after its fusions, the layer of each
+    name that survives them, and the long names of lean ones.
+    """
+
+    graph: onnx.GraphProto
+    layers: Mapping[str, str]
+    known: Mapping[str, str]
+
+    def float_layers(self) -> list[str]:
+        """Layers (convolutions, matrix products) that are computed in float.
+
+        These are the layers that the file leaves in float, and those that look quantized but have
+        no int8 kernel.
+        """
+        found = [
+            self._layer_of(node, (node.name, node.output[0], node.input[1]))
+            for node in self.graph.node
+            if node.op_type in FLOAT_KERNELS
+        ]
+        return list(dict.fromkeys(found))
+
+    def unpacked_layers(self) -> list[str]:
+        """Layers whose weights are computed at each run: the runtime folds what depends on
+        constants alone when it loads a file, but not everything.
+        """
+        constant = {tensor.name for tensor in self.graph.initializer}
+        computed: set[str] = set()
+        found = []
+        for node in self.graph.node:  # in the order in which they run
+            if all(name in constant or name in computed for name in node.input if name):
+                computed.update(node.output)
+            elif computed.intersection(node.input):
+                found.append(self._layer_of(node, (node.name, node.output[0], *node.input)))
+        return list(dict.fromkeys(found))
+
+    def _layer_of(self, node: onnx.NodeProto, names: Sequence[str]) -> str:
+        unknown: str = node.name or self.known.get(node.output[0], node.output[0])
+        return next((self.layers[name] for name in names if name in self.layers), unknown)
+
+
+def running(path: Path) -> Running:
+    """How ONNX Runtime runs the model at `path`. Raises `UsageError` for a file that cannot be
+    loaded.
+    """
+    known = long_names.recorded(path)
+    layers = _layers_by_name(onnx.load(str(path)).graph, known)
+    return Running(fused_graph(path).graph, layers, known)
+
+
 def float_layers(path: Path) -> list[str]:
-    """Layers (convolutions, matrix products) of the model at `path` that ONNX Runtime computes in
-    float on the CPU.
-
-    These are the layers that the file leaves in float, and those that look quantized but have no
-    int8 kernel.
-    """
-    known = long_names.recorded(path)
-    layers = _layers_by_name(onnx.load(str(path)).graph, known)
-    in_float = []
-    for node in fused_graph(path).graph.node:
-        if node.op_type in FLOAT_KERNELS:
-            names = (node.name, node.output[0], node.input[1])
-            found = [layers[name] for name in names if name in layers]
-            unknown = node.name or known.get(node.output[0], node.output[0])
-            in_float.append(found[0] if found else unknown)
-    return list(dict.fromkeys(in_float))
-
-
-def unpacked_layers(path: Path) -> list[str]:
-    """Layers of the model at `path` whose weights ONNX Runtime computes at each run: it folds what
-    depends on constants alone when it loads a file, but not everything.
-    """
-    known = long_names.recorded(path)
-    layers = _layers_by_name(onnx.load(str(path)).graph, known)
-    graph = fused_graph(path).graph
-    constant = {tensor.name for tensor in graph.initializer}
-    computed: set[str] = set()
-    found = []
-    for node in graph.node:  # in the order in which they run
-        if all(name in constant or name in computed for name in node.input if name):
-            computed.update(node.output)
-        elif computed.intersection(node.input):
-            names = (node.name, node.output[0], *node.input)
-            unknown = node.name or known.get(node.output[0], node.output[0])
-            found.append(next((layers[name] for name in names if name in layers), unknown))
-    return list(dict.fromkeys(found))
+    """The `Running.float_layers` of the model at `path`."""
+    return running(path).float_layers()
 
 
 def _layers_by_name(graph: onnx.GraphProto, known: Mapping[str, str]) -> dict[str, str]:

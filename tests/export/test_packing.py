@@ -145,7 +145,7 @@ def test_weights_that_are_unpacked_at_each_run_are_found(
     """None of ours; random numbers stand for what a runtime does not fold."""
     few = lean.shipped(_with_weights(int8, _four)).proto
     onnx_export.save(few, tmp_path / "packed.onnx")
-    assert in_float.unpacked_layers(tmp_path / "packed.onnx") == []
+    assert in_float.running(tmp_path / "packed.onnx").unpacked_layers() == []
     graph = few.graph
     (conv,) = [n for n in graph.node if n.op_type == "QLinearConv"][1:2]
     drawn = helper.make_node("RandomUniform", [], ["drawn"], shape=(16, 16, 3, 3), high=9.0)
@@ -154,4 +154,4 @@ def test_weights_that_are_unpacked_at_each_run_are_found(
     graph.node.insert(0, cast)
     graph.node.insert(0, drawn)
     onnx_export.save(few, tmp_path / "drawn.onnx")
-    assert len(in_float.unpacked_layers(tmp_path / "drawn.onnx")) == 1
+    assert len(in_float.running(tmp_path / "drawn.onnx").unpacked_layers()) == 1

@@ -95,6 +95,10 @@ def test_every_missed_target_is_named() -> None:
         max_drop=0.01,
         smallest_bytes=90,
     )
+    sure = Paired(100, only_first=3, only_second=1)
+    missed = missed_targets(plan, size=101, macs=11, p50_s=0.002, drop=0.02, sure=sure)
+    low, high = (100 * bound for bound in sure.interval)
+    assert f"fell by 2.00% (95 % {-high:.2f} to {-low:.2f}, n 100), more than" in missed[-1]
     missed = missed_targets(plan, size=101, macs=11, p50_s=0.002, drop=0.02)
     assert len(missed) == 4
     assert missed_targets(plan, size=100, macs=10, p50_s=0.001, drop=0.01) == ()

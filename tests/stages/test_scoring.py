@@ -11,7 +11,7 @@ from edgecompress.data import load_data
 from edgecompress.data.task import Heads, Regression, Task
 from edgecompress.proportions import interval
 from edgecompress.run.state import FormatRow
-from edgecompress.stages.scoring import paired, score_of, weakness
+from edgecompress.stages.scoring import on_validation, paired, score_of, weakness
 
 DATA = load_data("digits")
 LABELS = DATA.validation.labels
@@ -30,6 +30,14 @@ def test_an_accuracy_has_its_number_and_interval() -> None:
     assert score["n"] == count
     assert score["accuracy"] == pytest.approx(1 - 7 / count)
     assert score["ci95"] == pytest.approx(interval(count - 7, count))
+
+
+def test_a_score_in_words_names_its_samples_or_its_kind() -> None:
+    count, right = len(LABELS), len(LABELS) - 7
+    low, high = interval(right, count)
+    said = f"{right / count:.2%} (95 % {100 * low:.1f} to {100 * high:.1f}, n {count})"
+    assert on_validation(DATA, right / count) == said
+    assert on_validation(load_data("sine"), 0.5) == "r2 0.5000"
 
 
 def test_a_regression_has_a_loss_instead() -> None:

@@ -208,10 +208,11 @@ def _format_row(
     )
     if int8 is None or not FORMATS[form].is_integer:
         return row
+    runs = in_float.running(path)
     row = replace(
         row,
-        float_layers=tuple(in_float.float_layers(path)),
-        unpacked_layers=tuple(in_float.unpacked_layers(path)),
+        float_layers=tuple(runs.float_layers()),
+        unpacked_layers=tuple(runs.unpacked_layers()),
     )
     if size <= in_float.SHRUNK * (context.folder / "fp32.onnx").stat().st_size:
         return row
