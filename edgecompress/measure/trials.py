@@ -27,7 +27,7 @@ def try_out(model: Path) -> None:
 
     Raises `EdgecompressError` with the reason where it cannot be loaded or run.
     """
-    _children.answer(TrialRequest(str(model), str(Path.cwd())))
+    _children.answer(TrialRequest(str(model), _folder()))
 
 
 def first_load(model: Path, provider: str = runtime.CPU) -> str | None:
@@ -38,10 +38,18 @@ def first_load(model: Path, provider: str = runtime.CPU) -> str | None:
     if not model.is_file():
         raise UsageError(f"model '{model}' does not exist: give an .onnx file")
     try:
-        request = TrialRequest(str(model), str(Path.cwd()), provider, runs=False)
+        request = TrialRequest(str(model), _folder(), provider, runs=False)
         return _children.answer(request)["warning"]
     finally:
         _children.end()  # a device that runs one file has better uses for its memory
+
+
+def _folder() -> str:
+    """The working folder; the root where it was removed, in which only whole paths are of use."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return os.sep
 
 
 class _Child:

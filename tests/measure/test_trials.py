@@ -112,3 +112,14 @@ def test_a_users_own_module_is_not_taken_for_a_package(
     trials.try_out(one_operation(tmp_path / "good.onnx", "Relu"))
     loaded = runtime.load(tmp_path / "good.onnx")
     assert loaded.run(np.ones((2, 4), np.float32)).shape == (2, 4)
+
+
+def test_a_working_folder_that_is_gone_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = one_operation(tmp_path / "good.onnx", "Relu")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    trials.try_out(good)
+    assert trials.first_load(good) is None
