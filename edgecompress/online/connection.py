@@ -63,6 +63,8 @@ class Connection:
         self._error: EdgecompressError | None = None
         self._last_frame = time.monotonic()
         self._ended = False
+        self.met = False
+        """Has the teacher welcomed the student? What never came up cannot break."""
 
     def meet(self, saved_steps: list[int], timeout: float) -> Greeting:
         """Say hello: the student can continue after each of `saved_steps`.
@@ -91,6 +93,7 @@ class Connection:
         metadata = self._first_reply(call).metadata
         if "error" in metadata:
             raise wire.error_of(metadata)
+        self.met = True
         welcome = cast(wire.Welcome, metadata)
         return Greeting(int(welcome["start"]), welcome["maps"])
 

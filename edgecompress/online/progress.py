@@ -36,7 +36,7 @@ class Tally:
 
     `payload_bytes` counts each step once. `wire_bytes` are all frames that this end has sent and
     received, also those that were sent again after a break; after a kill they continue from the
-    saved state.
+    saved state. `breaks` are connections that were lost, not attempts to connect again.
     """
 
     payload_bytes: int = 0

@@ -152,7 +152,7 @@ class Student:
 
     def _count_break(self, connection: Connection, retry: _Retry) -> None:
         self._count(connection)
-        self.tally.breaks += 1
+        self.tally.breaks += connection.met
         retry.reached(self.progress.step)
 
     def _learn(self, endpoint: StudentEndpoint, pristine: dict[str, Tensor]) -> FitResult:
