@@ -31,7 +31,12 @@ from edgecompress.run.stage import RunSettings, Scheduled, Setup, Stage, StageRe
 from edgecompress.run.state import State
 from edgecompress.run.store import Ledger, Stored
 from edgecompress.stages import stage_names
+from edgecompress.stages.plan import PlanStage
 from edgecompress.train import distributed
+from edgecompress.units import format_duration
+
+LAST_SHARE, LAST_SECONDS = 0.1, 45.0
+"""Of a run's time, what stays for export, quantization and measurement: the smaller of both."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,27 @@ class _Runner:
         self.reporter.note(self.data.summary())
         for note in (*self.data.notes, *remarks(self.setup.source)):
             self.reporter.note(note)
+        if self.recipe.time is not None:
+            self.reporter.note(self._division(self.recipe.time))
         skipped = self.data.skipped
         if skipped:
             self.reporter.note(f"skipped {len(skipped)} corrupt image(s), first {skipped[0]}")
             self.run_directory.log("skipped", files=list(skipped))
+
+    def _division(self, seconds: float) -> str:
+        """How the run's time is divided, as far as it is known before it."""
+        shares: dict[str, float] = {}
+        state = self._foreseen()
+        for entry in scheduled(self.recipe.stages):
+            share = entry.settings.time_share(state)
+            shares[entry.settings.stage] = shares.get(entry.settings.stage, 0.0) + share
+        parts = ", ".join(
+            f"{name} {format_duration(seconds * share / sum(shares.values()))}"
+            for name, share in shares.items()
+            if share
+        )
+        of_all = f"{format_duration(seconds)} for the run: {parts}"
+        return f"{of_all}; what one does not need is the others'"
 
     def _run_stages(self) -> bool:
         """True in a process beside the first one, which leaves before the run ends."""
@@ -135,7 +157,8 @@ class _Runner:
             if complete is None:
                 # a network is only read back for a stage that needs it
                 self._restore(pending)
-                complete = self._run_stage(current, number, folder)
+                deadline = self._deadline(current, queue)
+                complete = self._run_stage(current, number, folder, deadline)
             pending = complete
             self._check_same_inputs(complete.ledger)
             self.ledger = complete.ledger
@@ -143,7 +166,31 @@ class _Runner:
         self._restore(pending)
         return distributed.rank() > 0
 
-    def _run_stage(self, current: Scheduled, number: int, folder: Path) -> Stored:
+    def _deadline(self, current: Scheduled, queue: Sequence[Scheduled]) -> float | None:
+        """When the trainings of `current` are to end, so that those of `queue` have their share of
+        what is left of the run's time, and the last stages a little.
+        """
+        if self.recipe.time is None:
+            return None
+        state = self._foreseen()
+        shares = [entry.settings.time_share(state) for entry in (current, *queue)]
+        if not shares[0]:
+            return None
+        last = min(LAST_SHARE * self.recipe.time, LAST_SECONDS) if queue else 0.0
+        left = max(0.0, self.recipe.time - last - self.ledger.spent_s)
+        return time.perf_counter() + left * shares[0] / sum(shares)
+
+    def _foreseen(self) -> State:
+        """The state, with its plan where that is plain before it is made."""
+        plans = [stage for stage in self.recipe.stages if isinstance(stage, PlanStage)]
+        network = self.setup.network
+        if self.state.plan is not None or network is None or not plans:
+            return self.state
+        return replace(self.state, plan=plans[0].foretold(network))
+
+    def _run_stage(
+        self, current: Scheduled, number: int, folder: Path, deadline: float | None
+    ) -> Stored:
         """Run one stage and write what it leaves."""
         settings = current.settings
         seed = stage_seed(self.recipe.seed, number)
@@ -157,6 +204,7 @@ class _Runner:
             reporter=self.reporter,
             threads=self.threads,
             fresh=self.setup.fresh,
+            deadline=deadline,
         )
         start = time.perf_counter()
         seed_everything(seed)

@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from edgecompress.errors import UnknownNameError, UsageError, nearest
 from edgecompress.run.stage import RunSettings, Stage
 from edgecompress.stages import STAGES, stage_names
+from edgecompress.stages.fields import Training
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -60,6 +61,22 @@ class Recipe(RunSettings):
                     f"stage {stage.stage} has no teacher for its {', '.join(settings)}: put a "
                     "stage teacher before it, or drop that"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _in_time(self) -> Recipe:
+        """A time needs trainings that can be fitted to it."""
+        trainings = [stage for stage in self.stages if isinstance(stage, Training)]
+        rigid = [stage.stage for stage in trainings if not stage.fits_time()]
+        if self.time is not None and rigid:
+            raise ValueError(
+                f"time: the epochs of stage {rigid[0]} cannot be fitted to a time; leave time out, "
+                "and give epochs"
+            )
+        if self.time is not None and all(stage.epochs is not None for stage in trainings):
+            raise ValueError(
+                "time: no training whose epochs are open; leave time out, or the epochs of one"
+            )
         return self
 
 

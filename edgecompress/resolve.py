@@ -67,6 +67,8 @@ def _of_stage(setup: Setup, stage: Stage) -> Iterator[tuple[str, float, str]]:
         yield "dropout", 0.0, DATA
     if chosen is not None and stage.stage in ONE_NETWORK and _alone(stage):
         yield "learning_rate", chosen.learning_rate, NETWORK
+    if setup.recipe.time is not None and stage.share_of_time:
+        return  # as many epochs as fit
     if chosen is not None and stage.stage in ("train", "gradual"):
         yield "epochs", chosen.epochs, NETWORK
     if stage.stage == "prune":

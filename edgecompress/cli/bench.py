@@ -19,7 +19,8 @@ from edgecompress.cli.options import Given, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.measure.requests import Profile
 from edgecompress.run.stage import Strict
-from edgecompress.stages.fields import Names, Seconds, Share, Size, flag
+from edgecompress.run.values import Seconds, Share, Size
+from edgecompress.stages.fields import Names, flag
 
 if TYPE_CHECKING:
     from edgecompress.measure.bootstrap import Interval

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgecompress.cli.checkpoints import Model
-from edgecompress.cli.options import DATA, RUN, Given, for_kinds, options_of, verb
+from edgecompress.cli.options import DATA, RUN, TIME, Given, for_kinds, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.stages.contest import ContestStage
 from edgecompress.stages.distill import DistillStage
@@ -19,7 +19,10 @@ from edgecompress.stages.quantize import QuantizeStage
 from edgecompress.stages.search import SearchStage
 from edgecompress.stages.train import TrainStage
 
-EVERY_TRAINING = ("optimizer", "weight_decay", "lr_schedule", "patience", "precision")
+EVERY_TRAINING = (
+    *("optimizer", "weight_decay", "lr_schedule", "average", "patience", "precision"),
+    *("flip", "shift", "cutout"),
+)
 """Settings of all trainings of the run; the others are those of the first one."""
 OTHER_TRAININGS = (PruneStage, DistillStage, SearchStage, ContestStage, QatStage)
 TARGETS = options_of(Targets, "Targets")
@@ -46,7 +49,7 @@ Teacher = Annotated[
 ]
 
 
-@verb(TARGETS, FORMAT, STEPS, CRITERION, WIDTHS, FIRST, EVERY, DISTILLING, TUNING, DATA, RUN)
+@verb(TARGETS, FORMAT, STEPS, CRITERION, WIDTHS, FIRST, EVERY, DISTILLING, TUNING, DATA, TIME, RUN)
 def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
     """Train (or take) a network, make it fit the targets, and prove what it lost.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgecompress.cli.checkpoints import checkpoint_in, source
-from edgecompress.cli.options import DATA, RUN, Given, options_of, verb
+from edgecompress.cli.options import DATA, RUN, TIME, Given, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.fields import Training
@@ -39,7 +39,7 @@ TeacherModel = Annotated[
 ]
 
 
-@verb(DISTILLATION, TRAINING, FORMAT, DATA, RUN)
+@verb(DISTILLATION, TRAINING, FORMAT, DATA, TIME, RUN)
 def distill(
     teacher: Teacher,
     student: Student,

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from edgecompress.run.stage import Strict
-from edgecompress.stages.fields import Amount, Schedule, Seconds, Share, flag
+from edgecompress.run.values import Amount, Seconds, Share
+from edgecompress.stages.fields import Schedule, flag
 
 
 class EmulateOptions(Strict):

@@ -17,7 +17,8 @@ from edgecompress.cli.options import Given, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.proportions import shown
 from edgecompress.run.stage import Strict
-from edgecompress.stages.fields import Amount, Schedule, Seconds, Share, flag
+from edgecompress.run.values import Amount, Seconds, Share
+from edgecompress.stages.fields import Schedule, flag
 
 if TYPE_CHECKING:
     from edgecompress.lesson import Attendance, Cutting, Learning, Lesson

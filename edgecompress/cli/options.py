@@ -345,6 +345,8 @@ DATA = options_of(
     RunSettings, "Data", only=("data", "image_size", "resize", "normalize", "task", "skip_bad")
 )
 """Which images, and how they are read."""
+TIME = options_of(RunSettings, "Run", only=("time",))
+"""How long a run may take."""
 RUN = [
     *options_of(RunSettings, "Run", only=("seed", "device", "threads")),
     *options_of(RunOptions, "Run"),

@@ -14,7 +14,7 @@ from edgecompress.cli.checkpoints import (
     named_checkpoint,
     source,
 )
-from edgecompress.cli.options import DATA, RUN, Given, options_of, verb
+from edgecompress.cli.options import DATA, RUN, TIME, Given, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.stages.export import ExportStage
 from edgecompress.stages.load import LoadStage
@@ -28,7 +28,7 @@ FORMAT = options_of(QuantizeStage, "Number format")
 FILE = options_of(ExportStage, "File")
 
 
-@verb(DATA, options_of(TrainStage, "Training"), RUN)
+@verb(DATA, options_of(TrainStage, "Training"), TIME, RUN)
 def train(model: Model, given: Given) -> None:
     """Train a network, of which the best epoch is kept; the run's folder then holds
     model.safetensors, which distill and --teacher take.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -120,24 +121,31 @@ def _with_holes(pixels: Tensor, centres: Tensor, side: int, fill: Tensor | None)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random horizontal flips, crops shifted by at most `shift` pixels (edges repeated), and a
-    square hole of side `cutout` pixels.
+    """Horizontal flips, crops shifted by at most `shift` pixels (edges repeated), and a square hole
+    of side `cutout` pixels.
+
+    With `flip` each image is mirrored by chance in every view; `alternate` mirrors it in exactly
+    one of every two views, so that no image is seen twice in a row as it was (Jordan 2024).
     """
 
-    flip: bool = False
+    flip: bool | Literal["alternate"] = False
     shift: int = 0
     cutout: int = 0
 
     @property
     def active(self) -> bool:
         """True when it changes anything."""
-        return self.flip or self.shift > 0 or self.cutout > 0
+        return bool(self.flip) or self.shift > 0 or self.cutout > 0
 
     def view(self, count: int, side: tuple[int, int], seed: int, number: int) -> View:
         """View `number` of a split of `count` images of `side` (H, W)."""
         generator = stream("view", seed, number)
         flips = offsets = holes = None
-        if self.flip:
+        if self.flip == "alternate":
+            pair, second = divmod(number, 2)
+            flips = torch.rand(count, generator=stream("flips", seed, pair)) < 0.5
+            flips ^= bool(second)
+        elif self.flip:
             flips = torch.rand(count, generator=generator) < 0.5
         if self.shift:
             offsets = torch.randint(0, 2 * self.shift + 1, (count, 2), generator=generator)

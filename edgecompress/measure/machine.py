@@ -17,7 +17,10 @@ import psutil
 
 from edgecompress import __version__
 
-_RECORDED = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+_RECORDED = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm"),
+)
 """Instruction-set flags that a result records."""
 _PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -58,6 +61,17 @@ def has_int8_dot(features: frozenset[str] | None = None) -> bool:
     return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
+def has_bf16(features: frozenset[str] | None = None) -> bool:
+    """True where the CPU multiplies bfloat16 itself (elsewhere it is slower than float32): x86 with
+    AVX512_BF16 or AMX, unless oneDNN is held to older instructions.
+
+    `features` are instruction-set flags as the kernel names them; None: this processor's.
+    """
+    flags = cpu_features() if features is None else features
+    held = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper() not in ("ALL", "DEFAULT")
+    return bool(flags & {"avx512_bf16", "amx_bf16"}) and not held
+
+
 def instruction_set(features: frozenset[str]) -> str:
     """The widest vector instructions among `features`, and whether they multiply int8 exactly, e.g.
     `AVX-512 with VNNI`.
@@ -84,6 +98,8 @@ def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
         effects.append(
             "products of 8-bit weights saturate: int8 files need the 7 bits of --cpu any"
         )
+    if has_bf16(features):
+        effects.append("large data is trained in bfloat16, unless --precision says otherwise")
     return tuple(effects)
 
 

@@ -1,5 +1,5 @@
-"""ResNets for 32×32 images: ResNet-20 (He et al. 2016, section 4.2) and ResNet-18 with a 3×3
-stem.
+"""ResNets for 32×32 images: ResNet-20 (He et al. 2016, section 4.2), the same twice as wide,
+ResNet-8 (as in MLPerf Tiny; Banbury et al. 2021), and ResNet-18 with a 3×3 stem.
 """
 
 from __future__ import annotations

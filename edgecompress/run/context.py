@@ -5,6 +5,7 @@ state.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,12 +100,20 @@ class Context(TrainingContext):
     reporter: Reporter
     threads: int
     fresh: Fresh | None = None
+    deadline: float | None = None
+    """When the stage's trainings are to end, as `time.perf_counter` counts; None: at no time."""
 
     def reading_as(self, preprocess: Preprocess | None) -> Context:
         """The same context for a network that reads pixels in its own way; None: as the data."""
         if preprocess is None:
             return self
         return replace(self, data=replace(self.data, preprocess=preprocess))
+
+    def seconds_left(self, share: float = 1.0) -> float | None:
+        """A share of the time that the stage's trainings still have; None: any."""
+        if self.deadline is None:
+            return None
+        return share * max(0.0, self.deadline - time.perf_counter())
 
     def progress(self, text: str) -> Callable[[int, int], None]:
         """An `on_step` for the training loop."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgecompress.run.values import Seconds
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -124,6 +126,12 @@ class Stage(Strict):
         """The stages that this entry of a recipe stands for."""
         return (Scheduled(self.stage, self),)
 
+    def time_share(self, state: State) -> float:
+        """The part of a run's time that is for the stage, over those of the others, when `state`
+        is known; 0 where it trains for the epochs that it was given, or not at all.
+        """
+        return 0.0
+
     def run(self, context: Context, state: State) -> StageResult:
         """Do the work."""
         raise TypeError(f"stage '{self.stage}' does not define run")
@@ -159,6 +167,8 @@ class RunSettings(Strict):
     task: Literal["auto", "reconstruction"] = "auto"
     """What outputs are compared with: the classes or numbers of the data, or (reconstruction, for
     autoencoders) the image itself; its score is R²."""
+    time: Seconds | None = None
+    """Time that the run may take: 60min. Its trainings get as many epochs as fit."""
     skip_bad: bool = False
     """Skip corrupt images, and report how many."""
     stages: tuple[Stage, ...]

@@ -34,7 +34,7 @@ from edgecompress.train.batches import evaluate, outputs_on
 from edgecompress.train.fit import FitResult, Hooks, Loss, fit, label_loss
 from edgecompress.train.history import EpochRow
 from edgecompress.train.init import has_norm
-from edgecompress.train.settings import FitSettings, default_settings
+from edgecompress.train.settings import LARGE_SPLIT, FitSettings, default_settings
 from edgecompress.units import format_duration
 
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ TRAINING_FIELDS = (
     "optimizer",
     "nesterov",
     "weight_decay",
+    "norm_decay",
+    "bias_rate",
     "warmup",
+    "average",
     "dropout",
-    "precision",
 )
 """Fields of `Training` that `FitSettings` has under the same name; None takes the default."""
 
@@ -76,6 +78,7 @@ def fit_settings(
     return replace(
         defaults,
         **_given(training, TRAINING_FIELDS),
+        precision=_precision(context, training),
         schedule=training.lr_schedule,
         milestones=training.lr_milestones,
         gamma=training.lr_gamma,
@@ -83,7 +86,18 @@ def fit_settings(
         augmentation=augmentation,
         view_seed=context.seed,
         views=views,
+        elastic=training.epochs is None,
     )
+
+
+def _precision(context: TrainingContext, training: Training) -> str:
+    """The precision that the recipe gives; `auto` on a processor that multiplies bfloat16 itself is
+    bf16 for large data, where time decides.
+    """
+    large = len(context.data.train) > LARGE_SPLIT
+    if training.precision == "auto" and context.device.type == "cpu" and large:
+        return "bf16" if machine.has_bf16() else "fp32"
+    return training.precision
 
 
 def _given(training: Training, names: tuple[str, ...]) -> dict[str, Any]:
@@ -98,8 +112,10 @@ def train_model(
     settings: FitSettings,
     hooks: Hooks,
     seed: int | None = None,
+    share: float = 1.0,
 ) -> FitResult:
-    """Train `model` in place on the context's data and device; `seed` None takes the stage's.
+    """Train `model` in place on the context's data and device; `seed` None takes the stage's. Where
+    the run's time is bounded, it takes `share` of what the stage has left.
 
     Where no epoch was better than the network before it, that is said.
     """
@@ -107,7 +123,7 @@ def train_model(
         model.to(context.device),
         context.data,
         loss,
-        settings,
+        in_time(context, settings, share),
         seed=context.seed if seed is None else seed,
         device=context.device,
         hooks=hooks,
@@ -120,6 +136,14 @@ def train_model(
             f"{best:.2%}): it is kept"
         )
     return result
+
+
+def in_time(context: Context, settings: FitSettings, share: float = 1.0) -> FitSettings:
+    """The settings of a training for `share` of the time that the stage has left, where that is
+    bounded and the number of epochs is open.
+    """
+    seconds = context.seconds_left(share) if settings.elastic else None
+    return settings if seconds is None else replace(settings, time_s=seconds)
 
 
 def fixed_teacher(

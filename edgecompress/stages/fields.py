@@ -1,15 +1,16 @@
-"""Values and settings that stages share. Texts with units become numbers when a recipe is read."""
+"""Values and settings that stages share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from edgecompress import units
-from edgecompress.errors import UsageError
 from edgecompress.run.stage import Stage
+from edgecompress.run.values import Share
+
+if TYPE_CHECKING:
+    from edgecompress.run.state import State
 
 
 def recipe_only(default: Any = ..., **more: Any) -> Any:
@@ -21,37 +22,6 @@ def flag(name: str | tuple[str, ...], default: Any, **more: Any) -> Any:
     """A field whose option is called `name`, e.g. `--calibration`, and not after the field."""
     names: Any = [name] if isinstance(name, str) else list(name)
     return Field(default, json_schema_extra={"flags": names}, **more)
-
-
-def _parsed_by(parse: Callable[[str], float]) -> Callable[[Any], Any]:
-    """Accept text with a unit, or a number that is already parsed."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, bool) or value is None or isinstance(value, (int, float)):
-            return value
-        try:
-            return parse(str(value))
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-
-    return convert
-
-
-def _size(value: Any) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise ValueError(f"size '{value}' has no unit: write it like 4MB or 250KiB")
-    return _parsed_by(units.parse_size)(value)
-
-
-def _amount(value: Any) -> Any:
-    """Checked, and kept as it was written."""
-    if value is None or isinstance(value, bool):
-        return value
-    try:
-        units.parse_amount(str(value))
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    return str(value)
 
 
 def _listed(value: Any) -> Any:
@@ -69,23 +39,6 @@ def _epochs(value: Any) -> Any:
     return value
 
 
-Size = Annotated[
-    int,
-    BeforeValidator(_size),
-    Field(gt=0),
-    PlainSerializer(lambda size: f"{size}B", when_used="json"),
-]
-"""Bytes: `4MB`, `250KiB`."""
-Count = Annotated[int, BeforeValidator(_parsed_by(units.parse_count)), Field(gt=0)]
-"""A number of things: `10M`."""
-Seconds = Annotated[float, BeforeValidator(_parsed_by(units.parse_duration)), Field(gt=0)]
-"""A duration: `5ms`."""
-Share = Annotated[float, BeforeValidator(_parsed_by(units.parse_share)), Field(ge=0, le=1)]
-"""A share: `10%` or `0.1`."""
-Amount = Annotated[str, BeforeValidator(_amount)]
-"""`50%` of the parameters to remove, or what may be left: `2Mparams`, `10MMACs`, `4MB` (the fp32
-file).
-"""
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Names of layers; on the command line with commas between them."""
 Schedule = Literal["early", "middle", "late"]
@@ -106,6 +59,8 @@ class Training(Stage):
 
     has_one_length: ClassVar[bool] = True
     """Do all trainings of this stage have `epochs` epochs?"""
+    share_of_time: ClassVar[float] = 0.0
+    """The part of a run's time for its training; 0: its epochs cannot be fitted to a time."""
     epochs: Annotated[int, Field(ge=0)] | None = None
     """Epochs; default: from network and data."""
     batch_size: Annotated[int, Field(ge=2)] | None = None
@@ -117,7 +72,11 @@ class Training(Stage):
     nesterov: bool = recipe_only(True)
     """With sgd: Nesterov's momentum, or the plain one."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """Weight decay of all parameters."""
+    """Weight decay."""
+    norm_decay: bool = True
+    """Weight decay of biases and normalisations too."""
+    bias_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of biases, as a factor of the others'."""
     lr_schedule: Literal["linear", "cosine", "constant", "multistep"] = "linear"
     """How the learning rate falls after the warm-up."""
     lr_milestones: Milestones = ()
@@ -128,18 +87,34 @@ class Training(Stage):
     """Share of the steps over which the learning rate rises."""
     clip: Annotated[float, Field(gt=0)] | None = recipe_only(1.0)
     """Largest norm of the gradient; null: unbounded."""
+    average: Annotated[Share, Field(lt=1)] = 0.0
+    """Validate and keep an exponential average of the weights, whose time constant is this share of
+    the steps; 0: the last weights.
+    """
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better one; the best epoch is kept in any case."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = recipe_only(None)
     """Probability of every dropout layer in this training; null: 0 for short runs on small data."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: forward pass under autocast; auto: bf16 on GPUs that have it, else fp32."""
-    flip: bool | None = recipe_only(None)
-    """Augmentation: mirrored images; null: the data set's own."""
-    shift: Annotated[int, Field(ge=0)] | None = recipe_only(None)
-    """Augmentation: largest shift in pixels; null: the data set's own."""
-    cutout: Annotated[int, Field(ge=0)] | None = recipe_only(None)
-    """Augmentation: side of the erased square in pixels; null: the data set's own."""
+    """bf16: forward pass under autocast; auto: bf16 on GPUs that have it, and for large data on
+    processors that do, else fp32.
+    """
+    flip: Literal["alternate"] | bool | None = None
+    """Augmentation: mirrored images, true, false, or alternate: mirrored in one of every two
+    epochs; default: the data set's own.
+    """
+    shift: Annotated[int, Field(ge=0)] | None = None
+    """Augmentation: largest shift in pixels; default: the data set's own."""
+    cutout: Annotated[int, Field(ge=0)] | None = None
+    """Augmentation: side of the erased square in pixels; default: the data set's own."""
+
+    def fits_time(self) -> bool:
+        """Can its epochs be fitted to a time?"""
+        return self.share_of_time > 0
+
+    def time_share(self, state: State) -> float:
+        """Its share, where its epochs are open."""
+        return self.share_of_time if self.epochs is None else 0.0
 
     @model_validator(mode="before")
     @classmethod
@@ -178,9 +153,11 @@ class Training(Stage):
 class FromScratch(Training):
     """A network as it is built, or with given weights, and its training on the labels."""
 
+    share_of_time = 9.0
+
     weights: str | None = None
     """imagenet, or a file of tensors to start from."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = recipe_only(0.1)
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each label that is spread over all classes."""
     train_last: Annotated[int, Field(ge=0)] | None = None
     """Transfer learning: train only the last so many convolutions and what follows them."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from edgecompress.run.sections import ProfileSection
 from edgecompress.run.stage import Stage, StageResult
-from edgecompress.stages.fields import Share, recipe_only
+from edgecompress.run.values import Share
+from edgecompress.stages.fields import recipe_only
 
 if TYPE_CHECKING:
     from torch import nn

@@ -26,6 +26,7 @@ from edgecompress.train.learner import FitResult, Hooks, Learner
 from edgecompress.train.losses import Loss, label_loss, smoothed
 from edgecompress.train.modes import dropout_of, evaluating, outputs_of
 from edgecompress.train.optimizers import make_optimizer
+from edgecompress.train.pace import Lap, Pace
 from edgecompress.train.run import Run
 from edgecompress.train.settings import FitSettings
 
@@ -79,24 +80,30 @@ def fit_together(
     when every learner has run out of patience.
     """
     settings = next(iter(learners.values())).settings
-    steps = math.ceil(len(data.train) / settings.batch_size) * settings.epochs
+    each = math.ceil(len(data.train) / settings.batch_size)  # steps
     # dropout differs between processes that share a batch
     torch.manual_seed(seed + 7919 * distributed.rank())
 
     with contextlib.ExitStack() as stack:
         runs = {
-            name: stack.enter_context(Run(name, learner, steps, device))
+            name: stack.enter_context(Run(name, learner, each * settings.epochs, device))
             for name, learner in learners.items()
         }
         example = torch.zeros(1, *data.image_shape, device=device)  # (1, C, H, W)
         resumed = {name: run.resume(example) for name, run in runs.items()}
-        first, done = next(iter(resumed.values()))
+        epoch, done = next(iter(resumed.values()))
         for run in runs.values():
             with torch.no_grad(), evaluating(run.model):
                 outputs_of(run.model, example)  # settles in which order in memory it can run
             run.consider_initial(data)
+        epochs, pace = settings.epochs, None
+        if settings.time_s is not None:
+            pace = Pace(settings.time_s)
+            epochs = pace.begin(measured(runs, data, settings, device, seed), epoch - 1)
+            for run in runs.values():
+                run.set_length(epochs * each)
 
-        for epoch in range(first, settings.epochs + 1):
+        while epoch <= epochs:
             start = time.perf_counter()
             drawn = batches(data, settings, device, seed, epoch, skip=done)
             with safe_convolutions(device):
@@ -108,8 +115,35 @@ def fit_together(
                 run.end_epoch(data, epoch, seconds if len(runs) == 1 else run.seconds)
             if all(run.out_of_patience(epoch) for run in runs.values()):
                 break
+            if pace is not None:
+                epochs = pace.after(epoch)
+                for run in runs.values():
+                    run.set_length(epochs * each)
+            epoch += 1
 
         return {name: run.result() for name, run in runs.items()}
+
+
+def measured(
+    runs: Mapping[str, Run], data: DataSet, settings: FitSettings, device: torch.device, seed: int
+) -> float:
+    """Seconds of an epoch with its validation, from a few steps, which leave no trace: the training
+    that follows is that of a given number of epochs.
+    """
+    lap, random = Lap(), torch.get_rng_state()
+    with contextlib.ExitStack() as stack, safe_convolutions(device):
+        for run in runs.values():
+            stack.enter_context(run.undone())
+        begun = time.perf_counter()
+        for number, batch in enumerate(batches(data, settings, device, seed, 1)):
+            _train_epoch(runs, iter([batch]), 1, number)
+            lap.add(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            if lap.enough():
+                break
+    torch.set_rng_state(random)
+    checked = sum(run.validation_s(data) for run in runs.values())
+    return lap.epoch_s(math.ceil(len(data.train) / settings.batch_size)) + checked
 
 
 def _train_epoch(runs: Mapping[str, Run], drawn: Iterator[Batch], epoch: int, done: int) -> None:
@@ -153,7 +187,7 @@ def _step(run: Run, logits: Tensor, batch: Batch, epoch: int) -> None:
         if run.settings.clip is not None:
             nn.utils.clip_grad_norm_(run.parameters(), run.settings.clip)
         run.optimizer.step()
-        run.record(value, len(batch.labels))
+        run.end_step(value, len(batch.labels))
 
 
 def _not_finite(run: Run, value: float, epoch: int) -> EdgecompressError:

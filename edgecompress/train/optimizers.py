@@ -60,21 +60,39 @@ def split_by_prefix(
 def _parameter_groups(
     model: nn.Module, settings: FitSettings, more: Iterable[nn.Parameter]
 ) -> list[ParameterGroup]:
-    """One group for each prefix in `settings.faster`, without weight decay, and one for the
-    rest.
+    """One group for each prefix in `settings.faster`, without weight decay, one for biases and
+    normalisations where they are treated differently, and one for the rest.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rest, faster = split_by_prefix(named, settings.faster)
     rest += [p for p in more if p.requires_grad]
+    groups: list[ParameterGroup] = [
+        {
+            "params": parameters,
+            "factor": factor,
+            "lr": settings.learning_rate * factor,
+            "weight_decay": 0.0,
+        }
+        for factor, parameters in faster
+    ]
+    if settings.bias_rate == 1 and settings.norm_decay:
+        return [{"params": rest, "factor": 1.0}, *groups]
+    biases = {id(p) for name, p in named.items() if p.dim() == 1 and name.endswith("bias")}
+    vectors = {id(p) for p in rest if p.dim() == 1}
+    decay = settings.weight_decay if settings.norm_decay else 0.0
+    of_biases = {"lr": settings.learning_rate * settings.bias_rate, "factor": settings.bias_rate}
     return [
-        {"params": rest, "factor": 1.0},
-        *(
-            {
-                "params": parameters,
-                "factor": factor,
-                "lr": settings.learning_rate * factor,
-                "weight_decay": 0.0,
-            }
-            for factor, parameters in faster
-        ),
+        {"params": [p for p in rest if id(p) not in vectors], "factor": 1.0},
+        {
+            "params": [p for p in rest if id(p) in vectors - biases],
+            "factor": 1.0,
+            "weight_decay": decay,
+        },
+        # a faster rate decays no faster
+        {
+            "params": [p for p in rest if id(p) in biases],
+            **of_biases,
+            "weight_decay": decay / settings.bias_rate,
+        },
+        *groups,
     ]

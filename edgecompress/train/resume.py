@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from edgecompress.core import trace
 from edgecompress.core.shrink import shrink
+from edgecompress.train.averaging import AveragedState
 from edgecompress.train.best import BestState
 from edgecompress.train.companion import Companion, Kept
 
@@ -39,6 +40,7 @@ class FitState(TypedDict):
     best: BestState
     cuts: list[Masks]
     companion: Kept
+    averaged: AveragedState | None
 
 
 def replay_cuts(

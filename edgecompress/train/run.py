@@ -7,6 +7,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from edgecompress.core.shrink import shrink
 from edgecompress.data import DataSet
 from edgecompress.train import distributed
+from edgecompress.train.averaging import Averaged
 from edgecompress.train.batches import evaluate
 from edgecompress.train.best import BestEpoch
 from edgecompress.train.companion import Companion, NoCompanion
@@ -26,7 +28,10 @@ from edgecompress.train.optimizers import make_optimizer, set_rate_
 from edgecompress.train.reshape import carry_optimizer, carry_picked
 from edgecompress.train.resume import FitState, Masks, copied, replay_cuts
 from edgecompress.train.schedule import factor
-from edgecompress.train.statistics import reestimate_
+from edgecompress.train.statistics import IMAGES, reestimate_
+
+PART = 256
+"""Validation images from which the time of all is measured."""
 
 
 class Run:
@@ -58,6 +63,7 @@ class Run:
         self.cuts: list[Masks] = []
         self.best = BestEpoch()
         self.initial: EpochRow | None = None
+        self.averaged: Averaged | None = None
 
     def __enter__(self) -> Run:
         if self.device.type == "cpu":
@@ -65,6 +71,8 @@ class Run:
         self._froze = freeze_(self.model, self.settings.frozen)
         distributed.agree_(self.model)
         self.optimizer = self._new_optimizer(self.model)
+        if self.settings.average:
+            self.averaged = Averaged(self.model, self.settings.average, self.steps)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,6 +85,12 @@ class Run:
     def parameters(self) -> list[nn.Parameter]:
         """Those of the network and of its companion."""
         return [*self.model.parameters(), *self.companion.parameters()]
+
+    def set_length(self, steps: int) -> None:
+        """The training has so many steps."""
+        self.steps = steps
+        if self.averaged is not None:
+            self.averaged.set_length(steps)
 
     # One epoch of training
 
@@ -98,6 +112,30 @@ class Run:
                 yield
         finally:
             self.companion.detach()
+
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """Steps inside the context leave no trace in a training that has not begun."""
+        before = self.state(1, 0)
+        hooks, self.hooks = self.hooks, replace(self.hooks, keep=None, on_step=None)
+        try:
+            yield
+        finally:
+            self.hooks = hooks
+            self.model.load_state_dict(before["model"])
+            self.companion.take(before["companion"])
+            self.optimizer = self._new_optimizer(self.model)
+            if self.averaged is not None:
+                self.averaged.restart(self.model)
+            self.step, self.rate = before["step"], before["rate"]
+
+    def validation_s(self, data: DataSet) -> float:
+        """Seconds of an epoch's validation, from a part of it."""
+        begun, split = time.perf_counter(), data.validation
+        part = split.rows(torch.arange(min(PART, len(split))))
+        evaluate(self.model, data, part, self.device)
+        seconds = time.perf_counter() - begun
+        return seconds * (len(split) + IMAGES) / len(part)
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
@@ -122,8 +160,10 @@ class Run:
             self.hooks.on_step(self.step, self.steps)
         self.step += 1
 
-    def record(self, loss: float, samples: int) -> None:
-        """Add a step's mean `loss` over `samples` to the epoch's."""
+    def end_step(self, loss: float, samples: int) -> None:
+        """Take in the step's weights, and add its mean `loss` over `samples` to the epoch's."""
+        if self.averaged is not None:
+            self.averaged.update(self.model)
         self.loss_sum += loss * samples
         self.seen += samples
 
@@ -147,22 +187,29 @@ class Run:
         seen = distributed.summed(self.seen, self.device)
         params = sum(p.numel() for p in self.model.parameters())
         removed = self._cut(epoch)
-        reestimate_(self.model, data, self.device, self.settings.frozen)
-        validation_loss, accuracy = evaluate(self.model, data, data.validation, self.device)
-        row = EpochRow(
-            epoch=epoch,
-            train_loss=loss_sum / seen,
-            validation_loss=validation_loss,
-            validation_accuracy=accuracy,
-            learning_rate=self.rate,
-            seconds=seconds,
-            params=params,
-            cut=removed,
-        )
-        self.rows.append(row)
-        if self.hooks.on_epoch is not None:
-            self.hooks.on_epoch(row)
-        self.best.update(self.model, row, self.hooks.eligible, len(self.cuts))
+        with self._as_kept():
+            reestimate_(self.model, data, self.device, self.settings.frozen)
+            validation_loss, accuracy = evaluate(self.model, data, data.validation, self.device)
+            row = EpochRow(
+                epoch=epoch,
+                train_loss=loss_sum / seen,
+                validation_loss=validation_loss,
+                validation_accuracy=accuracy,
+                learning_rate=self.rate,
+                seconds=seconds,
+                params=params,
+                cut=removed,
+            )
+            self.rows.append(row)
+            if self.hooks.on_epoch is not None:
+                self.hooks.on_epoch(row)
+            self.best.update(self.model, row, self.hooks.eligible, len(self.cuts))
+
+    def _as_kept(self) -> contextlib.AbstractContextManager[None]:
+        """The network with the weights that may be kept: the averaged ones, if there are any."""
+        if self.averaged is None:
+            return contextlib.nullcontext()
+        return self.averaged.in_place(self.model)
 
     def _cut(self, epoch: int) -> int:
         """Shrink the network to the masks of the hook, and slice the optimizer's moments with it.
@@ -184,6 +231,8 @@ class Run:
 
         self.model = small
         self.optimizer = optimizer
+        if self.averaged is not None:
+            self.averaged.restart(small)
         self.cuts.append({group.name: mask.cpu() for group, mask in keep.items()})
         return removed
 
@@ -218,6 +267,7 @@ class Run:
             "best": self.best.state(),
             "cuts": list(self.cuts),
             "companion": self.companion.kept(),
+            "averaged": None if self.averaged is None else self.averaged.state(),
         }
 
     def resume(self, example: Tensor) -> tuple[int, int]:
@@ -236,6 +286,9 @@ class Run:
         if self.cuts:
             self.optimizer = self._new_optimizer(self.model)
         self.optimizer.load_state_dict(state["optimizer"])
+        averaged = state.get("averaged")
+        if self.averaged is not None and averaged is not None:
+            self.averaged.resume(averaged)
         torch.set_rng_state(state["random"])
 
         self.step = state["step"]
@@ -250,6 +303,8 @@ class Run:
 
     def result(self) -> FitResult:
         """The network of the best epoch, in eval mode, its weights contiguous."""
+        if self.averaged is not None and not self.best.found:
+            self.averaged.put_into(self.model)
         model = self.best.restored(self.model)
         if self._froze:
             thaw_(model, self.settings.frozen)

@@ -29,6 +29,10 @@ class FitSettings:
     """`adamw`, `adam`, or `sgd` (momentum 0.9, Nesterov's unless `nesterov` is false)."""
     nesterov: bool = True
     weight_decay: float = 5e-4
+    norm_decay: bool = True
+    """Have biases and the parameters of normalisations weight decay too?"""
+    bias_rate: float = 1.0
+    """Learning rate of biases, as a factor of the others'."""
     schedule: str = "linear"
     """After the warm-up the rate falls to 0 `linear`ly or along half a `cosine`, is `constant`, or
     falls in steps (`multistep`).
@@ -40,6 +44,10 @@ class FitSettings:
     """Share of the steps over which the rate rises to its peak."""
     clip: float | None = 1.0
     """Bound of the gradient's norm; None: unbounded."""
+    average: float = 0.0
+    """Time constant of an exponential average of the weights, which is validated and kept in their
+    place, as a share of the steps; 0: none.
+    """
     dropout: float | None = None
     """Probability of every dropout layer during this training; None: each layer's own."""
     precision: str = "auto"
@@ -54,11 +62,14 @@ class FitSettings:
     """Number of views of every image that the epochs cycle through; None: a new one per epoch."""
     frozen: tuple[str, ...] = ()
     """Names of frozen modules: no gradients, no new statistics."""
-
     faster: tuple[tuple[str, float], ...] = ()
     """(prefix of a parameter's name, factor of its learning rate). Such parameters have no weight
     decay.
     """
+    elastic: bool = False
+    """May `epochs` be fitted to a time?"""
+    time_s: float | None = None
+    """Seconds that the training may take: as many epochs as fit, in place of `epochs`."""
 
     def view(self, epoch: int) -> int:
         """Number (from 0) of the view that `epoch` (from 1) trains on."""

@@ -81,6 +81,11 @@ def test_outputs_and_gradients_are_those_of_float64(isa: str) -> None:
     assert faults(isa, seed=0, share=0.1, limit_s=240) == []
 
 
+@pytest.mark.timeout(300)
+def test_they_are_in_bfloat16_too() -> None:
+    assert faults("", 1, 0.02, "--bf16", limit_s=240) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("isa", ["", "AVX2"])

@@ -33,6 +33,17 @@ def test_augmentation_is_seeded_and_keeps_shapes() -> None:
     assert torch.equal(Augmentation().view(5, (16, 16), 1, 0)(batch, ids), batch)
 
 
+def test_alternate_flips_mirror_each_image_in_one_of_every_two_views() -> None:
+    augmentation = Augmentation(flip="alternate")
+    flips = [augmentation.view(400, (8, 8), 3, number).flips for number in range(6)]
+    known = [one for one in flips if one is not None]
+    assert len(known) == 6
+    for first, second in zip(known[::2], known[1::2], strict=True):
+        assert torch.equal(first, ~second)
+        assert 120 < int(first.sum()) < 280, "by chance which of the two"
+    assert not torch.equal(known[0], known[2])
+
+
 def test_an_image_changes_by_seed_view_and_its_own_place_not_by_its_batch() -> None:
     pixels = torch.randint(0, 255, (40, 3, 16, 16), dtype=torch.uint8)
     view = Augmentation(flip=True, shift=3, cutout=5).view(40, (16, 16), 7, 2)

@@ -46,6 +46,16 @@ def test_threads_are_the_cores_or_what_the_environment_allows(
     assert machine.threads() == machine.cores()
 
 
+def test_bfloat16_needs_a_processor_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    native = frozenset({"avx2", "avx512f", "avx512_bf16"})
+    assert machine.has_bf16(native)
+    assert machine.has_bf16(frozenset({"amx_bf16"}))
+    assert not machine.has_bf16(frozenset({"avx2", "avx512f", "avx512_vnni"}))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not machine.has_bf16(native), "oneDNN would emulate it"
+
+
 def test_apples_processors_have_a_dot_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no /proc there: simulated."""
     monkeypatch.setattr("platform.system", lambda: "Darwin")

@@ -39,6 +39,34 @@ def test_faster_parameters_have_their_own_rate_and_no_weight_decay() -> None:
     assert (rest["lr"], faster["lr"]) == pytest.approx((0.1, 1.0))
 
 
+def test_biases_and_normalisations_may_have_a_rate_and_no_decay_of_their_own() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def groups(**changes: float) -> dict[tuple[str, ...], tuple[float, float]]:
+        settings = FitSettings(1, learning_rate=0.1, weight_decay=0.01, **changes)  # type: ignore[arg-type]
+        return {
+            tuple(sorted(names[id(p)] for p in group["params"])): (
+                round(group["lr"], 6),
+                round(group["lr"] * group["weight_decay"], 8),
+            )
+            for group in make_optimizer(model, settings).param_groups
+        }
+
+    weights, norms = ("0.weight", "2.weight"), ("1.weight",)
+    biases = ("0.bias", "1.bias", "2.bias")
+    assert groups(bias_rate=8) == {
+        weights: (0.1, 0.001),
+        norms: (0.1, 0.001),
+        biases: (0.8, 0.001),  # a faster rate decays no faster
+    }
+    assert groups(norm_decay=False) == {
+        weights: (0.1, 0.001),
+        norms: (0.1, 0.0),
+        biases: (0.1, 0.0),
+    }
+
+
 def test_the_rate_of_a_step_is_multiplied_by_each_groups_factor() -> None:
     optimizer = make_optimizer(two_layers(), FitSettings(1, faster=(("0.", 4.0),)))
     set_rate_(optimizer, 0.5)

@@ -50,13 +50,16 @@ def cut(model: nn.Module, epoch: int) -> dict[object, torch.Tensor] | None:
 def trained(
     keep: Callable[[Kept], None] | None = None, begin: Kept | None = None
 ) -> tuple[FitResult, FeatureLoss]:
-    """Two epochs with dropout, a cut between them, and adapters that train too."""
+    """Two epochs with dropout and averaged weights, a cut between them, and adapters that train
+    too.
+    """
     student, teacher = network("student1"), network("resnet20", 1).eval()
     pairs = default_pairs(student, teacher, EXAMPLE, EXAMPLE)
     data = small_data()
     loss = FeatureLoss.of_pairs("hint", pairs, student, teacher, data.preprocess, label_loss)
     hooks = Hooks(cut=cut, companion=loss, keep=keep, keep_every=3, begin=begin)
-    result = fit(student, data, loss, FitSettings(2, 64, 2e-3), seed=0, device=CPU, hooks=hooks)
+    settings = FitSettings(2, 64, 2e-3, average=0.3)
+    result = fit(student, data, loss, settings, seed=0, device=CPU, hooks=hooks)
     return result, loss
 
 

@@ -50,7 +50,7 @@ def test_every_step_sets_its_rate_and_is_announced_before_it_is_counted() -> Non
 
 def test_a_new_epoch_counts_from_zero_and_a_resumed_one_does_not() -> None:
     with run_of() as run:
-        run.record(2.0, samples=10)
+        run.end_step(2.0, samples=10)
         with run.training(resumed=True):
             assert (run.loss_sum, run.seen) == (20.0, 10)
         with run.training():
@@ -80,8 +80,8 @@ def test_the_end_of_an_epoch_records_the_mean_loss_over_samples() -> None:
     rows = []
     data = load_data("digits")
     with run_of(Hooks(on_epoch=rows.append)) as run:
-        run.record(1.0, samples=30)
-        run.record(4.0, samples=10)
+        run.end_step(1.0, samples=30)
+        run.end_step(4.0, samples=10)
         run.end_epoch(data, 1, 2.5)
     assert rows == run.rows
     assert (rows[0].train_loss, rows[0].seconds, rows[0].cut) == (1.75, 2.5, 0)

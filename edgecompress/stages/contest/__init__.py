@@ -20,8 +20,14 @@ class ContestStage(Distilled):
 
     stage: Literal["contest"] = "contest"
     has_one_length = False
+    share_of_time = 2.0
     criterion: Criterion = "taylor"
     """How channels are scored."""
+
+    def time_share(self, state: State) -> float:
+        """None where nothing competes."""
+        idle = state.plan is not None and not state.plan.contenders
+        return 0.0 if idle else super().time_share(state)
 
     def run(self, context: Context, state: State) -> StageResult:
         """The plan is that of the winner; nothing changes where nothing competes."""

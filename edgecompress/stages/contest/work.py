@@ -82,16 +82,17 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
     if first is None or not first.contenders:
         return state
     entry = _Entry(context, settings, state)
+    rounds = _Rounds(context, settings, state, _lengths(1 + len(first.contenders)))
     entered = [entry.of(replace(first, contenders=()))]
-    _train(context, settings, state, entered[0], 0)
+    rounds.train(entered[0], 0)
     if entered[0].accuracy < state.need_baseline().validation_accuracy - NEAR:
         for plan in first.contenders:
             entered.append(entry.of(plan))
-            _train(context, settings, state, entered[-1], 0)
+            rounds.train(entered[-1], 0)
     left, number = halved(entered), 1
     while len(left) > 1:
         for one in left:
-            _train(context, settings, state, one, number)
+            rounds.train(one, number)
         left, number = halved(left), number + 1
     winner = left[0]
     outcome = _outcome(context.data, entered, winner)
@@ -165,20 +166,41 @@ class _Entry:
         return Contender(plan, on_grid(context, model, bits_by_layer(form.name, names)), params)
 
 
-def _train(
-    context: Context, settings: ContestStage, state: State, one: Contender, number: int
-) -> None:
-    """Train a contender for the epochs of round `number` (from 0), in place."""
-    network = one.network
-    model = network.model if isinstance(network, QuantAware) else network
-    whole = fit_settings(context, model, settings).epochs
-    first = 1 if len(context.data.train) > LARGE_SPLIT else max(1, whole // SHARE)
-    epochs = (settings.epochs or first) * MORE**number
-    given = settings.model_copy(update={"epochs": epochs})
-    chosen = fit_settings(context, model, given, epochs=epochs)
-    chosen = replace(chosen, faster=(STEPS,))
-    loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
-    hooks = watched(context, f"contest {one.form}", settings.patience, keep_initial=True)
-    train_model(context, network, loss, chosen, hooks, seed=context.seed + number)
-    one.epochs += epochs
-    one.accuracy = validation_accuracy(context, network)
+def _lengths(contenders: int) -> int:
+    """What all trainings of so many contenders take, in those of the first round."""
+    total, length = contenders, 1
+    while (contenders := math.ceil(contenders / 2)) > 1:
+        length *= MORE
+        total += length * contenders
+    return total
+
+
+@dataclass
+class _Rounds:
+    """The trainings of a contest, of which those ahead have the length of so many of the first
+    round.
+    """
+
+    context: Context
+    settings: ContestStage
+    state: State
+    ahead: int
+
+    def train(self, one: Contender, number: int) -> None:
+        """Train a contender for the epochs of round `number` (from 0), in place."""
+        context, settings, length = self.context, self.settings, MORE**number
+        network = one.network
+        model = network.model if isinstance(network, QuantAware) else network
+        whole = fit_settings(context, model, settings).epochs
+        first = 1 if len(context.data.train) > LARGE_SPLIT else max(1, whole // SHARE)
+        epochs = (settings.epochs or first) * length
+        given = settings.model_copy(update={"epochs": epochs})
+        chosen = fit_settings(context, model, given, epochs=epochs)
+        chosen = replace(chosen, faster=(STEPS,), elastic=settings.epochs is None)
+        loss = learning_loss(context, self.state, chosen, settings.temperature, settings.alpha)
+        hooks = watched(context, f"contest {one.form}", settings.patience, keep_initial=True)
+        seed, share = context.seed + number, length / self.ahead
+        result = train_model(context, network, loss, chosen, hooks, seed=seed, share=share)
+        self.ahead -= length
+        one.epochs += len(result.history)
+        one.accuracy = validation_accuracy(context, network)

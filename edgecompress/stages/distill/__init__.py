@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from edgecompress.run.stage import Setup, StageResult
-from edgecompress.stages.fields import Amount, Schedule, Share, Training, recipe_only
+from edgecompress.run.values import Amount, Share
+from edgecompress.stages.fields import Schedule, Training, recipe_only
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +40,7 @@ class DistillStage(Training):
     """
 
     stage: Literal["distill"] = "distill"
+    share_of_time = 5.0
     mode: Literal["offline", "online", "mutual"] = "offline"
     """offline: frozen teacher; online: it trains too; mutual: each learns from the other."""
     loss: Literal["kl", "softmax-mse", "dkd"] = "kl"
@@ -71,6 +73,15 @@ class DistillStage(Training):
     """Share of channels that one cut removes."""
     schedule: Schedule = "early"
     """When cuts are made."""
+
+    def fits_time(self) -> bool:
+        """Cuts are planned for a number of epochs."""
+        return self.prune_student is None and self.prune_teacher is None
+
+    def time_share(self, state: State) -> float:
+        """None where a plan was made, and nothing is cut."""
+        idle = state.plan is not None and not state.plan.prune
+        return 0.0 if idle else super().time_share(state)
 
     def teacher_settings(self) -> list[str]:
         """How to learn from a teacher, where that is given."""

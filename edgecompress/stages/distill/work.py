@@ -26,6 +26,7 @@ from edgecompress.stages.common import (
     count,
     fit_settings,
     fixed_teacher,
+    in_time,
     input_spec,
     train_model,
     validation_accuracy,
@@ -170,6 +171,10 @@ def _together(
         for name in models
     }
     learners = _learners(context, settings, models, cuts, chosen)
+    learners = {
+        name: replace(one, settings=in_time(context, one.settings))
+        for name, one in learners.items()
+    }
     results = fit_together(learners, context.data, seed=context.seed, device=context.device)
 
     taught = unfolded(results[TEACHER].model.cpu(), folds)
@@ -261,7 +266,7 @@ def _with_control(
 ) -> State:
     """The state with the same student, trained for the same epochs on the labels alone."""
     hooks = watched(context, "train without the teacher", settings.patience)
-    result = train_model(context, model, label_loss, chosen, hooks)
+    result = train_model(context, model, label_loss, chosen, hooks, share=0.5)
     plain = unfolded(result.model.cpu(), folds)
     accuracy = validation_accuracy(context, plain)
     plain = plain.cpu()

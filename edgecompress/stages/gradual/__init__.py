@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from edgecompress.run.stage import Setup, StageResult
-from edgecompress.stages.fields import (
-    Amount,
-    Criterion,
-    Distilled,
-    Epochs,
-    Names,
-    Share,
-    recipe_only,
-)
+from edgecompress.run.values import Amount, Share
+from edgecompress.stages.fields import Criterion, Distilled, Epochs, Names, recipe_only
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,13 +8,17 @@ from pydantic import Field
 
 from edgecompress.formats import FORMATS, named
 from edgecompress.run.stage import Setup, Stage, StageResult, Strict
-from edgecompress.stages.fields import Count, Quantize, Seconds, Share, Size, flag, recipe_only
+from edgecompress.run.values import Count, Seconds, Share, Size
+from edgecompress.stages.fields import Quantize, flag, recipe_only
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgecompress.run.context import Context
-    from edgecompress.run.state import State
+    from edgecompress.run.state import SizePlan, State
+
+GRAPH_BYTES, GRAPH_SHARE = 20_000, 1.1
+"""What a file takes besides its weights, with room to spare."""
 
 
 class Targets(Strict):
@@ -63,6 +67,18 @@ class PlanStage(Stage):
         )
         if any(limit is not None and limit < found for limit, found in limits):
             raise uncuttable(blank, graph)
+
+    def foretold(self, network: nn.Module) -> SizePlan | None:
+        """The plan for `network` where it is plain beforehand: all weights fit, nothing is cut."""
+        from edgecompress.run.state import SizePlan
+
+        targets, form = self.targets, FORMATS[named(self.quantize)]
+        weights = sum(parameter.numel() for parameter in network.parameters())
+        if targets.macs is not None or targets.latency is not None or targets.bytes is None:
+            return None
+        if GRAPH_BYTES + GRAPH_SHARE * weights * form.bits / 8 > targets.bytes:
+            return None
+        return SizePlan(prune=False, formats=(form.name,))
 
     def run(self, context: Context, state: State) -> StageResult:
         """The state has the plan: formats, budgets, whether to prune, and why."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from edgecompress.run.stage import Scheduled, Setup, StageResult
-from edgecompress.stages.fields import Amount, Criterion, Distilled, Names, Share, recipe_only
+from edgecompress.run.values import Amount, Share
+from edgecompress.stages.fields import Criterion, Distilled, Names, recipe_only
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,7 @@ class PruneStage(Distilled):
     """
 
     stage: Literal["prune"] = "prune"
+    share_of_time = 3.0
     amount: Amount | None = None
     """50% of the parameters to remove, or what is left: 2Mparams, 10MMACs, 4MB (fp32 file);
     without it a plan's budgets hold.
@@ -44,6 +46,11 @@ class PruneStage(Distilled):
     """Share of every group's channels that always stays."""
     round_to: Annotated[int, Field(ge=1)] = 1
     """Widths are multiples of this."""
+
+    def time_share(self, state: State) -> float:
+        """None where a plan was made, and needs no cut."""
+        idle = self.amount is None and state.plan is not None and not state.plan.prune
+        return 0.0 if idle else super().time_share(state)
 
     def scheduled(self) -> tuple[Scheduled, ...]:
         """A step each; with `auto` one stage, which asks for its steps."""
@@ -73,6 +80,10 @@ class PruneStep(PruneStage):
 
     step: int
     """The number of the step, from 1."""
+
+    def time_share(self, state: State) -> float:
+        """Its part of what all steps have."""
+        return super().time_share(state) / int(self.steps)
 
     def run(self, context: Context, state: State) -> StageResult:
         """The cut network, trained again."""

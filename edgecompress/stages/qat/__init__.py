@@ -20,8 +20,16 @@ class QatStage(Distilled):
 
     stage: Literal["qat"] = "qat"
     has_one_length = False
+    share_of_time = 4.0
     only_low_bits: bool = recipe_only(False)
     """Only where the file has weights of less than 8 bits."""
+
+    def time_share(self, state: State) -> float:
+        """None where only few bits need it, and the plan has none."""
+        from edgecompress.formats import FORMATS
+
+        low = state.plan is None or any(FORMATS[form].is_low for form in state.plan.formats)
+        return super().time_share(state) if low or not self.only_low_bits else 0.0
 
     def run(self, context: Context, state: State) -> StageResult:
         """The tuned network, and the scales that it learned with."""

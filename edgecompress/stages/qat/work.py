@@ -96,7 +96,7 @@ def qat(context: Context, settings: QatStage, state: State) -> State:
     before = validation_accuracy(context, aware.eval())
     for width in turns:
         aware = on_grid(context, model, {layer: max(one, width) for layer, one in final.items()})
-        result = _trained(context, settings, state, aware, len(turns))
+        result = _trained(context, settings, state, aware, turns.index(width), len(turns))
         state = state.with_history("qat" if width == turns[-1] else f"qat {width} bits", result)
     after = validation_accuracy(context, aware.eval())
     aware.cpu().settle_()
@@ -158,9 +158,14 @@ def _bytes_with(context: Context, model: nn.Module, bits: Mapping[str, int]) -> 
 
 
 def _trained(
-    context: Context, settings: QatStage, state: State, aware: QuantAware, turns: int
+    context: Context,
+    settings: QatStage,
+    state: State,
+    aware: QuantAware,
+    turn: int,
+    turns: int,
 ) -> FitResult:
-    """Train `aware` in place, for its share of the epochs of all `turns`."""
+    """Train `aware` in place in `turn` (from 0), for its share of the epochs of all `turns`."""
     low = bool(aware.bits)
     whole = fit_settings(context, aware.model, settings).epochs
     large = len(context.data.train) > LARGE_SPLIT
@@ -171,8 +176,8 @@ def _trained(
     if settings.learning_rate is None:
         factor = LOW_RATE if low else INT8_RATE
         chosen = replace(chosen, learning_rate=chosen.learning_rate * factor)
-    chosen = replace(chosen, faster=(STEPS,))
+    chosen = replace(chosen, faster=(STEPS,), elastic=settings.epochs is None)
     loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
     text = f"on the grid of {min(aware.bits.values(), default=8)} bits"
     hooks = watched(context, text, settings.patience, keep_initial=True)
-    return train_model(context, aware, loss, chosen, hooks)
+    return train_model(context, aware, loss, chosen, hooks, share=1 / (turns - turn))

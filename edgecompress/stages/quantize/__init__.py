@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from edgecompress.errors import UsageError
 from edgecompress.formats import LOW, bits_by_layer, named
 from edgecompress.run.stage import Setup, Stage, StageResult
-from edgecompress.stages.fields import Processor, Quantize, Share, flag, recipe_only
+from edgecompress.run.values import Share
+from edgecompress.stages.fields import Processor, Quantize, flag, recipe_only
 
 if TYPE_CHECKING:
     from torch import nn

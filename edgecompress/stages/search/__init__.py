@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from edgecompress.run.stage import Setup, StageResult
-from edgecompress.stages.fields import Criterion, Quantize, Share, Training, recipe_only
+from edgecompress.run.values import Share
+from edgecompress.stages.fields import Criterion, Quantize, Training, recipe_only
 
 if TYPE_CHECKING:
     from torch import nn

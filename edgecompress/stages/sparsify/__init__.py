@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from edgecompress.run.stage import Setup, StageResult
-from edgecompress.stages.fields import Amount, Distilled, Names
+from edgecompress.run.values import Amount
+from edgecompress.stages.fields import Distilled, Names
 from edgecompress.units import parse_amount
 
 if TYPE_CHECKING:
