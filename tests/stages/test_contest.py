@@ -10,7 +10,7 @@ from torch import nn
 
 from edgecompress.data import load_data
 from edgecompress.run.state import SizePlan
-from edgecompress.stages.contest.work import Contender, _outcome, halved
+from edgecompress.stages.contest.work import MORE, Contender, _lengths, _outcome, halved
 from tests.cli.test_cli import one_line, run
 
 
@@ -29,6 +29,17 @@ def test_the_wider_format_wins_a_tie() -> None:
     tied = [_contender("int2", 0.9), _contender("int4", 0.9), _contender("int8-qdq", 0.2)]
     assert [one.form for one in halved(tied)] == ["int4", "int2"]
     assert [one.form for one in halved(halved(tied))] == ["int4"]
+
+
+@pytest.mark.parametrize("contenders", range(1, 8))
+def test_the_length_of_a_contest_is_that_of_its_rounds(contenders: int) -> None:
+    left, length, total = [_contender("int4", 0.5)] * contenders, 1, contenders
+    left = halved(left)
+    while len(left) > 1:
+        length *= MORE
+        total += length * len(left)
+        left = halved(left)
+    assert _lengths(contenders) == total
 
 
 def test_a_format_that_was_alone_is_not_called_the_best() -> None:

@@ -39,7 +39,7 @@ from edgecompress.train.settings import LARGE_SPLIT
 if TYPE_CHECKING:
     from edgecompress.stages.contest import ContestStage
 
-SHARE = 4
+SHARE = 6
 """The first round has so small a part of the epochs of a complete training; one on large data."""
 NEAR = 0.005
 """Where the wider format comes so near to the accuracy of the first network, it has won."""
