@@ -107,6 +107,22 @@ class Paired:
         }
 
 
+def sure(accuracy: float, known: Sequence[float] | None) -> str:
+    """`95.54% (92.4 to 97.4)`: an accuracy with its `known` interval, where it has one."""
+    if known is None:
+        return f"{accuracy:.2%}"
+    low, high = known
+    return f"{accuracy:.2%} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def apart(difference: float, known: Sequence[float] | None) -> str:
+    """`-0.56 points (-1.60 to +0.49)`: a difference of accuracies with its `known` interval."""
+    if known is None:
+        return f"{100 * difference:+.2f} points"
+    low, high = known
+    return f"{100 * difference:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
 def shown(accuracy: float, count: int) -> str:
     """`97.49 % (95 % 95.2 to 98.7, n 359)`."""
     low, high = interval(round(accuracy * count), count)

@@ -127,6 +127,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "measure/test_regression.py",
         "deploy/test_ci.py",
     ),
+    "report/curve.py": ("cli/test_curve.py",),
     "report/html.py": ("test_compress.py",),
     "report/pages.py": ("test_compress.py",),
     "run/context.py": ("run/test_resume.py",),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgecompress.cli.checkpoints import Model
-from edgecompress.cli.options import DATA, RUN, TIME, Given, for_kinds, options_of, verb
+from edgecompress.cli.options import DATA, RUN, TIME, Draft, Given, for_kinds, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.stages.contest import ContestStage
 from edgecompress.stages.distill import DistillStage
@@ -25,6 +26,14 @@ EVERY_TRAINING = (
 )
 """Settings of all trainings of the run; the others are those of the first one."""
 OTHER_TRAININGS = (PruneStage, DistillStage, SearchStage, ContestStage, QatStage)
+if TYPE_CHECKING:
+    from edgecompress.cli.curve import Part
+
+CURVE = ("--curve", "command line")
+"""What gave the size of a point, and where that came from."""
+TAUGHT = TrainStage.share_of_time
+COMPRESSED = sum(kind.share_of_time for kind in OTHER_TRAININGS)
+"""Parts of a curve's time: for the teacher, and for each size."""
 TARGETS = options_of(Targets, "Targets")
 FORMAT = options_of(PlanStage, "Targets", only=("quantize",), also=(QuantizeStage, SearchStage))
 WIDTHS = for_kinds(
@@ -49,19 +58,39 @@ Teacher = Annotated[
 ]
 
 
+Sizes = Annotated[
+    str | None,
+    typer.Option(
+        "--curve",
+        help="32KB,96KB,1MB: a file for each size, all from one teacher",
+        rich_help_panel="Targets",
+    ),
+]
+
+
 @verb(TARGETS, FORMAT, STEPS, CRITERION, WIDTHS, FIRST, EVERY, DISTILLING, TUNING, DATA, TIME, RUN)
-def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
+def compress(model: Model, given: Given, teacher: Teacher = None, curve: Sizes = None) -> None:
     """Train (or take) a network, make it fit the targets, and prove what it lost.
 
     Example: edgecompress compress vgg16 --target 4MB
     """
-    from edgecompress.compress import stages_for
-
+    if curve is not None:
+        _curve(model, given, _path(teacher), curve)
+        return
     if teacher is not None and (idle := [o.flags[-1] for o in FIRST if o.name in given]):
         raise UsageError(
             f"{idle[0]} is about training the teacher, which --teacher brings trained: drop one"
         )
-    targets, first = given.draft(Targets), given.draft(TrainStage)
+    known = None if teacher is None else Path(teacher)
+    stages = _stages(given, given.draft(Targets), _path(teacher))
+    given.launch("compress", stages, model=model, checkpoint=known)
+
+
+def _stages(given: Given, targets: Draft, teacher: str | None) -> list[Mapping[str, object]]:
+    """The stages of a compression to `targets`, with the options that were given."""
+    from edgecompress.compress import stages_for
+
+    first = given.draft(TrainStage)
     later = {kind: given.draft(kind) for kind in OTHER_TRAININGS}
     if first.get("lr_schedule") == "multistep":  # the milestones are epochs of the first training
         for draft in later.values():
@@ -71,7 +100,7 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
         if "steps" in given:
             raise UsageError("--steps is of a plan; --max-drop alone searches: leave --steps out")
         search.sources["max_drop"] = targets.sources["max_drop"]
-    stages = stages_for(
+    return stages_for(
         targets,
         first=first,
         plan=given.draft(PlanStage),
@@ -81,10 +110,52 @@ def compress(model: Model, given: Given, teacher: Teacher = None) -> None:
         qat=later[QatStage],
         search=search,
         quantize=given.draft(QuantizeStage),
-        teacher=_path(teacher),
+        teacher=teacher,
     )
-    known = None if teacher is None else Path(teacher)
-    given.launch("compress", stages, model=model, checkpoint=known)
+
+
+def _curve(model: str, given: Given, teacher: str | None, text: str) -> None:
+    """A run for each size of a curve, the largest first, behind that of their teacher."""
+    from edgecompress.cli import curve as curves
+    from edgecompress.run.directory import default_root
+
+    sizes, options = curves.sizes(text), given.run_options()
+    if targets := [option.flags[-1] for option in TARGETS if option.name in given]:
+        raise UsageError(f"{targets[0]} with --curve, which has targets of its own: drop one")
+    if "epochs" in given and "time" in given:
+        raise UsageError("--epochs with --time and --curve: the time decides, drop one")
+    root = options.output or default_root("compress", model)
+    if options.dry_run:
+        smallest = Draft({"bytes": sizes[-1]}, {"bytes": CURVE})
+        given.launch("compress", _stages(given, smallest, teacher), model=model)
+        return
+    curves.check(root, options)
+    parts = _parts(model, given, teacher, sizes, root / curves.TEACHER / "model.safetensors")
+    shares = [TAUGHT if part.name == curves.TEACHER else COMPRESSED for part in parts]
+    curves.draw(curves.divided(parts, shares), root, options)
+
+
+def _parts(
+    model: str, given: Given, teacher: str | None, sizes: Sequence[str], taught: Path
+) -> list[Part]:
+    """The runs of a curve: that of the teacher, which leaves the checkpoint `taught`, unless one is
+    brought, and one for each size.
+    """
+    from edgecompress.cli.curve import TEACHER, Part
+
+    first = given.draft(TrainStage)
+    of_size = {
+        size: _stages(given, Draft({"bytes": size}, {"bytes": CURVE}), teacher or str(taught))
+        for size in sizes
+    }
+    parts = [
+        Part(size, *given.recipe("compress", stages, model=model, others=[first]))
+        for size, stages in of_size.items()
+    ]
+    if teacher is None:
+        others = [stage for stages in of_size.values() for stage in stages]
+        parts.insert(0, Part(TEACHER, *given.recipe("train", [first], model=model, others=others)))
+    return parts
 
 
 def _path(checkpoint: str | None) -> str | None:

@@ -40,7 +40,7 @@ from edgecompress.run.stage import RunSettings, Strict
 from edgecompress.stages.fields import flag
 
 if TYPE_CHECKING:
-    from edgecompress.recipe import Place
+    from edgecompress.recipe import Place, Recipe
 
 S = TypeVar("S", bound=Strict)
 ORIGINS = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment"}
@@ -165,19 +165,37 @@ class Given:
         """Check and run the recipe of `stages`. What is not given of the data is that of the run
         that left `checkpoint`.
         """
-        from edgecompress.cli.checkpoints import trained_on
         from edgecompress.cli.launch import launch
+
+        launch(
+            *self.recipe(command, stages, model=model, checkpoint=checkpoint), self.run_options()
+        )
+
+    def recipe(
+        self,
+        command: str,
+        stages: Sequence[Mapping[str, object]],
+        *,
+        model: str,
+        checkpoint: Path | None = None,
+        others: Sequence[Mapping[str, object]] = (),
+    ) -> tuple[Recipe, dict[str, str]]:
+        """The recipe of `stages`, checked, and where each of its values came from. Options may
+        belong to `others`, the stages of further runs of the same command.
+        """
+        from edgecompress.cli.checkpoints import trained_on
         from edgecompress.recipe import validate
 
         known = {} if checkpoint is None else trained_on(checkpoint, self)
         values = self.draft(RunSettings, command=command, model=model, stages=list(stages), **known)
         places = dict(_places(values))
-        self._check_placed({flag for flag, _ in places.values()}, stages)
+        elsewhere = {flag for _, (flag, _) in _places(list(others))}
+        self._check_placed({flag for flag, _ in places.values()} | elsewhere, stages)
         flags = {place: option for place, (option, _) in places.items()}
         recipe = validate(values, command, options=flags)
         origins = {".".join(map(str, place)): origin for place, (_, origin) in places.items()}
         kept = dict.fromkeys(known, f"checkpoint {checkpoint}")
-        launch(recipe, {"model": "command line", **kept, **origins}, self.run_options())
+        return recipe, {"model": "command line", **kept, **origins}
 
     def _check_placed(self, placed: set[str], stages: Sequence[Mapping[str, object]]) -> None:
         """Raises `UsageError` for a typed option that reached no place of the recipe: it would be

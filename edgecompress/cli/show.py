@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgecompress.cli.console import print_json, print_line, stderr, stdout, table
-from edgecompress.proportions import interval
+from edgecompress.proportions import interval, sure
 from edgecompress.units import format_count
 
 if TYPE_CHECKING:
@@ -69,14 +69,6 @@ def show_stages(result: RunResult) -> None:
 
 def _sure(row: StageRecord) -> str:
     return sure(row["accuracy"], row.get("ci95"))
-
-
-def sure(accuracy: float, interval: Sequence[float] | None) -> str:
-    """`95.54% (92.4 to 97.4)`: an accuracy with its 95 % interval, where it has one."""
-    if interval is None:
-        return f"{accuracy:.2%}"
-    low, high = interval
-    return f"{accuracy:.2%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def show_sections(result: RunResult, *, verbose: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgecompress.proportions import apart, sure
 from edgecompress.report.pages import write_page
 from edgecompress.run.result import score_name
 from edgecompress.run.schema import ControlRow, HistoryRow, RunResult, Side
@@ -54,19 +55,14 @@ def _counted(side: Side) -> str:
 
 def _score(side: Side | ControlRow) -> str:
     """`97.49% (95.2 to 98.7)`: the accuracy and its 95 % interval."""
-    if "ci95" not in side:
-        return f"{side['accuracy']:.2%}"
-    low, high = side["ci95"]
-    return f"{side['accuracy']:.2%} ({100 * low:.1f} to {100 * high:.1f})"
+    return sure(side["accuracy"], side.get("ci95"))
 
 
 def _difference(result: RunResult) -> str:
     """`-0.56 points (-1.60 to +0.49)`: the second accuracy minus the first, on the same images."""
-    points = 100 * (result["student"]["accuracy"] - result["teacher"]["accuracy"])
-    if "accuracy_difference" not in result:
-        return f"{points:+.2f} points"
-    low, high = result["accuracy_difference"]["ci95"]
-    return f"{points:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
+    difference = result["student"]["accuracy"] - result["teacher"]["accuracy"]
+    known = result["accuracy_difference"]["ci95"] if "accuracy_difference" in result else None
+    return apart(difference, known)
 
 
 def _speed(result: RunResult) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -12,6 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from edgecompress.run.schema import HistoryRow
 from edgecompress.run.sections import ProfileSection
+from edgecompress.units import format_size
+
+if TYPE_CHECKING:
+    from edgecompress.report.curve import Point, Teacher
 
 STYLE = {
     "svg.hashsalt": "edgecompress",
@@ -99,6 +104,32 @@ def _mark_stages(axis: Axes, history: History) -> None:
         if previous is not None and row["stage"] != previous:
             axis.axvline(epoch - 0.5, color=LIGHT_GREY, linewidth=1, zorder=0)
         previous = row["stage"]
+
+
+@rc_context(STYLE)
+def curve(points: Sequence[Point], teacher: Teacher, score: str = "accuracy") -> str:
+    """Score against bytes of the file, with 95 % intervals, beside the teacher's."""
+    figure = Figure(figsize=(7, 3.6))
+    axis = figure.subplots()
+    bytes_of = [point["bytes"] for point in points]
+    scores = [100 * point["accuracy"] for point in points]
+    if all("ci95" in point for point in points):
+        lows = [100 * (p["accuracy"] - p["ci95"][0]) for p in points]
+        highs = [100 * (p["ci95"][1] - p["accuracy"]) for p in points]
+        axis.errorbar(bytes_of, scores, [lows, highs], color=BLUE, marker="o", capsize=3)
+    else:
+        axis.plot(bytes_of, scores, color=BLUE, marker="o")
+    for point, value in zip(points, scores, strict=True):
+        label = f"{point['target']} {point['format']}"
+        axis.annotate(label, (point["bytes"], value), (6, -12), textcoords="offset points")
+    axis.axhline(100 * teacher["accuracy"], color=GREY, linestyle="--", label="teacher in fp32")
+    axis.set_xscale("log")
+    axis.set_xticks(bytes_of, [format_size(size) for size in bytes_of])
+    axis.set_xticks([], minor=True)
+    axis.margins(x=0.2)
+    axis.set(title=f"test {score}, %", xlabel="bytes of the file")
+    axis.legend(frameon=False, loc="lower right")
+    return svg(figure)
 
 
 CONTROLS = {

@@ -1,0 +1,106 @@
+"""`compress --curve`: a file for each size, from one teacher."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgecompress.cli.curve import sizes
+from edgecompress.errors import UsageError
+from tests.cli.test_cli import one_line, run
+
+QUICK = ("--epochs", 2, "--distill-epochs", 1, "--qat-epochs", 1, "--quantize", "int8")
+
+
+def test_sizes_are_sorted_and_each_stands_once() -> None:
+    assert sizes("32KB, 1MB,96KB") == ["1MB", "96KB", "32KB"]
+    for text, part in (
+        ("32KB", "two sizes or more"),
+        ("32KB,32000B", "each once"),
+        ("", "two sizes"),
+        ("32KB,96", "has no unit"),
+    ):
+        with pytest.raises(UsageError, match=part):
+            sizes(text)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, few: str) -> Path:
+    folder = tmp_path_factory.mktemp("curve")
+    done = run(
+        *("compress", "lenet5", "--curve", "22KB,45KB", *QUICK, "--data", few, "-o", "out"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "teacher (1 of 3)" in done.stderr
+    assert "against the teacher" in done.stdout
+    return folder / "out"
+
+
+def test_every_size_has_a_file_and_all_have_one_teacher(drawn: Path) -> None:
+    curve = json.loads((drawn / "curve.json").read_text())
+    assert [point["target"] for point in curve["points"]] == ["45KB", "22KB"]
+    for point in curve["points"]:
+        assert (drawn / point["file"]).stat().st_size == point["bytes"] <= point["target_bytes"]
+        low, high = point["ci95"]
+        assert low <= point["accuracy"] <= high
+        own = json.loads((drawn / point["folder"] / "result.json").read_text())
+        assert own["teacher"]["accuracy"] == curve["teacher"]["accuracy"]
+        assert own["stages"][0]["name"] == "load"
+    first, second = curve["points"]
+    assert first["params"] > second["params"]
+    page = (drawn / "report.html").read_text()
+    assert "<svg" in page
+    assert 'href="22KB/report.html"' in page
+
+
+def test_a_curve_that_was_stopped_goes_on(drawn: Path, few: str, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "out")
+    again = tmp_path / "out"
+    before = json.loads((again / "curve.json").read_text())
+    for name in ("curve.json", "report.html"):
+        (again / name).unlink()
+    shutil.rmtree(again / "22KB")
+    taught = (again / "teacher" / "model.safetensors").stat().st_mtime_ns
+    # the teacher is named by its path: the run that goes on is that of the first folder
+    shutil.rmtree(drawn)
+    again.rename(drawn)
+    done = run(
+        *("compress", "lenet5", "--curve", "22KB,45KB", *QUICK, "--data", few, "-o", "out"),
+        *("--resume", "--json"),
+        cwd=drawn.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    assert (drawn / "teacher" / "model.safetensors").stat().st_mtime_ns == taught
+    for old, new in zip(before["points"], after["points"], strict=True):
+        assert (old["bytes"], old["accuracy"]) == (new["bytes"], new["accuracy"])
+
+
+def test_a_size_out_of_reach_is_named_and_the_others_stay(tmp_path: Path, few: str) -> None:
+    done = run(
+        *("compress", "lenet5", "--curve", "2KB,45KB", *QUICK, "--data", few, "-o", "out"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "target missed at 2KB: " in done.stdout
+    assert (tmp_path / "out" / "45KB" / "model.onnx").is_file()
+    assert 'class="missed"' in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--curve", "32KB"), "two sizes or more"),
+        (("--curve", "32KB,64KB", "--target", "4MB"), "--target with --curve"),
+        (("--curve", "32KB,64KB", "--time", "9s", "--epochs", 1), "the time decides"),
+        (("--curve", "32KB,64KB", "--resume"), "--resume without -o"),
+        (("--curve", "32KB,64KB", "--resume", "-o", "nowhere"), "nothing to resume"),
+    ],
+)
+def test_wrong_curves_are_refused(options: tuple[object, ...], part: str, tmp_path: Path) -> None:
+    assert part in one_line(run("compress", "lenet5", *options, cwd=tmp_path), 2)
+    assert list(tmp_path.iterdir()) == []
