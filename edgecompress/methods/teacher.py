@@ -26,7 +26,7 @@ from edgecompress.data.images import Augmentation
 from edgecompress.errors import EdgecompressError
 from edgecompress.methods.sources import Target, TopK
 from edgecompress.train.batches import Batch
-from edgecompress.train.modes import outputs_of
+from edgecompress.train.modes import autocast_for, outputs_of
 
 Table = dict[str, Tensor]
 """The teacher's answers to the N training images of one view: `logits` (N, K), or the fields of a
@@ -57,8 +57,9 @@ class FixedTeacher:
     `temperature`), for training batches of `data`.
 
     `preprocess` is how the teacher reads pixels, `augmentation` and `view_seed` decide the views;
-    the defaults are those of `data`. Tables are cached in `folder`, if given. `computed` and `read`
-    count the tables computed, and read from there. `on_step(step, steps)` shows the progress.
+    the defaults are those of `data`. It computes in `precision`, as its student does. Tables are
+    cached in `folder`, if given. `computed` and `read` count the tables computed, and read from
+    there. `on_step(step, steps)` shows the progress.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class FixedTeacher:
         view_seed: int = 0,
         top_k: int | None = None,
         temperature: float = 4.0,
+        precision: str = "fp32",
         folder: Path | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -83,6 +85,7 @@ class FixedTeacher:
         self.view_seed = view_seed
         self.top_k = top_k
         self.temperature = temperature
+        self.autocast = autocast_for(precision, device)
         self.folder = folder
         self.on_step = on_step
 
@@ -138,9 +141,15 @@ class FixedTeacher:
         not only on its tensors.
         """
         pixels = self.data.train.pixels[:8].to(self.device)
-        logits = outputs_of(self.model, self.preprocess(pixels)).float().cpu()
+        logits = self._answers(pixels)
         rounded = (logits * 1000).round().to(torch.int64)
         return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
+
+    def _answers(self, pixels: Tensor) -> Tensor:
+        """The teacher's logits (B, K) for uint8 `pixels` (B, C, H, W), float32 on the CPU."""
+        with self.autocast():
+            logits = outputs_of(self.model, self.preprocess(pixels))
+        return logits.float().cpu()
 
     def _table(self, view: int) -> Table:
         """The table of `view`, from memory, from disk, or computed."""
@@ -177,7 +186,7 @@ class FixedTeacher:
         parts = []
         for number, ids in enumerate(torch.arange(len(split)).split(CHUNK), start=1):
             pixels = shown(split.pixels[ids].to(self.device), ids, self.fill)  # (B, C, H, W) uint8
-            parts.append(outputs_of(self.model, self.preprocess(pixels)).float().cpu())
+            parts.append(self._answers(pixels))
             if self.on_step is not None:
                 self.on_step(number, -(-len(split) // CHUNK))
         self.computed += 1

@@ -164,6 +164,7 @@ def fixed_teacher(
         view_seed=settings.view_seed,
         top_k=top_k,
         temperature=temperature or DEFAULTS["kl"][0],
+        precision=settings.precision,
         folder=cache_dir() / "teacher-logits",
         on_step=context.progress("logits of the teacher"),
     )

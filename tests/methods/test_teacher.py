@@ -172,6 +172,17 @@ def test_a_teacher_whose_code_changed_is_a_different_teacher(tmp_path: Path) -> 
     assert turned.computed == 1
 
 
+def test_a_teacher_in_bfloat16_has_tables_of_its_own(tmp_path: Path) -> None:
+    data = small_data()
+    batch = next(batches(data, FitSettings(1, 64), CPU, 0, 1))
+    exact = FixedTeacher(network(), data, CPU, folder=tmp_path).logits(batch)
+    half = FixedTeacher(network(), data, CPU, precision="bf16", folder=tmp_path)
+    rounded = half.logits(batch)
+    assert (half.computed, half.read) == (1, 0)
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+
+
 def test_the_colour_of_holes_is_part_of_the_view(tmp_path: Path) -> None:
     data = small_data(Augmentation(cutout=8))
     first = FixedTeacher(network(), data, CPU, preprocess=data.preprocess, folder=tmp_path)
