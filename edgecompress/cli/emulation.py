@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress.cli.console import print_line, stdout, table
+from edgecompress.proportions import sure
 
 if TYPE_CHECKING:
     from edgecompress.emulate.schema import (
@@ -23,11 +24,11 @@ def show_sweep(results: Sequence[tuple[str, EmulationResult]], root: Path) -> No
     rows = []
     for name, result in results:
         lesson, traffic = result["distill"], result["traffic"]
-        accuracy = max(row["accuracy"] for row in lesson["students"].values())
+        best = max(lesson["students"].values(), key=lambda row: row["accuracy"])
         rows.append(
             (
                 name,
-                f"{accuracy:.2%}",
+                sure(best["accuracy"], best.get("ci95")),
                 f"{lesson['step_ms']['p50']:.1f}",
                 f"{lesson['wait_ms']['p50']:.1f}",
                 f"{lesson['bytes_per_sample']:.2f}",
@@ -107,7 +108,9 @@ def show_role(name: str, row: RoleResult) -> None:
     cut = ""
     if "params_before" in row:
         cut = f", {row['params']} of {row['params_before']} parameters left"
-    print_line(f"{name}: {row['accuracy']:.2%} on test ({row['model']}{cut})")
+    known = sure(row["accuracy"], row.get("ci95"))
+    samples = f", n {row['n']}" if "n" in row else ""
+    print_line(f"{name}: {known} on test ({row['model']}{cut}{samples})")
     if "floors_reached" in row:
         print_line(f"{name}: {row['floors_reached']}")
 

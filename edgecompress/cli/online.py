@@ -268,8 +268,8 @@ def run(model: Taught, connect: Connect, given: Given) -> None:
         tls,
         options.attendance(root),
         options.learning(),
-        on_epoch=lambda row: note(
-            f"epoch {row.epoch}: {row.validation_accuracy:.2%} on validation, {row.seconds:.1f} s"
+        on_epoch=lambda row, score: note(
+            f"epoch {row.epoch}: validation {score}, {row.seconds:.1f} s"
         ),
         note=note,
     )

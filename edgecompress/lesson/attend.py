@@ -37,6 +37,7 @@ from edgecompress.online.store import Label, StateStore
 from edgecompress.online.student import Student
 from edgecompress.stages.common import count
 from edgecompress.stages.gradual.work import Shrinking
+from edgecompress.stages.scoring import on_validation
 from edgecompress.train.fit import FitResult
 from edgecompress.train.history import EpochRow
 from edgecompress.train.settings import FitSettings
@@ -139,7 +140,7 @@ def attend_lesson(
     attendance: Attendance,
     learning: Learning,
     *,
-    on_epoch: Callable[[EpochRow], None],
+    on_epoch: Callable[[EpochRow, str], None],
     note: Callable[[str], None],
 ) -> AttendedLesson:
     """Attend one lesson; writes `model.safetensors`, `history.csv` and `result.json` into the
@@ -163,7 +164,11 @@ def attend_lesson(
     if learning.cutting is not None:
         cuts = learning.cutting.plan(learner.model, data, settings, lesson.seed)
     ending = _Ending(lesson, attendance, plan, learner, data, cuts, count(learner.model))
-    student = _student(attendance, learning, plan, learner, data, settings, cuts, on_epoch, note)
+
+    def told(row: EpochRow) -> None:
+        on_epoch(row, on_validation(data, row.validation_accuracy))
+
+    student = _student(attendance, learning, plan, learner, data, settings, cuts, told, note)
     return ending.attend(student, target, tls)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -113,6 +114,8 @@ def test_killed_teacher_resumes(codec: str, tmp_path: Path) -> None:
         )
         assert learned["samples"] == 4 * DIGITS
         assert learned["breaks"] == 1, "attempts to connect again are none"
+        said = (tmp_path / "student.log").read_text()
+        assert re.search(r"epoch 4: validation [\d.]+% \(95 % [\d.]+ to [\d.]+, n \d+\)", said)
         second_start = log.read_text().split("listening at")[2]
         assert "from step 0" not in second_start, "it continued where it was"
         assert taught["params"] <= 0.7 * taught["params_before"]
