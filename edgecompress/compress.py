@@ -4,6 +4,8 @@ rest.
     teacher -> lossless steps -> plan -> contest of formats -> prune in steps, distilling between
             -> distil -> fine-tune on the grid -> export -> quantize -> measure
 
+Model `auto` has its network chosen first, from several families, for the bytes of the target.
+
 With `max_drop` as the only target the plan becomes a search: the smallest file whose accuracy stays
 within it.
 """
@@ -14,6 +16,7 @@ from collections.abc import Mapping
 
 from edgecompress.errors import UsageError
 from edgecompress.recipe import Recipe, validate
+from edgecompress.stages.auto import AUTO
 
 Values = Mapping[str, object]
 """Settings of one stage, by key, which the recipe checks."""
@@ -50,6 +53,7 @@ def recipe_for(
         search={"stage": "search", "quantize": quantize},
         quantize={"stage": "quantize", "quantize": quantize},
         teacher=teacher,
+        auto={"stage": AUTO} if model == AUTO else None,
     )
     return validate({"command": "compress", "model": model, "stages": stages, **run}, "compress")
 
@@ -66,8 +70,10 @@ def stages_for(
     search: dict[str, object],
     quantize: dict[str, object],
     teacher: str | None = None,
+    auto: dict[str, object] | None = None,
 ) -> list[Values]:
-    """The stages of a compression, from the settings of each that may be part of it.
+    """The stages of a compression, from the settings of each that may be part of it; with `auto`
+    the network is chosen first.
 
     Raises `UsageError` without a target, or with settings of a training that a given `teacher`
     replaces.
@@ -77,6 +83,8 @@ def stages_for(
             "no target: give --target 4MB, --target-macs 10M, --target-latency 5ms or --max-drop 1%"
         )
     if teacher is not None:
+        if auto is not None:
+            raise UsageError(f"--teacher with model {AUTO}: name the network of that checkpoint")
         if first.get("weights") is not None:
             raise UsageError(
                 "--teacher and --weights are both given: a teacher is already trained, so drop one"
@@ -98,4 +106,5 @@ def stages_for(
             qat["only_low_bits"] = True
         middle = [plan, contest, prune, distill, qat]
     last: list[Values] = [{"stage": "export"}, quantize, {"stage": "measure"}]
-    return [first, {"stage": "simplify"}, *middle, *last]
+    chosen = [] if auto is None else [auto]
+    return [*chosen, first, {"stage": "simplify"}, *middle, *last]

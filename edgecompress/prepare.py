@@ -68,10 +68,12 @@ def prepare(recipe: Recipe) -> Setup:
         setup = stage.check(setup)
     fresh = _own_network(setup)
     if fresh is not None or not runs_user_code(source.name):
-        network = blank(source)
+        network = blank(setup.source)
         for stage in recipe.stages:
             stage.check_network(setup, network)
-        setup = replace(setup, network=network, fresh=fresh)
+        # the network of `auto` is chosen in the run: what stands for it decides no value
+        known = network if source.name == setup.source.name else None
+        setup = replace(setup, network=known, fresh=fresh)
     return replace(setup, data=data)
 
 

@@ -12,6 +12,7 @@ from torch import nn, zeros
 from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.measure import machine
 from edgecompress.run.stage import Setup, Stage
+from edgecompress.stages.common import pretrained
 from edgecompress.stages.fields import FromScratch, Training
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import LARGE_SPLIT, SMALL_PARAMS, FitSettings, default_settings
@@ -52,7 +53,7 @@ def _of_run(setup: Setup) -> Iterator[tuple[str, int | None, str]]:
             yield "resize", preprocess.resize, DATA
 
 
-def _of_stage(setup: Setup, stage: Stage) -> Iterator[tuple[str, float, str]]:
+def _of_stage(setup: Setup, stage: Stage) -> Iterator[tuple[str, float | str, str]]:
     """(field, value, origin) of what `fit_settings` will choose for `stage`."""
     if not isinstance(stage, Training):
         return
@@ -65,6 +66,8 @@ def _of_stage(setup: Setup, stage: Stage) -> Iterator[tuple[str, float, str]]:
     yield "batch_size", (chosen or plain).batch_size, DATA
     if not large:
         yield "dropout", 0.0, DATA
+    if chosen is not None and stage.stage in ONE_NETWORK:
+        yield "optimizer", chosen.optimizer, NETWORK
     if chosen is not None and stage.stage in ONE_NETWORK and _alone(stage):
         yield "learning_rate", chosen.learning_rate, NETWORK
     if setup.recipe.time is not None and stage.share_of_time:
@@ -82,17 +85,22 @@ def _alone(stage: Stage) -> bool:
     return getattr(stage, "mode", "offline") == "offline"
 
 
-def _defaults(setup: Setup, stage: Stage) -> FitSettings | None:
+def _defaults(setup: Setup, stage: Training) -> FitSettings | None:
     """The defaults for the network that `stage` trains; None where they depend on its cuts."""
     network = setup.network
     if network is None:
         return None
     normalised = has_norm(network)
+    optimizer = stage.optimizer_for(
+        normalised=normalised,
+        large=len(setup.data.train) > LARGE_SPLIT,
+        pretrained=pretrained(setup.recipe),
+    )
     if stage.stage == "train" and isinstance(stage, FromScratch):
-        return default_settings(_as_trained(setup, stage, network), setup.data, None, normalised)
-    if normalised or _small(network):
-        return default_settings(network, setup.data, None, normalised)
-    return None
+        network = _as_trained(setup, stage, network)
+    elif not (normalised or _small(network)):
+        return None
+    return default_settings(network, setup.data, None, normalised, optimizer)
 
 
 def _as_trained(setup: Setup, stage: FromScratch, network: nn.Module) -> nn.Module:

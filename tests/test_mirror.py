@@ -143,6 +143,8 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "run/test_resume.py",
         "stages/test_plugin.py",
     ),
+    "stages/auto/__init__.py": ("cli/test_auto.py",),
+    "stages/auto/work.py": ("cli/test_auto.py",),
     "stages/budgets.py": ("cli/test_prune.py",),
     "stages/candidates.py": ("stages/test_common.py",),
     "stages/checkpoints.py": (

@@ -11,6 +11,7 @@ import typer
 from edgecompress.cli.checkpoints import Model
 from edgecompress.cli.options import DATA, RUN, TIME, Draft, Given, for_kinds, options_of, verb
 from edgecompress.errors import UsageError
+from edgecompress.stages.auto import AUTO, AutoStage
 from edgecompress.stages.contest import ContestStage
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.plan import PlanStage, Targets
@@ -25,14 +26,14 @@ EVERY_TRAINING = (
     *("flip", "shift", "cutout"),
 )
 """Settings of all trainings of the run; the others are those of the first one."""
-OTHER_TRAININGS = (PruneStage, DistillStage, SearchStage, ContestStage, QatStage)
+OTHER_TRAININGS = (PruneStage, DistillStage, SearchStage, ContestStage, QatStage, AutoStage)
 if TYPE_CHECKING:
     from edgecompress.cli.curve import Part
 
 CURVE = ("--curve", "command line")
 """What gave the size of a point, and where that came from."""
 TAUGHT = TrainStage.share_of_time
-COMPRESSED = sum(kind.share_of_time for kind in OTHER_TRAININGS)
+COMPRESSED = sum(kind.share_of_time for kind in OTHER_TRAININGS if kind is not AutoStage)
 """Parts of a curve's time: for the teacher, and for each size."""
 TARGETS = options_of(Targets, "Targets")
 FORMAT = options_of(PlanStage, "Targets", only=("quantize",), also=(QuantizeStage, SearchStage))
@@ -50,6 +51,7 @@ DISTILLING = options_of(
     renamed={"epochs": "distill_epochs"},
     also=(SearchStage,),
 )
+FIELD = options_of(AutoStage, "Targets", only=("models",))
 TUNING = options_of(QatStage, "Training", only=("epochs",), renamed={"epochs": "qat_epochs"})
 
 Teacher = Annotated[
@@ -68,11 +70,27 @@ Sizes = Annotated[
 ]
 
 
-@verb(TARGETS, FORMAT, STEPS, CRITERION, WIDTHS, FIRST, EVERY, DISTILLING, TUNING, DATA, TIME, RUN)
+@verb(
+    TARGETS,
+    FORMAT,
+    FIELD,
+    STEPS,
+    CRITERION,
+    WIDTHS,
+    FIRST,
+    EVERY,
+    DISTILLING,
+    TUNING,
+    DATA,
+    TIME,
+    RUN,
+)
 def compress(model: Model, given: Given, teacher: Teacher = None, curve: Sizes = None) -> None:
     """Train (or take) a network, make it fit the targets, and prove what it lost.
 
     Example: edgecompress compress vgg16 --target 4MB
+
+    With auto in place of a name, networks of several families compete for the size.
     """
     if curve is not None:
         _curve(model, given, _path(teacher), curve)
@@ -82,11 +100,13 @@ def compress(model: Model, given: Given, teacher: Teacher = None, curve: Sizes =
             f"{idle[0]} is about training the teacher, which --teacher brings trained: drop one"
         )
     known = None if teacher is None else Path(teacher)
-    stages = _stages(given, given.draft(Targets), _path(teacher))
+    stages = _stages(model, given, given.draft(Targets), _path(teacher))
     given.launch("compress", stages, model=model, checkpoint=known)
 
 
-def _stages(given: Given, targets: Draft, teacher: str | None) -> list[Mapping[str, object]]:
+def _stages(
+    model: str, given: Given, targets: Draft, teacher: str | None
+) -> list[Mapping[str, object]]:
     """The stages of a compression to `targets`, with the options that were given."""
     from edgecompress.compress import stages_for
 
@@ -111,6 +131,7 @@ def _stages(given: Given, targets: Draft, teacher: str | None) -> list[Mapping[s
         search=search,
         quantize=given.draft(QuantizeStage),
         teacher=teacher,
+        auto=later[AutoStage] if model == AUTO else None,
     )
 
 
@@ -122,12 +143,14 @@ def _curve(model: str, given: Given, teacher: str | None, text: str) -> None:
     sizes, options = curves.sizes(text), given.run_options()
     if targets := [option.flags[-1] for option in TARGETS if option.name in given]:
         raise UsageError(f"{targets[0]} with --curve, which has targets of its own: drop one")
+    if model == AUTO:
+        raise UsageError(f"--curve with model {AUTO}, which is chosen for one size: name a network")
     if "epochs" in given and "time" in given:
         raise UsageError("--epochs with --time and --curve: the time decides, drop one")
     root = options.output or default_root("compress", model)
     if options.dry_run:
         smallest = Draft({"bytes": sizes[-1]}, {"bytes": CURVE})
-        given.launch("compress", _stages(given, smallest, teacher), model=model)
+        given.launch("compress", _stages(model, given, smallest, teacher), model=model)
         return
     curves.check(root, options)
     parts = _parts(model, given, teacher, sizes, root / curves.TEACHER / "model.safetensors")
@@ -145,7 +168,9 @@ def _parts(
 
     first = given.draft(TrainStage)
     of_size = {
-        size: _stages(given, Draft({"bytes": size}, {"bytes": CURVE}), teacher or str(taught))
+        size: _stages(
+            model, given, Draft({"bytes": size}, {"bytes": CURVE}), teacher or str(taught)
+        )
         for size in sizes
     }
     parts = [

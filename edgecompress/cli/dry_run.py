@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress.errors import EnvironmentMissingError
+from edgecompress.stages.auto import AUTO
 from edgecompress.stages.fields import Training
 from edgecompress.units import format_count, format_size
 
@@ -44,7 +45,7 @@ def _about(setup: Setup, root: Path) -> Iterator[str]:
         parameters = sum(p.numel() for p in setup.network.parameters())
         yield f"model: {setup.source.name}, {format_count(parameters)} parameters"
     yield f"epochs: {_epochs(setup.recipe)}"
-    smallest = outlook(setup)
+    smallest = outlook(setup) if setup.recipe.model != AUTO else None
     if smallest is not None:
         yield smallest
     yield f"device: {setup.device}; {_runtime()}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgecompress.pipeline import Outcome
     from edgecompress.run.schema import ConstantRow, RunResult, StageRecord
     from edgecompress.run.sections import (
+        AutoSection,
         CompareSection,
         ContestSection,
         FrozenSection,
@@ -78,6 +79,8 @@ def show_sections(result: RunResult, *, verbose: bool) -> None:
     if verbose and (weights := shipped_weights(result)):
         columns = ["layer", "bits", "storage", "bytes"]
         stdout().print(table(f"weights in {result['format']}", columns, weights))
+    if "auto" in result:
+        show_field(result["auto"])
     if "contest" in result:
         show_contest(result["contest"])
     if "distill" in result and result["distill"]["teacher"]:
@@ -104,6 +107,22 @@ def shipped_weights(result: RunResult) -> list[tuple[str, ...]]:
         if form["format"] == result.get("format")
         for row in form.get("weights", [])
     ]
+
+
+def show_field(section: AutoSection) -> None:
+    """A row for each network that competed to be the one that was compressed."""
+    rows = [
+        (
+            f"{row['model']} (won)" if row["model"] == section["winner"] else row["model"],
+            format_count(row["params"]),
+            format_count(row["macs"]),
+            str(row["epochs"]),
+            sure(row["accuracy"], row["ci95"]),
+        )
+        for row in section["rows"]
+    ]
+    columns = ["network, cut to the target", "parameters", "MACs", "epochs", "validation"]
+    stdout().print(table("networks in short trainings", columns, rows))
 
 
 def show_contest(section: ContestSection) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from edgecompress.errors import EnvironmentMissingError, UnknownNameError, UsageError
 from edgecompress.models import own
+from edgecompress.models.cifar import Vgg8, densenet_cifar, mobilenet_v2_cifar
 from edgecompress.models.own import runs_user_code
 from edgecompress.models.resnet import CifarResNet
 from edgecompress.models.small import LeNet, Mlp
@@ -48,6 +49,9 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "resnet8": partial(CifarResNet, (1, 1, 1), (16, 32, 64)),
     "resnet20": partial(CifarResNet, (3, 3, 3), (16, 32, 64)),
     "resnet20x2": partial(CifarResNet, (3, 3, 3), (32, 64, 128)),
+    "mobilenet_v2-cifar": mobilenet_v2_cifar,
+    "densenet-cifar": densenet_cifar,
+    "vgg8-cifar": Vgg8,
     "resnet18-cifar": partial(CifarResNet, (2, 2, 2, 2), (64, 128, 256, 512)),
     "lenet5": LeNet,
     "vgg16-nobias": vgg16_nobias,
@@ -122,9 +126,10 @@ INCEPTION_IMAGES = 299
 
 def default_image_size(name: str) -> int:
     """Side in pixels of the images that the network called `name` is made for: 32 for networks of
-    small images, what timm's configuration says, else ImageNet's 224 (also for the user's own).
+    small images (`auto` chooses among these), what timm's configuration says, else ImageNet's 224
+    (also for the user's own).
     """
-    if name == "mlp" or (name in _OWN and name != "vgg16-nobias"):
+    if name in ("mlp", "auto") or (name in _OWN and name != "vgg16-nobias"):
         return SMALL_IMAGES
     prefix, _, rest = name.partition(":")
     if prefix == "timm":

@@ -95,7 +95,7 @@ def build(
     result: RunResult = {
         "schema": 1,
         "command": recipe.command,
-        "model": recipe.model,
+        "model": state.source.name if recipe.model == "auto" else recipe.model,
         "data": recipe.data,
         "seed": recipe.seed,
         "artifact": artifact,

@@ -230,6 +230,31 @@ class ContestSection(TypedDict):
     n: int
 
 
+class AutoRow(TypedDict):
+    """A network that competed: its size when cut to the target, the epochs of its short trainings,
+    and the validation accuracy after them with its 95 % interval.
+    """
+
+    model: str
+    params: int
+    macs: int
+    epochs: int
+    accuracy: float
+    ci95: list[float]
+
+
+class AutoSection(TypedDict):
+    """Which network won the short trainings for `target_bytes`, on how many training images, and
+    how each did on `n` validation images, the best first.
+    """
+
+    winner: str
+    target_bytes: int
+    training_images: int
+    n: int
+    rows: list[AutoRow]
+
+
 class SparsifySection(TypedDict):
     """The share of zero weights, in all and in each layer."""
 
@@ -240,6 +265,7 @@ class SparsifySection(TypedDict):
 class Sections(TypedDict, total=False):
     """What the stages report of themselves, by the name of the stage; one of your own adds its."""
 
+    auto: AutoSection
     frozen: FrozenSection
     compare: CompareSection
     contest: ContestSection

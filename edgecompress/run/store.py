@@ -60,9 +60,7 @@ class Stored:
 
 _STORED = TypeAdapter(Stored)
 _FACTS = {
-    name: TypeAdapter(kind)
-    for name, kind in get_type_hints(State).items()
-    if name not in (*ROLES, "source")
+    name: TypeAdapter(kind) for name, kind in get_type_hints(State).items() if name not in ROLES
 }
 
 
@@ -126,7 +124,7 @@ def _save(run: RunDirectory, path: Path, network: Network, value: str) -> Stored
 
 
 def facts_of(state: State) -> dict[str, JsonValue]:
-    """Everything in `state` but its networks and its source, as JSON."""
+    """Everything in `state` but its networks, as JSON."""
     known = [f.name for f in fields(state) if f.name in _FACTS]
     return {name: _FACTS[name].dump_python(getattr(state, name), mode="json") for name in known}
 

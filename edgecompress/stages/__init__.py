@@ -6,6 +6,7 @@ Importing this imports no torch: the work of a stage is imported when it runs.
 from __future__ import annotations
 
 from edgecompress.run.stage import Stage
+from edgecompress.stages.auto import AutoStage
 from edgecompress.stages.compare import CompareStage
 from edgecompress.stages.contest import ContestStage
 from edgecompress.stages.distill import DistillStage
@@ -27,6 +28,7 @@ from edgecompress.stages.teacher import TeacherStage
 from edgecompress.stages.train import TrainStage
 
 STAGES: list[type[Stage]] = [
+    AutoStage,
     TrainStage,
     LoadStage,
     TeacherStage,

@@ -25,8 +25,10 @@ from edgecompress.measure import machine, runtime
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
+from edgecompress.models.own import runs_user_code
 from edgecompress.run.context import Context, TrainingContext
 from edgecompress.run.schema import Score
+from edgecompress.run.stage import RunSettings
 from edgecompress.run.state import StageRow, State
 from edgecompress.stages.fields import Training
 from edgecompress.stages.scoring import on_validation, score_of, weakness
@@ -48,7 +50,6 @@ TRAINING_FIELDS = (
     "epochs",
     "batch_size",
     "learning_rate",
-    "optimizer",
     "nesterov",
     "weight_decay",
     "norm_decay",
@@ -71,7 +72,13 @@ def fit_settings(
 
     `epochs` is the default number of epochs, `views` that of augmented views per image.
     """
-    defaults = default_settings(model, context.data, epochs, has_norm(model))
+    normalised = has_norm(model)
+    optimizer = training.optimizer_for(
+        normalised=normalised,
+        large=len(context.data.train) > LARGE_SPLIT,
+        pretrained=isinstance(context, Context) and pretrained(context.recipe),
+    )
+    defaults = default_settings(model, context.data, epochs, normalised, optimizer)
     augmentation = replace(
         context.data.augmentation, **_given(training, ("flip", "shift", "cutout"))
     )
@@ -88,6 +95,12 @@ def fit_settings(
         views=views,
         elastic=training.epochs is None,
     )
+
+
+def pretrained(recipe: RunSettings) -> bool:
+    """May the network of `recipe` have learned before? The user's own code may bring weights."""
+    given = any(getattr(stage, "weights", None) is not None for stage in recipe.stages)
+    return given or runs_user_code(recipe.model)
 
 
 def _precision(context: TrainingContext, training: Training) -> str:

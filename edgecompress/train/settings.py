@@ -76,20 +76,30 @@ class FitSettings:
         return epoch - 1 if self.views is None else (epoch - 1) % self.views
 
 
+SGD_RATE = 100
+"""Learning rate of SGD over that of Adam for the same network."""
+
+
 def default_settings(
-    model: nn.Module, data: DataSet, epochs: int | None = None, normalised: bool = True
+    model: nn.Module,
+    data: DataSet,
+    epochs: int | None = None,
+    normalised: bool = True,
+    optimizer: str = "adamw",
 ) -> FitSettings:
     """Settings that train from scratch in minutes: a wide plain network (not `normalised`) gets
     fewer epochs and a lower learning rate.
 
     Up to `LARGE_SPLIT` training images: 4 epochs at 3e-4 for plain networks of at least
     `SMALL_PARAMS` parameters, 12 at 1e-3 for others, without dropout, which slows a short run more
-    than it helps. Above: 30 epochs, batches of 128, the network's own dropout.
+    than it helps. Above: 30 epochs, batches of 128, the network's own dropout. SGD has `SGD_RATE`
+    times the learning rate.
     """
     steady = normalised or sum(p.numel() for p in model.parameters()) < SMALL_PARAMS
-    rate = 1e-3 if steady else 3e-4
+    rate = (1e-3 if steady else 3e-4) * (SGD_RATE if optimizer == "sgd" else 1)
     if len(data.train) > LARGE_SPLIT:
-        settings = FitSettings(epochs=30, batch_size=128, learning_rate=rate)
+        settings = FitSettings(epochs=30, batch_size=128, learning_rate=rate, optimizer=optimizer)
     else:
-        settings = FitSettings(epochs=12 if steady else 4, learning_rate=rate, dropout=0.0)
+        short = 12 if steady else 4
+        settings = FitSettings(short, learning_rate=rate, optimizer=optimizer, dropout=0.0)
     return settings if epochs is None else replace(settings, epochs=epochs)

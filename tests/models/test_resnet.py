@@ -14,6 +14,10 @@ def test_resnet20_has_the_papers_size() -> None:
     assert sum(p.numel() for p in build(ModelSource("resnet20", 10, SHAPE)).parameters()) == 272_474
 
 
+def test_resnet8_has_the_size_of_mlperf_tiny() -> None:
+    assert sum(p.numel() for p in build(ModelSource("resnet8", 10, SHAPE)).parameters()) == 78_042
+
+
 def test_stages_halve_the_map_but_the_first() -> None:
     model = CifarResNet((1, 1, 1), (4, 8, 12), num_classes=5, in_channels=1).eval()
     x = torch.zeros(2, 1, 32, 32)

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgecompress.data import load_data
 from edgecompress.run.state import SizePlan
-from edgecompress.stages.contest.work import MORE, Contender, _lengths, _outcome, halved
+from edgecompress.stages.contest.work import Contender, _outcome
 from tests.cli.test_cli import one_line, run
 
 
@@ -18,28 +18,9 @@ def _contender(form: str, accuracy: float) -> Contender:
     return Contender(SizePlan(True, (form,)), nn.Identity(), 1, accuracy=accuracy)
 
 
-def test_half_of_the_contenders_go_on() -> None:
-    entered = [_contender("int8-qdq", 0.7), _contender("int4", 0.9), _contender("int2", 0.8)]
-    left = halved(entered)
-    assert [one.form for one in left] == ["int4", "int2"]
-    assert [one.form for one in halved(left)] == ["int4"]
-
-
 def test_the_wider_format_wins_a_tie() -> None:
     tied = [_contender("int2", 0.9), _contender("int4", 0.9), _contender("int8-qdq", 0.2)]
-    assert [one.form for one in halved(tied)] == ["int4", "int2"]
-    assert [one.form for one in halved(halved(tied))] == ["int4"]
-
-
-@pytest.mark.parametrize("contenders", range(1, 8))
-def test_the_length_of_a_contest_is_that_of_its_rounds(contenders: int) -> None:
-    left, length, total = [_contender("int4", 0.5)] * contenders, 1, contenders
-    left = halved(left)
-    while len(left) > 1:
-        length *= MORE
-        total += length * len(left)
-        left = halved(left)
-    assert _lengths(contenders) == total
+    assert [one.form for one in sorted(tied, key=Contender.rank)] == ["int4", "int2", "int8-qdq"]
 
 
 def test_a_format_that_was_alone_is_not_called_the_best() -> None:

@@ -31,6 +31,13 @@ def test_a_large_split_gets_larger_batches_and_the_networks_own_dropout() -> Non
     assert (settings.epochs, settings.batch_size, settings.dropout) == (30, 128, None)
 
 
+def test_sgd_has_a_rate_of_its_own() -> None:
+    data = load_data("digits")
+    adam, sgd = (default_settings(nn.Identity(), data, optimizer=o) for o in ("adamw", "sgd"))
+    assert sgd.learning_rate == 100 * adam.learning_rate
+    assert (adam.optimizer, sgd.optimizer) == ("adamw", "sgd")
+
+
 def test_the_requested_number_of_epochs_wins() -> None:
     assert default_settings(nn.Identity(), load_data("digits"), epochs=7).epochs == 7
 

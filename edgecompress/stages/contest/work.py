@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +30,7 @@ from edgecompress.stages.common import (
     validation_accuracy,
     watched,
 )
+from edgecompress.stages.halving import MORE, length, winner
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.stages.qat.work import STEPS, on_grid
 from edgecompress.stages.scoring import on_validation
@@ -43,8 +43,6 @@ SHARE = 6
 """The first round has so small a part of the epochs of a complete training; one on large data."""
 NEAR = 0.005
 """Where the wider format comes so near to the accuracy of the first network, it has won."""
-MORE = 2
-"""Each round has so many times the epochs of the one before, for half of the contenders."""
 
 
 @dataclass
@@ -62,6 +60,10 @@ class Contender:
     def form(self) -> str:
         """Its format."""
         return self.plan.formats[0]
+
+    def rank(self) -> tuple[float, ...]:
+        """Its place among others: by accuracy; the wider format wins a tie."""
+        return -self.accuracy, -FORMATS[self.form].bits
 
     def as_dict(self) -> ContestRow:
         """As `result.json` has it."""
@@ -82,34 +84,23 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
     if first is None or not first.contenders:
         return state
     entry = _Entry(context, settings, state)
-    rounds = _Rounds(context, settings, state, _lengths(1 + len(first.contenders)))
+    rounds = _Rounds(context, settings, state, length(1 + len(first.contenders)))
     entered = [entry.of(replace(first, contenders=()))]
     rounds.train(entered[0], 0)
     if entered[0].accuracy < state.need_baseline().validation_accuracy - NEAR:
         for plan in first.contenders:
             entered.append(entry.of(plan))
             rounds.train(entered[-1], 0)
-    left, number = halved(entered), 1
-    while len(left) > 1:
-        for one in left:
-            rounds.train(one, number)
-        left, number = halved(left), number + 1
-    winner = left[0]
-    outcome = _outcome(context.data, entered, winner)
+    won = winner(entered, rounds.train, Contender.rank)
+    outcome = _outcome(context.data, entered, won)
     context.reporter.note(f"contest: {outcome}")
     section: ContestSection = {
-        "winner": winner.form,
+        "winner": won.form,
         "rows": [_row(context, one) for one in entered],
         "n": len(context.data.validation),
     }
-    plan = replace(winner.plan, reason=f"{winner.plan.reason}; {outcome}")
+    plan = replace(won.plan, reason=f"{won.plan.reason}; {outcome}")
     return replace(state, plan=plan).with_section("contest", section)
-
-
-def halved(left: Sequence[Contender]) -> list[Contender]:
-    """The more accurate half of `left`, rounded up; the wider format wins a tie."""
-    best_first = sorted(left, key=lambda one: (-one.accuracy, -FORMATS[one.form].bits))
-    return best_first[: math.ceil(len(left) / 2)]
 
 
 def _row(context: Context, one: Contender) -> ContestRow:
@@ -120,7 +111,7 @@ def _row(context: Context, one: Contender) -> ContestRow:
     return row
 
 
-def _outcome(data: DataSet, entered: Sequence[Contender], winner: Contender) -> str:
+def _outcome(data: DataSet, entered: Sequence[Contender], won: Contender) -> str:
     rows = ", ".join(
         f"{one.form} {one.params:,} parameters {on_validation(data, one.accuracy)} "
         f"after {one.epochs} epochs"
@@ -128,8 +119,8 @@ def _outcome(data: DataSet, entered: Sequence[Contender], winner: Contender) -> 
     )
     if len(entered) == 1:
         near = f"comes within {100 * NEAR:g} points of the first network in a short training"
-        return f"{winner.form} {near}, so no fewer bits were tried ({rows})"
-    return f"{winner.form} is the most accurate in short trainings ({rows})"
+        return f"{won.form} {near}, so no fewer bits were tried ({rows})"
+    return f"{won.form} is the most accurate in short trainings ({rows})"
 
 
 class _Entry:
@@ -166,15 +157,6 @@ class _Entry:
         return Contender(plan, on_grid(context, model, bits_by_layer(form.name, names)), params)
 
 
-def _lengths(contenders: int) -> int:
-    """What all trainings of so many contenders take, in those of the first round."""
-    total, length = contenders, 1
-    while (contenders := math.ceil(contenders / 2)) > 1:
-        length *= MORE
-        total += length * contenders
-    return total
-
-
 @dataclass
 class _Rounds:
     """The trainings of a contest, of which those ahead have the length of so many of the first
@@ -188,19 +170,19 @@ class _Rounds:
 
     def train(self, one: Contender, number: int) -> None:
         """Train a contender for the epochs of round `number` (from 0), in place."""
-        context, settings, length = self.context, self.settings, MORE**number
+        context, settings, times = self.context, self.settings, MORE**number
         network = one.network
         model = network.model if isinstance(network, QuantAware) else network
         whole = fit_settings(context, model, settings).epochs
         first = 1 if len(context.data.train) > LARGE_SPLIT else max(1, whole // SHARE)
-        epochs = (settings.epochs or first) * length
+        epochs = (settings.epochs or first) * times
         given = settings.model_copy(update={"epochs": epochs})
         chosen = fit_settings(context, model, given, epochs=epochs)
         chosen = replace(chosen, faster=(STEPS,), elastic=settings.epochs is None)
         loss = learning_loss(context, self.state, chosen, settings.temperature, settings.alpha)
         hooks = watched(context, f"contest {one.form}", settings.patience, keep_initial=True)
-        seed, share = context.seed + number, length / self.ahead
+        seed, share = context.seed + number, times / self.ahead
         result = train_model(context, network, loss, chosen, hooks, seed=seed, share=share)
-        self.ahead -= length
+        self.ahead -= times
         one.epochs += len(result.history)
         one.accuracy = validation_accuracy(context, network)

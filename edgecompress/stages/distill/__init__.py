@@ -40,6 +40,7 @@ class DistillStage(Training):
     """
 
     stage: Literal["distill"] = "distill"
+    learns_anew = True
     share_of_time = 5.0
     mode: Literal["offline", "online", "mutual"] = "offline"
     """offline: frozen teacher; online: it trains too; mutual: each learns from the other."""

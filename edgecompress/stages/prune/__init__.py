@@ -25,6 +25,7 @@ class PruneStage(Distilled):
     """
 
     stage: Literal["prune"] = "prune"
+    learns_anew = True
     share_of_time = 3.0
     amount: Amount | None = None
     """50% of the parameters to remove, or what is left: 2Mparams, 10MMACs, 4MB (fp32 file);

@@ -1,0 +1,169 @@
+"""Short trainings of networks of several families, each cut to the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from edgecompress.core import shrink
+from edgecompress.core.proof import trace
+from edgecompress.data import DataSet
+from edgecompress.data.images import stratified
+from edgecompress.measure.cost import cost
+from edgecompress.methods.scores import random as random_scores
+from edgecompress.models.registry import ModelSource
+from edgecompress.proportions import interval
+from edgecompress.run.context import Context, seed_everything
+from edgecompress.run.sections import AutoRow, AutoSection
+from edgecompress.run.state import SizePlan, State
+from edgecompress.stages.budgets import Chooser, budgets_of
+from edgecompress.stages.candidates import file_bytes
+from edgecompress.stages.common import (
+    count,
+    fit_settings,
+    train_model,
+    validation_accuracy,
+    watched,
+)
+from edgecompress.stages.halving import MORE, length, winner
+from edgecompress.stages.plan.work import at_floors
+from edgecompress.stages.scoring import on_validation
+from edgecompress.stages.train.work import start
+from edgecompress.train.fit import smoothed
+from edgecompress.train.settings import LARGE_SPLIT
+from edgecompress.units import format_size
+
+if TYPE_CHECKING:
+    from edgecompress.stages.auto import AutoStage
+
+FORM = "int4"
+"""The format that the networks are cut for: between those that may win in the end."""
+EPOCHS = 2
+"""Of the first round, where neither they nor a time are given."""
+FLOOR = 0.1
+"""Share of every group's channels that stays."""
+SMOOTHING = 0.1
+
+
+@dataclass
+class Entrant:
+    """A network of the field: what it is built from, cut to the target, and what it reached."""
+
+    source: ModelSource
+    network: nn.Module
+    params: int
+    macs: int
+    epochs: int = 0
+    accuracy: float = 0.0
+
+    def rank(self) -> tuple[float, ...]:
+        """Its place among others: by accuracy, then by fewer operations."""
+        return -self.accuracy, self.macs
+
+
+def choose(context: Context, settings: AutoStage, state: State) -> State:
+    """The state with the source of the network whose short trainings ended best on validation."""
+    few = replace(context, data=_few(context.data))
+    limit = settings.target(context.recipe.stages)
+    entered = list[Entrant]()
+    for name in settings.models:
+        source = replace(state.source, name=name)
+        network = cut(few, source, limit)
+        if network is None:
+            context.reporter.note(f"{name} does not fit {format_size(limit)}: left out")
+            continue
+        macs = cost(network, context.example).macs
+        entered.append(Entrant(source, network, count(network), macs))
+    if not entered:
+        context.reporter.note(f"nothing fits {format_size(limit)}: {state.source.name} is taken")
+        return state
+    rounds = _Rounds(few, settings, length(len(entered)))
+    for one in entered:
+        rounds.train(one, 0)
+    best = winner(entered, rounds.train, Entrant.rank)
+    ordered = sorted(entered, key=Entrant.rank)
+    field = ", ".join(
+        f"{one.source.name} {on_validation(context.data, one.accuracy)} after {one.epochs} epochs"
+        for one in ordered
+    )
+    name = best.source.name
+    context.reporter.note(f"{name} begins: the best of short trainings ({field})")
+    images = len(few.data.validation)
+    section: AutoSection = {
+        "winner": name,
+        "target_bytes": limit,
+        "training_images": len(few.data.train),
+        "n": images,
+        "rows": [_row(one, images) for one in ordered],
+    }
+    return replace(state, source=best.source).with_section("auto", section)
+
+
+def cut(context: Context, source: ModelSource, limit: int) -> nn.Module | None:
+    """A new network of `source`, its widths reduced by one share until its file in `FORM` takes
+    `limit` bytes; None where it does not fit.
+    """
+    seed_everything(context.seed)
+    model, _ = start(context, source, None)
+    model = model.cpu()
+    graph = trace(model, context.example)
+    floors = at_floors(model, graph, (FORM,), FLOOR, 1)
+    small = floors.narrowest(FORM, file_bytes(context, FORM, floors.network))
+    plan = SizePlan(True, (FORM,), bytes=limit, fixed_bytes=small.fixed, floor=FLOOR, round_to=1)
+    scores = random_scores(graph, context.seed)
+    chosen = Chooser(model, graph, scores, plan, "local", {}).within(budgets_of(model, graph, plan))
+    return shrink(model, chosen.keep) if chosen.met else None
+
+
+def _few(data: DataSet) -> DataSet:
+    """The data with at most `LARGE_SPLIT` training images, each class in proportion: which family
+    is ahead shows on few.
+    """
+    if len(data.train) <= LARGE_SPLIT:
+        return data
+    (_, chosen) = stratified(data.train.labels, (LARGE_SPLIT / len(data.train),))
+    return replace(data, train=data.train.rows(chosen))
+
+
+def _row(one: Entrant, images: int) -> AutoRow:
+    return {
+        "model": one.source.name,
+        "params": one.params,
+        "macs": one.macs,
+        "epochs": one.epochs,
+        "accuracy": one.accuracy,
+        "ci95": list(interval(round(one.accuracy * images), images)),
+    }
+
+
+@dataclass
+class _Rounds:
+    """The trainings of the field, of which those ahead have the length of so many of the first
+    round.
+    """
+
+    context: Context
+    settings: AutoStage
+    ahead: int
+
+    def train(self, one: Entrant, number: int) -> None:
+        """Train an entrant further in round `number` (from 0), in place."""
+        context, settings, times = self.context, self.settings, MORE**number
+        epochs = (EPOCHS if settings.epochs is None else settings.epochs) * times
+        given = settings.model_copy(update={"epochs": epochs})
+        chosen = fit_settings(context, one.network, given, epochs=epochs)
+        chosen = replace(chosen, elastic=settings.epochs is None)
+        hooks = watched(context, f"auto {one.source.name}", keep_initial=number > 0)
+        torch.manual_seed(context.seed)
+        result = train_model(
+            *(context, one.network, smoothed(SMOOTHING), chosen, hooks),
+            seed=context.seed + number,
+            share=times / self.ahead,
+        )
+        self.ahead -= times
+        one.network = result.model
+        one.epochs += len(result.history)
+        one.accuracy = validation_accuracy(context, one.network)
