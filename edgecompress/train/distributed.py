@@ -112,6 +112,15 @@ def agreed(values: Mapping[Key, Tensor], device: torch.device) -> None:
             tensor.copy_(sent)
 
 
+def agreed_count(value: int, device: torch.device) -> int:
+    """The `value` of rank 0."""
+    if size() == 1:
+        return value
+    sent = torch.tensor(value, device=device)
+    dist.broadcast(sent, 0)
+    return int(sent)
+
+
 def summed(value: float, device: torch.device) -> float:
     """The sum of `value` over all processes."""
     if size() == 1:

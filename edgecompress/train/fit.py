@@ -76,8 +76,8 @@ def fit_together(
     """Train several networks on the same batches. Each is trained as by `fit`; its loss finds the
     logits (B, K) of the others in `batch.logits`, by name.
 
-    Epochs, batch size, augmentation and views are those of the first learner. Training ends early
-    when every learner has run out of patience.
+    Epochs (or the time that decides them), batch size, augmentation and views are those of the
+    first learner. Training ends early when every learner has run out of patience.
     """
     settings = next(iter(learners.values())).settings
     each = math.ceil(len(data.train) / settings.batch_size)  # steps
@@ -99,7 +99,8 @@ def fit_together(
         epochs, pace = settings.epochs, None
         if settings.time_s is not None:
             pace = Pace(settings.time_s)
-            epochs = pace.begin(measured(runs, data, settings, device, seed), epoch - 1)
+            first = pace.begin(measured(runs, data, settings, device, seed), epoch - 1)
+            epochs = distributed.agreed_count(first, device)
             for run in runs.values():
                 run.set_length(epochs * each)
 
@@ -116,7 +117,7 @@ def fit_together(
             if all(run.out_of_patience(epoch) for run in runs.values()):
                 break
             if pace is not None:
-                epochs = pace.after(epoch)
+                epochs = distributed.agreed_count(pace.after(epoch), device)
                 for run in runs.values():
                     run.set_length(epochs * each)
             epoch += 1
@@ -130,8 +131,9 @@ def measured(
     """Seconds of an epoch with its validation, from a few steps, which leave no trace: the training
     that follows is that of a given number of epochs.
     """
-    lap, random = Lap(), torch.get_rng_state()
-    with contextlib.ExitStack() as stack, safe_convolutions(device):
+    lap = Lap(alone=distributed.size() == 1)
+    own = [device] if device.type == "cuda" else []
+    with contextlib.ExitStack() as stack, safe_convolutions(device), torch.random.fork_rng(own):
         for run in runs.values():
             stack.enter_context(run.undone())
         begun = time.perf_counter()
@@ -141,7 +143,6 @@ def measured(
             begun = time.perf_counter()
             if lap.enough():
                 break
-    torch.set_rng_state(random)
     checked = sum(run.validation_s(data) for run in runs.values())
     return lap.epoch_s(math.ceil(len(data.train) / settings.batch_size)) + checked
 

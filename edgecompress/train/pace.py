@@ -52,6 +52,8 @@ class Lap:
     """Times of single steps: the first prepares much, the others are alike."""
 
     times: list[float] = field(default_factory=list)
+    alone: bool = True
+    """No other process measures the same steps, so the time may end them."""
 
     def add(self, seconds: float) -> None:
         """One more step."""
@@ -59,7 +61,8 @@ class Lap:
 
     def enough(self) -> bool:
         """Can the others be told from the first?"""
-        return len(self.times) >= MOST or (len(self.times) > 2 and sum(self.times[1:]) > LIMIT_S)
+        late = self.alone and len(self.times) > 2 and sum(self.times[1:]) > LIMIT_S
+        return late or len(self.times) >= MOST
 
     def epoch_s(self, steps: int) -> float:
         """What `steps` of them take, the first as long as it took: what it prepares, such as a

@@ -87,6 +87,13 @@ def test_a_network_is_cut_alike_in_both_processes(few: str, tmp_path: Path) -> N
     assert json.loads(done.stdout)["stages"][-1]["params"] < 0.55 * 62_006
 
 
+def test_both_processes_fit_the_same_epochs_into_a_time(few: str, tmp_path: Path) -> None:
+    """Each measures on its own; if they chose two numbers, one would wait for the other."""
+    done = torchrun("train", "mlp", "--data", few, "--time", "2s", "-o", "t", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "t" / "history.csv").read_text().splitlines()) >= 2
+
+
 def test_bad_input_ends_both_processes(tmp_path: Path) -> None:
     done = torchrun("train", "mlp", "--data", "nothing", "-o", "x", cwd=tmp_path)
     assert done.returncode != 0
