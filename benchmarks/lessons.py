@@ -262,8 +262,9 @@ def both_ends_here(lesson: Lesson, data: DataSet, staleness: int) -> dict[str, L
     from edgecompress.train.fit import Hooks, Learner
 
     seeds = {role: lesson.begins_with(name) for role, name in SEEDED.items()}
-    models = {role: build_network("lenet5", data, seed).model for role, seed in seeds.items()}
-    settings = lesson.settings(models["student"], data)
+    built = {role: build_network("lenet5", data, seed) for role, seed in seeds.items()}
+    models = {role: learner.model for role, learner in built.items()}
+    settings = lesson.settings(built["student"], data)
     plan = mutual_plan(lesson, data, settings, staleness)
     box: dict[tuple[str, int], Tensor] = {}
 

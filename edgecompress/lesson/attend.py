@@ -154,7 +154,7 @@ def attend_lesson(
     data = lesson.load(note)
     learner = network(model, data, lesson.begins_with(f"student {attendance.name}"))
     data = replace(data, preprocess=learner.preprocess)
-    settings = lesson.settings(learner.model, data)
+    settings = lesson.settings(learner, data)
     run = attendance.run or (str(known["plan"]["run"]) if known else secrets.token_hex(4))
     plan = _plan(lesson, run, attendance, learning, learner, data, settings)
     check_options(plan)

@@ -23,6 +23,8 @@ class LessonNetwork:
     model: nn.Module
     source: ModelSource
     preprocess: Preprocess
+    anew: bool = False
+    """It has learned nothing yet."""
 
 
 def stored(name: str) -> Path | None:
@@ -51,7 +53,7 @@ def network(name: str, data: DataSet | None, seed: int) -> LessonNetwork:
     model = build(source)
     if not has_norm(model) and not runs_user_code(name):
         unit_variance_init(model, data.normalised(data.train.pixels[:128]))
-    return LessonNetwork(model, source, data.preprocess)
+    return LessonNetwork(model, source, data.preprocess, anew=not runs_user_code(name))
 
 
 def _from_checkpoint(path: Path, data: DataSet | None) -> LessonNetwork:

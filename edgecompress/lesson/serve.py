@@ -88,7 +88,7 @@ def serve_lesson(
     data = _data(lesson, service, note)
     taught = network(model, data, lesson.begins_with("teacher"))
     data = None if data is None else replace(data, preprocess=taught.preprocess)
-    settings = lesson.settings(taught.model, data) if service.train and data is not None else None
+    settings = lesson.settings(taught, data) if service.train and data is not None else None
     cuts = _cuts(lesson, service, taught, data, settings)
     before = count(taught.model)
     teacher = _teacher(service, taught, data, settings, cuts, note)

@@ -13,17 +13,19 @@ from torch import nn
 
 from edgecompress.data import DataSet, load_data
 from edgecompress.errors import UnknownChoiceError, UsageError
+from edgecompress.lesson.networks import LessonNetwork
 from edgecompress.measure import machine
 from edgecompress.methods.distill import DEFAULTS
 from edgecompress.methods.features import KINDS
 from edgecompress.run.context import TrainingContext
 from edgecompress.run.sections import GradualSection
 from edgecompress.stages.common import fp32_bytes
+from edgecompress.stages.fields import usual_optimizer
 from edgecompress.stages.gradual import GradualStage
 from edgecompress.stages.gradual.work import AMOUNT_NOT_MET, Shrinking, plan_shrinking
 from edgecompress.train.fit import FitResult, Hooks, label_loss
 from edgecompress.train.init import has_norm
-from edgecompress.train.settings import FitSettings, default_settings
+from edgecompress.train.settings import LARGE_SPLIT, FitSettings, default_settings
 
 CPU = torch.device("cpu")
 
@@ -58,9 +60,12 @@ class Lesson:
         """
         return int.from_bytes(hashlib.sha256(f"{self.seed} {who}".encode()).digest()[:4], "little")
 
-    def settings(self, model: nn.Module, data: DataSet) -> FitSettings:
+    def settings(self, learner: LessonNetwork, data: DataSet) -> FitSettings:
         """How to train."""
-        chosen = default_settings(model, data, self.epochs, has_norm(model))
+        model, normalised = learner.model, has_norm(learner.model)
+        large = len(data.train) > LARGE_SPLIT
+        optimizer = usual_optimizer(anew=learner.anew, normalised=normalised, large=large)
+        chosen = default_settings(model, data, self.epochs, normalised, optimizer)
         if self.batch_size is not None:
             chosen = replace(chosen, batch_size=self.batch_size)
         if self.learning_rate is not None:

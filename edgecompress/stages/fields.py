@@ -52,6 +52,13 @@ Processor = Literal["any", "vnni", "no-vnni", "arm-dot"]
 Criterion = Literal["l1", "l2", "bn", "taylor", "random"]
 
 
+def usual_optimizer(*, anew: bool, normalised: bool, large: bool) -> str:
+    """SGD for a network with normalisation that learns `anew` on large data: ResNet-8 is 8 points
+    better with it there, after 10 epochs, than with AdamW, which all others have.
+    """
+    return "sgd" if anew and normalised and large else "adamw"
+
+
 class Training(Stage):
     """How a stage trains. Values left out are chosen from the network and the data
     (`train.fit.default_settings`).
@@ -111,13 +118,9 @@ class Training(Stage):
     """Augmentation: side of the erased square in pixels; default: the data set's own."""
 
     def optimizer_for(self, *, normalised: bool, large: bool, pretrained: bool) -> str:
-        """The optimizer that was given, or SGD for a network with normalisation that learns anew on
-        large data: measured there, 8 points better than AdamW after 10 epochs. AdamW elsewhere.
-        """
-        if self.optimizer is not None:
-            return self.optimizer
-        sgd = self.learns_anew and normalised and large and not pretrained
-        return "sgd" if sgd else "adamw"
+        """The optimizer that was given, or the usual one."""
+        anew = self.learns_anew and not pretrained
+        return self.optimizer or usual_optimizer(anew=anew, normalised=normalised, large=large)
 
     def fits_time(self) -> bool:
         """Can its epochs be fitted to a time?"""
