@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -286,7 +286,7 @@ def both_ends_here(lesson: Lesson, data: DataSet, staleness: int) -> dict[str, L
 
 def mutual_plan(lesson: Lesson, data: DataSet, settings: FitSettings, staleness: int) -> Plan:
     """The plan that the ends of an emulated session would agree on."""
-    from edgecompress.online.plan import Plan, shape_of
+    from edgecompress.online.plan import Plan, shape_of, values_of
 
     return Plan(
         "one",
@@ -299,7 +299,7 @@ def mutual_plan(lesson: Lesson, data: DataSet, settings: FitSettings, staleness:
         len(data.classes),
         "digits",
         data.digest(),
-        asdict(data.augmentation),
+        values_of(data.augmentation),
         settings.view_seed,
         **shape_of(data),
         mutual=True,

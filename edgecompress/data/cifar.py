@@ -76,7 +76,14 @@ def load_cifar(name: str) -> DataSet:
     train, validation = (training.rows(index) for index in stratified(training.labels, (0.1,)))
     preprocess = Preprocess(*pixel_statistics(train.pixels))
     return DataSet(
-        name, name, classes, train, validation, test, preprocess, Augmentation(flip=True, shift=4)
+        name,
+        name,
+        classes,
+        train,
+        validation,
+        test,
+        preprocess,
+        Augmentation(flip="alternate", shift=4),
     )
 
 

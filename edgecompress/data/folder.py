@@ -100,7 +100,7 @@ def load_folder(
         validation=validation,
         test=test,
         preprocess=Preprocess(*pixel_statistics(train.pixels)),
-        augmentation=Augmentation(flip=True, shift=max(1, train.pixels.shape[-1] // 8)),
+        augmentation=Augmentation(flip="alternate", shift=max(1, train.pixels.shape[-1] // 8)),
         skipped=tuple(skipped),
         notes=tuple(notes),
     )

@@ -30,7 +30,7 @@ from edgecompress.methods.features import map_ends
 from edgecompress.methods.teacher import digest
 from edgecompress.models.registry import ModelSource, build
 from edgecompress.online.checks import check_options
-from edgecompress.online.plan import Plan, label_of, shape_of
+from edgecompress.online.plan import Plan, label_of, shape_of, values_of
 from edgecompress.online.progress import Tally, TimelineRow
 from edgecompress.online.secure import Tls
 from edgecompress.online.store import Label, StateStore
@@ -194,7 +194,7 @@ def _plan(
         len(data.classes),
         lesson.data,
         data.digest(),
-        asdict(settings.augmentation or data.augmentation),
+        values_of(settings.augmentation or data.augmentation),
         settings.view_seed,
         **shape_of(data),
         keep_every=attendance.keep_every,

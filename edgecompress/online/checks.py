@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from edgecompress.data import DataSet
 from edgecompress.data.images import Augmentation
 from edgecompress.errors import UsageError
 from edgecompress.online.codec import CODECS
 from edgecompress.online.exchanges import REGISTRY, exchange_of
-from edgecompress.online.plan import Plan
+from edgecompress.online.plan import Plan, values_of
 from edgecompress.train.settings import FitSettings
 
 
@@ -71,7 +69,7 @@ def _check_training(plan: Plan, train: FitSettings) -> None:
         train.epochs,
         train.batch_size,
         train.view_seed,
-        asdict(train.augmentation or Augmentation()),
+        values_of(train.augmentation or Augmentation()),
     )
     if own != (plan.epochs, plan.batch_size, plan.view_seed, plan.augmentation):
         requested = f"{plan.epochs} epochs, batches of {plan.batch_size}, seed {plan.view_seed}"

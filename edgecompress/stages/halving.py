@@ -6,11 +6,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from edgecompress.data.images import stratified
+from edgecompress.train.settings import LARGE_SPLIT
+
+if TYPE_CHECKING:
+    from edgecompress.run.context import Context
 
 T = TypeVar("T")
 MORE = 2
 """Each round has trainings so many times as long as the one before, for half of the contenders."""
+
+
+def on_few(context: Context) -> Context:
+    """The context with at most `LARGE_SPLIT` training images, each class in proportion: who is
+    ahead shows on few.
+    """
+    data = context.data
+    if len(data.train) <= LARGE_SPLIT:
+        return context
+    (_, chosen) = stratified(data.train.labels, (LARGE_SPLIT / len(data.train),))
+    return replace(context, data=replace(data, train=data.train.rows(chosen)))
 
 
 def halved(left: Sequence[T], rank: Callable[[T], tuple[float, ...]]) -> list[T]:

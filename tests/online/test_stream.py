@@ -52,13 +52,16 @@ def test_malformed_messages_end_their_own_stream_only(data: DataSet, serve_lesso
     pixels = wire.frames(wire.REQUEST, inputs.stamp(1), payload=b"12345")
     other_samples = wire.frames(wire.REQUEST, {**plan.stamp(1), "digest": b"12345678"})
     beyond_the_end = wire.frames(wire.REQUEST, {**plan.run_stamp(), "step": 10**6})
+    shown = {"flip": True, "shift": 2, "cutout": 0}
     for frames, words in (
         (hello({**good, "seed": "x"}), "plan: seed"),
         (hello({**good, "seed": 2**70}), "plan: seed"),
         (hello({**good, "samples": 10**9}), "plan: samples"),
         (hello({**good, "maps": [[1]]}), "plan: maps"),
         (hello({**good, "colour": 1}), "plan: colour"),
-        (hello({**good, "augmentation": {"tilt": 3}}), "augmentation"),
+        (hello({**good, "augmentation": {"tilt": 3}}), "plan: augmentation"),
+        (hello({**good, "augmentation": {**shown, "flip": "sideways"}}), "plan: augmentation.flip"),
+        (hello({**good, "augmentation": {**shown, "shift": "alternate"}}), "augmentation.shift"),
         (hello({**good, "samples": 100}), "are not the teacher's"),
         (hello(good, have=["a"]), "not a student's message"),
         (hello({**inputs.as_dict(), "native": [1, 8, 8]}), "are none that this teacher reads"),

@@ -10,8 +10,6 @@ from torch import nn
 
 from edgecompress.core import shrink
 from edgecompress.core.proof import trace
-from edgecompress.data import DataSet
-from edgecompress.data.images import stratified
 from edgecompress.measure.cost import cost
 from edgecompress.methods.scores import random as random_scores
 from edgecompress.models.registry import ModelSource
@@ -28,12 +26,11 @@ from edgecompress.stages.common import (
     validation_accuracy,
     watched,
 )
-from edgecompress.stages.halving import MORE, length, winner
+from edgecompress.stages.halving import MORE, length, on_few, winner
 from edgecompress.stages.plan.work import at_floors
 from edgecompress.stages.scoring import on_validation
 from edgecompress.stages.train.work import start
 from edgecompress.train.fit import smoothed
-from edgecompress.train.settings import LARGE_SPLIT
 from edgecompress.units import format_size
 
 if TYPE_CHECKING:
@@ -66,7 +63,7 @@ class Entrant:
 
 def choose(context: Context, settings: AutoStage, state: State) -> State:
     """The state with the source of the network whose short trainings ended best on validation."""
-    few = replace(context, data=_few(context.data))
+    few = on_few(context)
     limit = settings.target(context.recipe.stages)
     entered = list[Entrant]()
     for name in settings.models:
@@ -80,7 +77,7 @@ def choose(context: Context, settings: AutoStage, state: State) -> State:
     if not entered:
         context.reporter.note(f"nothing fits {format_size(limit)}: {state.source.name} is taken")
         return state
-    rounds = _Rounds(few, settings, length(len(entered)))
+    rounds = _Rounds(context, few, settings, length(len(entered)))
     for one in entered:
         rounds.train(one, 0)
     best = winner(entered, rounds.train, Entrant.rank)
@@ -118,16 +115,6 @@ def cut(context: Context, source: ModelSource, limit: int) -> nn.Module | None:
     return shrink(model, chosen.keep) if chosen.met else None
 
 
-def _few(data: DataSet) -> DataSet:
-    """The data with at most `LARGE_SPLIT` training images, each class in proportion: which family
-    is ahead shows on few.
-    """
-    if len(data.train) <= LARGE_SPLIT:
-        return data
-    (_, chosen) = stratified(data.train.labels, (LARGE_SPLIT / len(data.train),))
-    return replace(data, train=data.train.rows(chosen))
-
-
 def _row(one: Entrant, images: int) -> AutoRow:
     return {
         "model": one.source.name,
@@ -141,11 +128,12 @@ def _row(one: Entrant, images: int) -> AutoRow:
 
 @dataclass
 class _Rounds:
-    """The trainings of the field, of which those ahead have the length of so many of the first
-    round.
+    """The trainings of the field on `few` images, of which those ahead have the length of so many
+    of the first round.
     """
 
     context: Context
+    few: Context
     settings: AutoStage
     ahead: int
 
@@ -159,7 +147,7 @@ class _Rounds:
         hooks = watched(context, f"auto {one.source.name}", keep_initial=number > 0)
         torch.manual_seed(context.seed)
         result = train_model(
-            *(context, one.network, smoothed(SMOOTHING), chosen, hooks),
+            *(self.few, one.network, smoothed(SMOOTHING), chosen, hooks),
             seed=context.seed + number,
             share=times / self.ahead,
         )

@@ -30,7 +30,7 @@ from edgecompress.stages.common import (
     validation_accuracy,
     watched,
 )
-from edgecompress.stages.halving import MORE, length, winner
+from edgecompress.stages.halving import MORE, length, on_few, winner
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.stages.qat.work import STEPS, on_grid
 from edgecompress.stages.scoring import on_validation
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from edgecompress.stages.contest import ContestStage
 
 SHARE = 6
-"""The first round has so small a part of the epochs of a complete training; one on large data."""
+"""The first round has so small a part of the epochs of a complete training."""
+WHOLE_LARGE = 12
+"""Epochs of a complete training on large data, of which a contest sees a part of the images."""
 NEAR = 0.005
 """Where the wider format comes so near to the accuracy of the first network, it has won."""
 
@@ -84,7 +86,7 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
     if first is None or not first.contenders:
         return state
     entry = _Entry(context, settings, state)
-    rounds = _Rounds(context, settings, state, length(1 + len(first.contenders)))
+    rounds = _Rounds(context, on_few(context), settings, state, length(1 + len(first.contenders)))
     entered = [entry.of(replace(first, contenders=()))]
     rounds.train(entered[0], 0)
     if entered[0].accuracy < state.need_baseline().validation_accuracy - NEAR:
@@ -159,11 +161,12 @@ class _Entry:
 
 @dataclass
 class _Rounds:
-    """The trainings of a contest, of which those ahead have the length of so many of the first
-    round.
+    """The trainings of a contest on `few` images, of which those ahead have the length of so many
+    of the first round.
     """
 
     context: Context
+    few: Context
     settings: ContestStage
     state: State
     ahead: int
@@ -174,15 +177,16 @@ class _Rounds:
         network = one.network
         model = network.model if isinstance(network, QuantAware) else network
         whole = fit_settings(context, model, settings).epochs
-        first = 1 if len(context.data.train) > LARGE_SPLIT else max(1, whole // SHARE)
+        large = len(context.data.train) > LARGE_SPLIT
+        first = max(1, (WHOLE_LARGE if large else whole) // SHARE)
         epochs = (settings.epochs or first) * times
         given = settings.model_copy(update={"epochs": epochs})
         chosen = fit_settings(context, model, given, epochs=epochs)
         chosen = replace(chosen, faster=(STEPS,), elastic=settings.epochs is None)
-        loss = learning_loss(context, self.state, chosen, settings.temperature, settings.alpha)
+        loss = learning_loss(self.few, self.state, chosen, settings.temperature, settings.alpha)
         hooks = watched(context, f"contest {one.form}", settings.patience, keep_initial=True)
         seed, share = context.seed + number, times / self.ahead
-        result = train_model(context, network, loss, chosen, hooks, seed=seed, share=share)
+        result = train_model(self.few, network, loss, chosen, hooks, seed=seed, share=share)
         self.ahead -= times
         one.epochs += len(result.history)
         one.accuracy = validation_accuracy(context, network)
