@@ -53,8 +53,9 @@ Criterion = Literal["l1", "l2", "bn", "taylor", "random"]
 
 
 def usual_optimizer(*, anew: bool, normalised: bool, large: bool) -> str:
-    """SGD for a network with normalisation that learns `anew` on large data: ResNet-8 is 8 points
-    better with it there, after 10 epochs, than with AdamW, which all others have.
+    """SGD for a network with normalisation that learns `anew` on large data, AdamW for all others.
+    Measured there, ResNet-8 after 10 epochs: SGD at 0.1 is as good as AdamW at 0.005, and 8 points
+    better than AdamW at the rate of short runs.
     """
     return "sgd" if anew and normalised and large else "adamw"
 

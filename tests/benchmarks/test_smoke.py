@@ -68,6 +68,7 @@ RUNS = [
     Smoke("reach_timm.py", (), "reach-timm.json"),
     Smoke("rounding.py", (), "rounding.json"),
     Smoke("structure.py", (), "structure.json"),
+    Smoke("training.py", ("--data",), "training.json"),
 ]
 SLOW_RUNS = [
     Smoke("bytes.py", (), "bytes.json"),

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docs.scripts.results import bits, compression, latency, merging, online, overview, public, zoo
+from docs.scripts.results import (
+    bits,
+    compression,
+    curves,
+    latency,
+    merging,
+    online,
+    overview,
+    public,
+    zoo,
+)
 
 BUILDERS: dict[str, Callable[[], str]] = {
     "demo": overview.demo,
     "proven": overview.proven,
+    "training": curves.training,
     "compress": compression.compress,
     "compress-runs": compression.compress_runs,
     "compress-others": compression.others,
