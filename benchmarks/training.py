@@ -86,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         data = bench.images(arguments.data, work)
-        for one in bench.size(arguments.only, ["adamw", "base, bias rate 8"]):
+        for one in bench.size(arguments.only, ["base, bias rate 8"]):
             if any((known["name"], known["epochs"]) == (one, epochs) for known in rows):
                 continue
             rows.append(row(bench, one, epochs, data, work / "run"))
