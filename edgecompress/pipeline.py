@@ -132,6 +132,10 @@ class _Runner:
         for entry in scheduled(self.recipe.stages):
             share = entry.settings.time_share(state)
             shares[entry.settings.stage] = shares.get(entry.settings.stage, 0.0) + share
+        if not any(shares.values()):
+            return (
+                f"{format_duration(seconds)} for the run: it has no training whose epochs are open"
+            )
         parts = ", ".join(
             f"{name} {format_duration(seconds * share / sum(shares.values()))}"
             for name, share in shares.items()
