@@ -50,9 +50,10 @@ install: $(STAMP) system
 # large pages, and memory that is kept, save a tenth of the time
 ALLOCATOR := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2000000000:glibc.malloc.trim_threshold=2000000000
 
+# three workers: one of them mostly waits, in emulations
 test: $(STAMP) system
 	@if [ "$$(id -u)" = 0 ] && [ ! -e $(LINK) ]; then ln -sf $(CURDIR)/$(BIN)/edgecompress $(LINK); fi
-	$(ALLOCATOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+	$(ALLOCATOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
 # trainings once more, as a processor without AVX-512 computes them
 test-avx2: $(STAMP)
