@@ -12,8 +12,8 @@ from torch import nn, zeros
 from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.measure import machine
 from edgecompress.run.stage import Setup, Stage
-from edgecompress.stages.common import pretrained
 from edgecompress.stages.fields import FromScratch, Training
+from edgecompress.stages.training import pretrained
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import LARGE_SPLIT, SMALL_PARAMS, FitSettings, default_settings
 

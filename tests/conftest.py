@@ -63,11 +63,24 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
+NICE = 10
+"""Of workers beside the one that emulates, whose timers must not wait for them."""
+
+
+def yield_to_emulations(item: pytest.Item) -> None:
+    """Run a test, and what it starts, behind emulations; only root may come to the front again."""
+    if os.environ.get("PYTEST_XDIST_WORKER") and os.geteuid() == 0:
+        group = item.get_closest_marker("xdist_group")
+        emulates = group is not None and group.args == ("emulate",)
+        os.setpriority(os.PRIO_PROCESS, 0, 0 if emulates else NICE)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """A second time limit behind that of pytest-timeout, whose thread needs the interpreter's lock:
     this one needs nothing.
     """
+    yield_to_emulations(item)
     mark = item.get_closest_marker("timeout")
     limit = float(mark.args[0]) if mark is not None else float(str(item.config.getini("timeout")))
     faulthandler.dump_traceback_later(limit + SPARE_S, exit=True)

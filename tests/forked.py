@@ -103,7 +103,8 @@ class Server:
         files.
         """
         assert self._process.stdin is not None
-        request = {"arguments": arguments, "cwd": str(cwd), "env": env}
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        request = {"arguments": arguments, "cwd": str(cwd), "env": env, "nice": nice}
         with self._lock:
             line = {**request, "stdout": str(stdout), "stderr": str(stderr)}
             self._process.stdin.write(json.dumps(line) + "\n")
@@ -244,6 +245,8 @@ def become(request: dict[str, Any]) -> NoReturn:
 def execute(request: dict[str, Any]) -> None:
     """Run the command in its folder and environment, writing to its files."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.getpriority(os.PRIO_PROCESS, 0) != request["nice"]:
+        os.setpriority(os.PRIO_PROCESS, 0, request["nice"])
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, descriptor)

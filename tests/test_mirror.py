@@ -46,6 +46,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "cli/lists.py": ("cli/test_cli.py",),
     "cli/online.py": ("online/test_commands.py",),
+    "cli/parsed.py": ("cli/test_options.py",),
     "cli/predict.py": (
         "cli/test_ship.py",
         "test_compress.py",

@@ -13,7 +13,6 @@ knows where it belongs in the recipe and where it came from.
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -22,19 +21,16 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    Literal,
     TypeVar,
-    Union,
-    get_args,
-    get_origin,
     get_type_hints,
 )
 
 import typer
-from pydantic import BeforeValidator, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from edgecompress.cli.console import env
+from edgecompress.cli.parsed import bound, cli_type, literals, member, parameter_of
 from edgecompress.errors import UsageError
 from edgecompress.run.stage import RunSettings, Strict
 from edgecompress.stages.fields import flag
@@ -277,86 +273,22 @@ def _option(
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     own: Any = extra.get("flags", [f"--{name.replace('_', '-')}"])
     flags = (f"--{other.replace('_', '-')}",) if other else tuple(own)
-    kind, default = _cli_type(field), field.default
+    kind, default = cli_type(field), field.default
     if kind is str and default is not None:
         default = str(default)
     return Option(
-        name=other or _parameter_of(flags),
+        name=other or parameter_of(flags),
         flags=flags,
         parsed_as=kind if isinstance(default, bool) else kind | None if default is None else kind,
-        default=_member(kind, default),
+        default=member(kind, default),
         help=" ".join((field.description or "").split()).removesuffix("."),
         panel=panel,
         field=name,
         kinds=kinds,
-        least=_bound(field, "ge") if kind in (int, float) else None,
-        most=_bound(field, "le") if kind in (int, float) else None,
-        words=tuple(extra.get("words", _literals(field.annotation))) if kind is str else (),  # type: ignore[arg-type]
+        least=bound(field, "ge") if kind in (int, float) else None,
+        most=bound(field, "le") if kind in (int, float) else None,
+        words=tuple(extra.get("words", literals(field.annotation))) if kind is str else (),  # type: ignore[arg-type]
     )
-
-
-def _bound(field: FieldInfo, name: str) -> float | None:
-    """The least (`ge`) or largest (`le`) value of a number."""
-    parts = [field.annotation, *get_args(field.annotation)]
-    inner = [item for part in parts for item in getattr(part, "__metadata__", ())]
-    for item in (*field.metadata, *inner):
-        for constraint in getattr(item, "metadata", None) or [item]:
-            value = getattr(constraint, name, None)
-            if isinstance(value, (int, float)):
-                return value
-    return None
-
-
-def _parameter_of(flags: tuple[str, ...]) -> str:
-    """`--max-drop` as a parameter: the name of the environment variable too."""
-    name = flags[-1].lstrip("-").replace("-", "_")
-    return {"json": "as_json"}.get(name, name)
-
-
-def _cli_type(field: FieldInfo) -> Any:
-    """What the command line parses: bool, int, float, Path, one of some words, or text that the
-    recipe parses (units, lists, a word or a number).
-    """
-    kinds = set(_leaves(field.annotation, bool(_parsers(field.metadata))))
-    words = [word for word in kinds if isinstance(word, str)]
-    if words and len(words) == len(kinds):
-        ordered = [word for word in _literals(field.annotation) if word in words]
-        return Enum("Choice", {word: word for word in ordered}, type=str)
-    return kinds.pop() if len(kinds) == 1 and not words else str
-
-
-def _leaves(annotation: Any, parsed: bool = False) -> Iterable[Any]:
-    """The types, and words of literals, that an annotation allows; text where it is parsed."""
-    if parsed:
-        yield str
-    elif get_origin(annotation) is Annotated:
-        inner, *metadata = get_args(annotation)
-        yield from _leaves(inner, bool(_parsers(metadata)))
-    elif get_origin(annotation) is Literal:
-        yield from get_args(annotation)
-    elif get_origin(annotation) in (Union, types.UnionType):
-        for part in get_args(annotation):
-            yield from _leaves(part)
-    elif annotation in (bool, int, float, Path):
-        yield annotation
-    elif annotation is not type(None):
-        yield str
-
-
-def _literals(annotation: Any) -> list[str]:
-    """The words of all literals in `annotation`, in their order."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [word for part in get_args(annotation) for word in _literals(part)]
-
-
-def _parsers(metadata: Iterable[Any]) -> list[Any]:
-    return [item for item in metadata if isinstance(item, BeforeValidator)]
-
-
-def _member(kind: Any, value: Any) -> Any:
-    """The default as the type of the option has it."""
-    return kind(value) if inspect.isclass(kind) and issubclass(kind, Enum) and value else value
 
 
 DATA = options_of(

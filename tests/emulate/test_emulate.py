@@ -149,7 +149,7 @@ def test_pruning_in_mutual_learning_survives_a_killed_teacher(tmp_path: Path) ->
         "30%",
     ]
     done = emulate(
-        TWO_HOST, *options, "--fault", "kill-teacher@6s", "-o", "run", "--json", cwd=tmp_path
+        TWO_HOST, *options, "--fault", "kill-teacher@12s", "-o", "run", "--json", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -159,7 +159,7 @@ def test_pruning_in_mutual_learning_survives_a_killed_teacher(tmp_path: Path) ->
     ]
     assert lesson["samples"] == 24 * 1168, "every sample counts once in the history that survived"
     assert (lesson["mutual"], lesson["staleness"]) == (True, 4)
-    assert lesson["students"]["student"]["breaks"] >= 1
+    assert lesson["students"]["student"]["breaks"] == 1
     for row, share in ((lesson["teachers"]["teacher"], 0.7), (lesson["students"]["student"], 0.6)):
         assert row["params"] <= share * row["params_before"]
     assert lesson["bytes_per_sample"] >= 2 * 20, "fp16 logits of ten classes travel both ways"

@@ -71,7 +71,7 @@ def outcome(root: Path) -> dict[str, Any]:
     files = {name: (root / name).read_bytes() for name in COMPARED if (root / name).exists()}
     result = json.loads((root / "result.json").read_text())
     rows = [{k: v for k, v in r.items() if k not in MEASURED} for r in result["stages"]]
-    names = ("contest", "distill", "gradual", "merge", "qat", "compare")
+    names = ("auto", "contest", "distill", "gradual", "merge", "qat", "compare")
     sections = {name: result.get(name) for name in names}
     if sections["distill"]:  # a table of logits that an earlier run left in the cache is read
         sections["distill"].pop("tables_computed", None)

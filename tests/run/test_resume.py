@@ -35,6 +35,12 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
         {"stage": "quantize"},
         MEASURE,
     ],
+    "auto": [
+        {"stage": "auto", "models": ["lenet5", "student1"], **ONE},
+        {"stage": "train", "epochs": 0},
+        {"stage": "plan", "targets": {"bytes": "40KB"}},
+        {"stage": "prune", **ONE},
+    ],
     "steps": [TRAIN, {"stage": "prune", "amount": "40%", "steps": 2, **ONE}],
     "qat": [TRAIN, {"stage": "simplify"}, {"stage": "qat", **ONE}, *SHIP],
     "gradual": [
@@ -65,7 +71,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
         *SHIP,
     ],
 }
-SMALL = {"compare": "mlp", "merge": "mlp"}
+NAMED = {"compare": "mlp", "merge": "mlp", "auto": "auto"}
 
 
 def test_every_stage_is_in_a_recipe() -> None:
@@ -82,7 +88,7 @@ def found(few: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[
             first = execute(recipe(TRAIN, data=few), folder / "first")
             checkpoint = str(first.root / "model.safetensors")
             stages = [{**stages[0], "checkpoint": checkpoint}, *stages[1:]]
-        values = {"model": SMALL.get(name, "lenet5"), "data": few, "threads": 1, "stages": stages}
+        values = {"model": NAMED.get(name, "lenet5"), "data": few, "threads": 1, "stages": stages}
         paths[name] = folder / "recipe.yaml"
         paths[name].write_text(yaml.safe_dump(values))
     command = [sys.executable, str(SCRIPT), *map(str, paths.values())]

@@ -19,17 +19,12 @@ from edgecompress.run.sections import AutoRow, AutoSection
 from edgecompress.run.state import SizePlan, State
 from edgecompress.stages.budgets import Chooser, budgets_of
 from edgecompress.stages.candidates import file_bytes
-from edgecompress.stages.common import (
-    count,
-    fit_settings,
-    train_model,
-    validation_accuracy,
-    watched,
-)
+from edgecompress.stages.common import count, validation_accuracy, watched
 from edgecompress.stages.halving import MORE, length, on_few, winner
 from edgecompress.stages.plan.work import at_floors
 from edgecompress.stages.scoring import on_validation
 from edgecompress.stages.train.work import start
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.fit import smoothed
 from edgecompress.units import format_size
 

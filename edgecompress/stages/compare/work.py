@@ -17,17 +17,11 @@ from edgecompress.run.context import Context
 from edgecompress.run.result import SCORES
 from edgecompress.run.sections import CompareSection
 from edgecompress.run.state import Network, StageRow, State
-from edgecompress.stages.common import (
-    count,
-    fit_settings,
-    train_model,
-    validation_accuracy,
-    validation_row,
-    watched,
-)
+from edgecompress.stages.common import count, validation_accuracy, validation_row, watched
 from edgecompress.stages.merge import MergeStage
 from edgecompress.stages.merge.work import by_gates, finetuned
 from edgecompress.stages.train.work import start, unfolded
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.batches import evaluate
 from edgecompress.train.fit import Loss, smoothed
 

@@ -22,18 +22,12 @@ from edgecompress.run.context import Context
 from edgecompress.run.sections import ContestRow, ContestSection
 from edgecompress.run.state import SizePlan, State
 from edgecompress.stages.budgets import Chooser, budgets_of
-from edgecompress.stages.common import (
-    count,
-    fit_settings,
-    learning_loss,
-    train_model,
-    validation_accuracy,
-    watched,
-)
+from edgecompress.stages.common import count, learning_loss, validation_accuracy, watched
 from edgecompress.stages.halving import MORE, length, on_few, winner
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.stages.qat.work import STEPS, on_grid
 from edgecompress.stages.scoring import on_validation
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.settings import LARGE_SPLIT
 
 if TYPE_CHECKING:

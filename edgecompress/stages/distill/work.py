@@ -24,11 +24,8 @@ from edgecompress.run.stage import StageResult
 from edgecompress.run.state import Control, StageRow, State
 from edgecompress.stages.common import (
     count,
-    fit_settings,
     fixed_teacher,
-    in_time,
     input_spec,
-    train_model,
     validation_accuracy,
     watched,
 )
@@ -41,6 +38,7 @@ from edgecompress.stages.gradual.work import (
     widths_now,
 )
 from edgecompress.stages.train.work import baseline_of, unfolded
+from edgecompress.stages.training import fit_settings, in_time, train_model
 from edgecompress.train.fit import FitResult, Hooks, Learner, fit_together, label_loss
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import SMALL_PARAMS, FitSettings

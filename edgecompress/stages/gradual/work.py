@@ -36,16 +36,10 @@ from edgecompress.stages.budgets import (
     plan_for_amount,
 )
 from edgecompress.stages.candidates import FileBytes, file_bytes
-from edgecompress.stages.common import (
-    count,
-    fit_settings,
-    learning_loss,
-    train_model,
-    validation_accuracy,
-    watched,
-)
+from edgecompress.stages.common import count, learning_loss, validation_accuracy, watched
 from edgecompress.stages.frozen import with_frozen
 from edgecompress.stages.prune.work import repair_images, score
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.fit import FitResult, Hooks, Loss
 from edgecompress.train.settings import FitSettings
 

@@ -24,18 +24,12 @@ from edgecompress.run.sections import GateRow, MergeSection, MergeStep, MergeSte
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import Network, StageRow, State
 from edgecompress.stages.checkpoints import check_parents
-from edgecompress.stages.common import (
-    count,
-    fit_settings,
-    train_model,
-    validation_accuracy,
-    validation_row,
-    watched,
-)
+from edgecompress.stages.common import count, validation_accuracy, validation_row, watched
 from edgecompress.stages.gradual.work import seconds
 from edgecompress.stages.prune.work import repair_images
 from edgecompress.stages.scoring import on_validation
 from edgecompress.stages.train.work import baseline_of, start, unfolded
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.batches import Batch
 from edgecompress.train.fit import FitResult, smoothed
 from edgecompress.train.history import EpochRow

@@ -28,16 +28,10 @@ from edgecompress.stages.budgets import (
     widths_after,
 )
 from edgecompress.stages.candidates import file_bytes
-from edgecompress.stages.common import (
-    count,
-    fit_settings,
-    learning_loss,
-    train_model,
-    validation_accuracy,
-    watched,
-)
+from edgecompress.stages.common import count, learning_loss, validation_accuracy, watched
 from edgecompress.stages.fields import Training
 from edgecompress.stages.frozen import with_frozen
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train import distributed
 from edgecompress.train.batches import batches
 from edgecompress.train.fit import FitResult, Loss

@@ -25,15 +25,14 @@ from edgecompress.run.state import LearnedGrid, StageRow, State
 from edgecompress.stages.common import (
     arrays,
     count,
-    fit_settings,
     fp32_file,
     learning_loss,
     reduces_range,
-    train_model,
     validation_accuracy,
     watched,
 )
 from edgecompress.stages.scoring import on_validation
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.fit import FitResult
 from edgecompress.train.settings import LARGE_SPLIT
 

@@ -26,16 +26,15 @@ from edgecompress.run.state import SizePlan, StageRow, State
 from edgecompress.stages.common import (
     count,
     file_accuracy,
-    fit_settings,
     fp32_file,
     learning_loss,
     make_format,
-    train_model,
     watched,
 )
 from edgecompress.stages.plan.work import Narrow, at_floors
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.stages.scoring import on_validation
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.units import format_size
 
 if TYPE_CHECKING:

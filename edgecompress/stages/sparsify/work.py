@@ -16,15 +16,9 @@ from edgecompress.methods.sparsify import Held, Zeroed, mixing_weights, zero_sma
 from edgecompress.run.context import Context
 from edgecompress.run.sections import SparsifySection
 from edgecompress.run.state import StageRow, State
-from edgecompress.stages.common import (
-    count,
-    fit_settings,
-    learning_loss,
-    train_model,
-    validation_accuracy,
-    watched,
-)
+from edgecompress.stages.common import count, learning_loss, validation_accuracy, watched
 from edgecompress.stages.prune.work import repair_images
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.settings import LARGE_SPLIT
 
 if TYPE_CHECKING:

@@ -14,14 +14,9 @@ from edgecompress.models.registry import ModelSource, blank, build
 from edgecompress.models.weights import load_weights
 from edgecompress.run.context import Context, seed_everything
 from edgecompress.run.state import Baseline, Network, State
-from edgecompress.stages.common import (
-    fit_settings,
-    input_spec,
-    train_model,
-    validation_row,
-    watched,
-)
+from edgecompress.stages.common import input_spec, validation_row, watched
 from edgecompress.stages.fields import FromScratch
+from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.fit import FitResult, smoothed
 from edgecompress.train.freeze import before_last
 from edgecompress.train.init import has_norm, unit_variance_init
