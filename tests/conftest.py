@@ -39,7 +39,7 @@ torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 SHARED = {
     *("compressed", "trained", "parents", "formats", "found", "oldest_here", "uninterrupted"),
-    *("small", "files", "fp32", "int8", "sparse", "plain"),
+    *("small", "files", "fp32", "int8", "sparse", "plain", "drawn"),
 }
 """Fixtures of modules that take long."""
 
