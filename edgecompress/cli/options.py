@@ -85,8 +85,11 @@ class Option:
 
     def parameter(self) -> inspect.Parameter:
         """The parameter that Typer reads."""
+        flags = self.flags
+        if self.default is True:
+            flags = (*flags[:-1], f"{flags[-1]}/--no-{flags[-1].removeprefix('--')}")
         info = typer.Option(
-            *self.flags,
+            *flags,
             help=self.help,
             envvar=env(self.flags[-1].lstrip("-").replace("-", "_")),
             show_envvar=False,

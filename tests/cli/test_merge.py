@@ -335,7 +335,7 @@ def test_three_networks_at_once(parents: list[Path], tmp_path: Path) -> None:
     assert shares == pytest.approx([1 / 3] * len(shares), abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_deeper_networks_are_merged(name: str, few: str, tmp_path: Path) -> None:
     """Residual streams, BatchNorm and depthwise layers, from two files to the one that ships."""
     data = Lesson(data=few).load(lambda _: None)

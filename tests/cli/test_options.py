@@ -50,6 +50,16 @@ def test_the_environment_is_an_origin(
     assert "weight_decay: 0.25  # environment" in printed
 
 
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [((), "true"), (("--no-norm-decay",), "false"), (("--norm-decay",), "true")],
+)
+def test_what_is_on_by_default_can_be_switched_off(
+    options: tuple[str, ...], value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"norm_decay: {value}" in dry_run(" ".join(("train lenet5", *options)), capsys)
+
+
 def test_a_wrong_value_is_reported_by_its_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["compress", "lenet5", "--target", "40"]) == 2
     assert "--target: " in capsys.readouterr().err
