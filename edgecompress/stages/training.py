@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from edgecompress.measure import machine
 from edgecompress.models.own import runs_user_code
@@ -15,6 +16,7 @@ from edgecompress.stages.fields import Training
 from edgecompress.stages.scoring import on_validation
 from edgecompress.train.fit import FitResult, Hooks, Loss, fit
 from edgecompress.train.init import has_norm
+from edgecompress.train.modes import evaluating, outputs_of
 from edgecompress.train.settings import LARGE_SPLIT, FitSettings, default_settings
 
 TRAINING_FIELDS = (
@@ -56,7 +58,7 @@ def fit_settings(
     return replace(
         defaults,
         **_given(training, TRAINING_FIELDS),
-        precision=_precision(context, training),
+        precision=_precision(context, model, training),
         schedule=training.lr_schedule,
         milestones=training.lr_milestones,
         gamma=training.lr_gamma,
@@ -74,14 +76,29 @@ def pretrained(recipe: RunSettings) -> bool:
     return given or runs_user_code(recipe.model)
 
 
-def _precision(context: TrainingContext, training: Training) -> str:
+def _precision(context: TrainingContext, model: nn.Module, training: Training) -> str:
     """The precision that the recipe gives; `auto` on a processor that multiplies bfloat16 itself is
-    bf16 for large data, where time decides.
+    bf16 for large data, where time decides, if the network runs in it.
     """
     large = len(context.data.train) > LARGE_SPLIT
     if training.precision == "auto" and context.device.type == "cpu" and large:
-        return "bf16" if machine.has_bf16() else "fp32"
+        return "bf16" if machine.has_bf16() and runs_in_bf16(model, context.example) else "fp32"
     return training.precision
+
+
+def runs_in_bf16(model: nn.Module, example: Tensor) -> bool:
+    """Can `model` compute its outputs for images like `example` (1, C, H, W), and their gradients,
+    under autocast to bfloat16 on the CPU? Not every operator has a kernel. Nothing of it changes.
+    """
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with evaluating(model), torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+            outputs = outputs_of(model, example.repeat(2, 1, 1, 1))
+        if learned:
+            torch.autograd.grad(outputs.float().sum(), learned, allow_unused=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _given(training: Training, names: tuple[str, ...]) -> dict[str, Any]:

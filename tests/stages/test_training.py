@@ -19,7 +19,7 @@ from edgecompress.run.stage import RunSettings
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.merge import MergeStage
 from edgecompress.stages.train import TrainStage
-from edgecompress.stages.training import fit_settings, in_time, pretrained
+from edgecompress.stages.training import fit_settings, in_time, pretrained, runs_in_bf16
 from edgecompress.train.settings import LARGE_SPLIT
 
 
@@ -92,6 +92,34 @@ def test_large_data_are_trained_in_bfloat16_where_the_processor_multiplies_it() 
     assert fit_settings(many, model, TrainStage()).precision == usual
     assert fit_settings(many, model, TrainStage(precision="fp32")).precision == "fp32"
     assert fit_settings(few, model, TrainStage()).precision == "auto"
+
+
+class InFloatAlone(nn.Module):
+    """A network with an operator that refuses bfloat16, as those without a kernel do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 10, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        if y.dtype == torch.bfloat16:
+            raise NotImplementedError("\"operator\" not implemented for 'BFloat16'")
+        return y.mean((2, 3))
+
+
+def test_a_network_that_cannot_compute_in_bfloat16_is_trained_in_float() -> None:
+    example = torch.zeros(1, 3, 32, 32)
+    assert not runs_in_bf16(InFloatAlone(), example)
+    chosen = fit_settings(context(large(), OURS), InFloatAlone(), TrainStage())
+    assert chosen.precision == "fp32"
+
+    model = network("resnet8").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert runs_in_bf16(model, example)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_only_open_epochs_are_fitted_to_the_time_that_is_left() -> None:
