@@ -19,6 +19,7 @@ from docs.scripts.results import (
 BUILDERS: dict[str, Callable[[], str]] = {
     "demo": overview.demo,
     "proven": overview.proven,
+    "pareto": curves.pareto,
     "training": curves.training,
     "compress": compression.compress,
     "compress-runs": compression.compress_runs,
