@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from edgecompress.errors import UsageError
 from edgecompress.recipe import Recipe, validate
-from edgecompress.stages.auto import AUTO
+from edgecompress.run.stage import AUTO
 
 Values = Mapping[str, object]
 """Settings of one stage, by key, which the recipe checks."""
@@ -82,6 +82,8 @@ def stages_for(
         raise UsageError(
             "no target: give --target 4MB, --target-macs 10M, --target-latency 5ms or --max-drop 1%"
         )
+    if auto is not None and first.get("weights") is not None:
+        raise UsageError(f"--weights with model {AUTO}: name the network that they belong to")
     if teacher is not None:
         if auto is not None:
             raise UsageError(f"--teacher with model {AUTO}: name the network of that checkpoint")

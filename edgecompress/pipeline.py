@@ -231,7 +231,7 @@ class _Runner:
     def _restore(self, stored: Stored | None) -> None:
         """Go on with what the stage `stored` left on disk."""
         if stored is not None:
-            named = code_names(self.recipe)
+            named = self.recipe.code_names()
             self.state = store.restore(self.run_directory, stored, State(self.setup.source), named)
 
     def _stages_in(self, stored: Stored) -> Sequence[Stage]:
@@ -287,11 +287,6 @@ def _with_bookkeeping(stage: str, before: State, outcome: StageResult, wall_s: f
 def scheduled(stages: Sequence[Stage]) -> list[Scheduled]:
     """What `stages` stand for, in order: a prune stage of n steps is n of them."""
     return [entry for stage in stages for entry in stage.scheduled()]
-
-
-def code_names(recipe: RunSettings) -> frozenset[str]:
-    """The models that the user named, whose own code may therefore run."""
-    return frozenset({recipe.model}).union(*(stage.own_code() for stage in recipe.stages))
 
 
 def inputs(recipe: RunSettings) -> list[Path]:

@@ -9,10 +9,17 @@ import torch
 from edgecompress.data import load_data, reconstructing
 from edgecompress.errors import EnvironmentMissingError, UnknownChoiceError, UsageError
 from edgecompress.models.own import runs_user_code
-from edgecompress.models.registry import ModelSource, blank, build, default_image_size, seen
+from edgecompress.models.registry import (
+    SMALL_IMAGES,
+    ModelSource,
+    blank,
+    build,
+    default_image_size,
+    seen,
+)
 from edgecompress.recipe import Recipe
 from edgecompress.run.context import Fresh, seed_everything, stage_seed
-from edgecompress.run.stage import Setup
+from edgecompress.run.stage import AUTO, Setup
 from edgecompress.stages.checkpoints import as_trained
 from edgecompress.train import distributed
 
@@ -49,7 +56,7 @@ def prepare(recipe: Recipe) -> Setup:
         resize=recipe.resize,
         normalize=recipe.normalize,
         skip_bad=recipe.skip_bad,
-        default_size=default_image_size(recipe.model),
+        default_size=SMALL_IMAGES if recipe.model == AUTO else default_image_size(recipe.model),
     )
     if recipe.task == "reconstruction":
         if not runs_user_code(recipe.model):
@@ -72,7 +79,7 @@ def prepare(recipe: Recipe) -> Setup:
         for stage in recipe.stages:
             stage.check_network(setup, network)
         # the network of `auto` is chosen in the run: what stands for it decides no value
-        known = network if source.name == setup.source.name else None
+        known = None if recipe.model == AUTO else network
         setup = replace(setup, network=known, fresh=fresh)
     return replace(setup, data=data)
 

@@ -11,7 +11,8 @@ import typer
 from edgecompress.cli.checkpoints import Model
 from edgecompress.cli.options import DATA, RUN, TIME, Draft, Given, for_kinds, options_of, verb
 from edgecompress.errors import UsageError
-from edgecompress.stages.auto import AUTO, AutoStage
+from edgecompress.run.stage import AUTO
+from edgecompress.stages.auto import AutoStage
 from edgecompress.stages.contest import ContestStage
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.plan import PlanStage, Targets
@@ -92,14 +93,14 @@ def compress(model: Model, given: Given, teacher: Teacher = None, curve: Sizes =
 
     With auto in place of a name, networks of several families compete for the size.
     """
-    if curve is not None:
-        _curve(model, given, _path(teacher), curve)
-        return
     if teacher is not None and (idle := [o.flags[-1] for o in FIRST if o.name in given]):
         raise UsageError(
             f"{idle[0]} is about training the teacher, which --teacher brings trained: drop one"
         )
     known = None if teacher is None else Path(teacher)
+    if curve is not None:
+        _curve(model, given, known, curve)
+        return
     stages = _stages(model, given, given.draft(Targets), _path(teacher))
     given.launch("compress", stages, model=model, checkpoint=known)
 
@@ -135,7 +136,7 @@ def _stages(
     )
 
 
-def _curve(model: str, given: Given, teacher: str | None, text: str) -> None:
+def _curve(model: str, given: Given, known: Path | None, text: str) -> None:
     """A run for each size of a curve, the largest first, behind that of their teacher."""
     from edgecompress.cli import curve as curves
     from edgecompress.run.directory import default_root
@@ -150,41 +151,40 @@ def _curve(model: str, given: Given, teacher: str | None, text: str) -> None:
     root = options.output or default_root("compress", model)
     if options.dry_run:
         smallest = Draft({"bytes": sizes[-1]}, {"bytes": CURVE})
-        given.launch("compress", _stages(model, given, smallest, teacher), model=model)
+        stages = _stages(model, given, smallest, _path(known))
+        given.launch("compress", stages, model=model, checkpoint=known)
         return
     curves.check(root, options)
-    parts = _parts(model, given, teacher, sizes, root / curves.TEACHER / "model.safetensors")
+    parts = _parts(model, given, known, sizes, root / curves.TEACHER / "model.safetensors")
     shares = [TAUGHT if part.name == curves.TEACHER else COMPRESSED for part in parts]
     curves.draw(curves.divided(parts, shares), root, options)
 
 
 def _parts(
-    model: str, given: Given, teacher: str | None, sizes: Sequence[str], taught: Path
+    model: str, given: Given, known: Path | None, sizes: Sequence[str], taught: Path
 ) -> list[Part]:
     """The runs of a curve: that of the teacher, which leaves the checkpoint `taught`, unless one is
     brought, and one for each size.
     """
     from edgecompress.cli.curve import TEACHER, Part
 
-    first = given.draft(TrainStage)
+    first, teacher = given.draft(TrainStage), _path(known) or str(taught)
     of_size = {
-        size: _stages(
-            model, given, Draft({"bytes": size}, {"bytes": CURVE}), teacher or str(taught)
-        )
+        size: _stages(model, given, Draft({"bytes": size}, {"bytes": CURVE}), teacher)
         for size in sizes
     }
     parts = [
-        Part(size, *given.recipe("compress", stages, model=model, others=[first]))
-        for size, stages in of_size.items()
+        Part(size, *given.recipe("compress", own, model=model, checkpoint=known, others=[first]))
+        for size, own in of_size.items()
     ]
-    if teacher is None:
+    if known is None:
         others = [stage for stages in of_size.values() for stage in stages]
         parts.insert(0, Part(TEACHER, *given.recipe("train", [first], model=model, others=others)))
     return parts
 
 
-def _path(checkpoint: str | None) -> str | None:
+def _path(checkpoint: str | Path | None) -> str | None:
     """A run directory stands for the checkpoint in it."""
     if checkpoint is not None and (Path(checkpoint) / "model.safetensors").is_file():
         return str(Path(checkpoint) / "model.safetensors")
-    return checkpoint
+    return None if checkpoint is None else str(checkpoint)

@@ -125,7 +125,7 @@ class Bars:
     def stage(self, number: int, total: int, name: str) -> None:
         """A stage begins. Stages that others asked for on the way are counted apart: `[5/8+2]`."""
         self._end_task()
-        self._planned = self._planned or total
+        self._planned = total if number == 1 else self._planned or total
         added = f"+{total - self._planned}" if total > self._planned else ""
         if not self.quiet:
             self.console.print(f"[{number}/{self._planned}{added}] {name}", markup=False)

@@ -6,7 +6,7 @@ first, and `curve.json` and `report.html` over all of them.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgecompress.recipe import Recipe
     from edgecompress.report.curve import Curve
 
-FILE = "curve.json"
+FILE, PAGE = "curve.json", "report.html"
 TEACHER = "teacher"
 
 
@@ -63,7 +63,13 @@ def divided(parts: Sequence[Part], shares: Sequence[float]) -> list[Part]:
 
 
 def check(root: Path, options: RunOptions) -> None:
-    """Raises `UsageError` when `root` is in use, or holds no curve that can be resumed."""
+    """Raises `UsageError` when `root` is in use, or holds no curve that can be resumed, and under
+    torchrun.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "--curve runs in one process: leave torchrun out, or give one size with --target"
+        )
     if not options.resume:
         check_root(root, resume=False, exist_ok=options.exist_ok)
     elif options.output is None:
@@ -77,7 +83,7 @@ def check(root: Path, options: RunOptions) -> None:
 
 def draw(parts: Sequence[Part], root: Path, options: RunOptions) -> None:
     """Run the parts of a curve, show what they reach, and end the command with exit code 3 where a
-    target was missed. What is complete of a curve that is resumed is not run again.
+    target was missed. Stages that are complete in a curve that is resumed are read back.
     """
     from edgecompress.pipeline import execute
     from edgecompress.report.curve import collect, write_page
@@ -86,16 +92,17 @@ def draw(parts: Sequence[Part], root: Path, options: RunOptions) -> None:
     try:
         for number, part in enumerate(parts):
             folder = root / part.name
-            if options.resume and (folder / "result.json").is_file():
-                continue
             bars.note(f"{part.name} ({number + 1} of {len(parts)})")
             begun = options.resume and (folder / "resolved.yaml").is_file()
             execute(part.recipe, folder, resume=begun, reporter=bars, origins=part.origins)
+            for name in (FILE, PAGE):  # of an earlier curve, of which a part is gone now
+                (root / name).unlink(missing_ok=True)
     finally:
         bars.close()
-    curve = collect(root, [part.name for part in parts if part.name != TEACHER])
+    names = [part.name for part in parts]
+    curve = collect(root, [n for n in names if n != TEACHER], [n for n in names if n == TEACHER])
     files.write_json(root / FILE, curve)
-    write_page(root / "report.html", curve)
+    write_page(root / PAGE, curve)
     show(curve, root, as_json=options.as_json)
     if any(point["missed"] for point in curve["points"]):
         raise typer.Exit(3)
@@ -104,20 +111,21 @@ def draw(parts: Sequence[Part], root: Path, options: RunOptions) -> None:
 def show(curve: Curve, root: Path, *, as_json: bool) -> None:
     """Print a curve."""
     if as_json:
-        print_json(json.loads((root / FILE).read_text()))
+        print_json(curve)
         return
     from edgecompress.report.curve import HEADINGS, rows
 
     title = f"{curve['model']} trained on {curve['data_label']}"
     stdout().print(table(title, list(HEADINGS), rows(curve)))
     teacher = curve["teacher"]
-    shown = sure(teacher["accuracy"], teacher.get("ci95"))
+    shown = sure(teacher["score"], teacher.get("ci95"))
+    images = f"; n {teacher['n']}" if "n" in teacher else ""
     print_line(
         f"teacher: {shown}, {format_count(teacher['params'])} parameters, "
-        f"{format_size(teacher['bytes'])} in fp32; n {teacher.get('n', '-')}"
+        f"{format_size(teacher['bytes'])} in fp32{images}"
     )
     for point in curve["points"]:
         for line in point["missed"]:
             print_line(f"target missed at {point['target']}: {line}")
     print_line(f"curve:  {root / FILE}")
-    print_line(f"report: {root / 'report.html'}")
+    print_line(f"report: {root / PAGE}")

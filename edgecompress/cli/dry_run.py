@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress.errors import EnvironmentMissingError
-from edgecompress.stages.auto import AUTO
+from edgecompress.run.stage import AUTO
 from edgecompress.stages.fields import Training
 from edgecompress.units import format_count, format_size
 

@@ -126,10 +126,9 @@ INCEPTION_IMAGES = 299
 
 def default_image_size(name: str) -> int:
     """Side in pixels of the images that the network called `name` is made for: 32 for networks of
-    small images (`auto` chooses among these), what timm's configuration says, else ImageNet's 224
-    (also for the user's own).
+    small images, what timm's configuration says, else ImageNet's 224 (also for the user's own).
     """
-    if name in ("mlp", "auto") or (name in _OWN and name != "vgg16-nobias"):
+    if name == "mlp" or (name in _OWN and name != "vgg16-nobias"):
         return SMALL_IMAGES
     prefix, _, rest = name.partition(":")
     if prefix == "timm":

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+
+from typing_extensions import NotRequired, TypedDict
 
 from edgecompress.proportions import apart, sure
 from edgecompress.report import plots
 from edgecompress.report.pages import write_page as write_template
+from edgecompress.run.result import read, score_name
+from edgecompress.run.schema import RunResult
 from edgecompress.units import format_count, format_size
 
 HEADINGS = ("target", "bytes", "format", "parameters", "test", "against the teacher", "p50")
 
 
 class Teacher(TypedDict):
-    """The network that all points learned from; its accuracy is that of its fp32 file."""
+    """The network that all points learned from; its score is that of its fp32 file."""
 
-    accuracy: float
+    score: float
     bytes: int
     params: int
     n: NotRequired[int]
@@ -26,7 +28,7 @@ class Teacher(TypedDict):
 
 
 class Point(TypedDict):
-    """A file of a curve; `difference` is its accuracy minus the teacher's, paired, in 0..1."""
+    """A file of a curve; `difference` is its score minus the teacher's, paired, in 0..1."""
 
     target: str
     target_bytes: int
@@ -36,7 +38,7 @@ class Point(TypedDict):
     format: str
     params: int
     macs: int
-    accuracy: float
+    score: float
     p50_ms: float
     wall_s: float
     missed: list[str]
@@ -47,58 +49,58 @@ class Point(TypedDict):
 
 
 class Curve(TypedDict):
-    """The content of `curve.json`."""
+    """The content of `curve.json`; scores are on the test split, called `score_name`, 0..1."""
 
     schema: int
     model: str
     data_label: str
     seed: int
-    score: str
+    score_name: str
     teacher: Teacher
     points: list[Point]
     wall_s: float
-    hardware: dict[str, Any]
+    hardware: dict[str, object]
     versions: dict[str, str]
 
 
-def collect(root: Path, names: Sequence[str]) -> Curve:
-    """The curve of the complete runs `names` below `root`."""
-    results = {name: json.loads((root / name / "result.json").read_text()) for name in names}
+def collect(root: Path, names: Sequence[str], before: Sequence[str] = ()) -> Curve:
+    """The curve of the complete runs `names` below `root`; those of `before` took time, too."""
+    results = {name: read(root / name / "result.json") for name in (*before, *names)}
     first = results[names[0]]
-    teacher = first["teacher"]
-    keys = ("accuracy", "metric", "bytes", "params", "n", "ci95")
-    known: Any = {key: teacher[key] for key in keys if key in teacher}
-    known["accuracy"] = known.pop("metric", known.get("accuracy"))
-    taught = root / "teacher" / "result.json"
-    wall_s = sum(result["wall_s"] for result in results.values())
-    if taught.is_file():
-        wall_s += json.loads(taught.read_text())["wall_s"]
+    side = first["teacher"]
+    teacher: Teacher = {
+        "score": side["accuracy"],
+        "bytes": side["bytes"],
+        "params": side["params"],
+    }
+    if "ci95" in side:
+        teacher["n"], teacher["ci95"] = side["n"], side["ci95"]
     return {
         "schema": 1,
         "model": first["model"],
         "data_label": first["data_label"],
         "seed": first["seed"],
-        "score": first.get("metric_name", "accuracy"),
-        "teacher": known,
-        "points": [_point(name, result) for name, result in results.items()],
-        "wall_s": round(wall_s, 3),
-        "hardware": first["hardware"],
+        "score_name": score_name(first),
+        "teacher": teacher,
+        "points": [_point(name, results[name]) for name in names],
+        "wall_s": round(sum(result["wall_s"] for result in results.values()), 3),
+        "hardware": dict(first["hardware"]),
         "versions": first["versions"],
     }
 
 
-def _point(name: str, result: dict[str, Any]) -> Point:
+def _point(name: str, result: RunResult) -> Point:
     student = result["student"]
     point: Point = {
         "target": name,
-        "target_bytes": result["target_bytes"],
+        "target_bytes": result["target_bytes"] or 0,
         "folder": name,
         "file": f"{name}/{result['artifact']}",
         "bytes": result["bytes"],
         "format": result["format"],
         "params": student["params"],
         "macs": student["macs"],
-        "accuracy": student.get("metric", student.get("accuracy")),
+        "score": student["accuracy"],
         "p50_ms": student["latency_ms"]["p50"],
         "wall_s": result["wall_s"],
         "missed": result["missed"],
@@ -106,7 +108,7 @@ def _point(name: str, result: dict[str, Any]) -> Point:
     if "ci95" in student:
         point["n"], point["ci95"] = student["n"], student["ci95"]
     if "accuracy_difference" in result:
-        point["difference"] = point["accuracy"] - result["teacher"]["accuracy"]
+        point["difference"] = student["accuracy"] - result["teacher"]["accuracy"]
         point["difference_ci95"] = result["accuracy_difference"]["ci95"]
     return point
 
@@ -119,7 +121,7 @@ def rows(curve: Curve) -> list[tuple[str, ...]]:
             f"{point['bytes']:,}",
             point["format"],
             format_count(point["params"]),
-            sure(point["accuracy"], point.get("ci95")),
+            sure(point["score"], point.get("ci95")),
             _against(point),
             f"{point['p50_ms']:.3g} ms",
         )
@@ -141,6 +143,6 @@ def write_page(path: Path, curve: Curve) -> None:
         curve=curve,
         headings=HEADINGS,
         rows=list(zip(curve["points"], rows(curve), strict=True)),
-        plot=plots.curve(curve["points"], curve["teacher"], curve["score"]),
+        plot=plots.curve(curve["points"], curve["teacher"], curve["score_name"]),
         teacher_size=format_size(curve["teacher"]["bytes"]),
     )

@@ -112,17 +112,17 @@ def curve(points: Sequence[Point], teacher: Teacher, score: str = "accuracy") ->
     figure = Figure(figsize=(7, 3.6))
     axis = figure.subplots()
     bytes_of = [point["bytes"] for point in points]
-    scores = [100 * point["accuracy"] for point in points]
+    scores = [100 * point["score"] for point in points]
     if all("ci95" in point for point in points):
-        lows = [100 * (p["accuracy"] - p["ci95"][0]) for p in points]
-        highs = [100 * (p["ci95"][1] - p["accuracy"]) for p in points]
+        lows = [100 * (p["score"] - p["ci95"][0]) for p in points]
+        highs = [100 * (p["ci95"][1] - p["score"]) for p in points]
         axis.errorbar(bytes_of, scores, [lows, highs], color=BLUE, marker="o", capsize=3)
     else:
         axis.plot(bytes_of, scores, color=BLUE, marker="o")
     for point, value in zip(points, scores, strict=True):
         label = f"{point['target']} {point['format']}"
         axis.annotate(label, (point["bytes"], value), (6, -12), textcoords="offset points")
-    axis.axhline(100 * teacher["accuracy"], color=GREY, linestyle="--", label="teacher in fp32")
+    axis.axhline(100 * teacher["score"], color=GREY, linestyle="--", label="teacher in fp32")
     axis.set_xscale("log")
     axis.set_xticks(bytes_of, [format_size(size) for size in bytes_of])
     axis.set_xticks([], minor=True)

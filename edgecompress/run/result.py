@@ -24,6 +24,7 @@ from edgecompress.run.schema import (
     TargetsRow,
 )
 from edgecompress.run.sections import Sections
+from edgecompress.run.stage import AUTO
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ def build(
     result: RunResult = {
         "schema": 1,
         "command": recipe.command,
-        "model": state.source.name if recipe.model == "auto" else recipe.model,
+        "model": state.source.name if recipe.model == AUTO else recipe.model,
         "data": recipe.data,
         "seed": recipe.seed,
         "artifact": artifact,

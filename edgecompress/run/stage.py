@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from edgecompress.run.state import State
 
 
+AUTO = "auto"
+"""The model of a recipe whose network a stage chooses."""
+
+
 class Strict(BaseModel):
     """Frozen settings in which an unknown key is an error."""
 
@@ -173,6 +177,10 @@ class RunSettings(Strict):
     """Skip corrupt images, and report how many."""
     stages: tuple[Stage, ...]
     """What is done, in order."""
+
+    def code_names(self) -> frozenset[str]:
+        """The models that the user named, whose own code may therefore run."""
+        return frozenset({self.model}).union(*(stage.own_code() for stage in self.stages))
 
     def digest(self) -> str:
         """SHA-256 (hex) of every value but `threads`, which the machine chooses: two runs with the

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from torch import nn
 
 from edgecompress.data.images import stratified
-from edgecompress.train.settings import LARGE_SPLIT
-
-if TYPE_CHECKING:
-    from edgecompress.run.context import Context
+from edgecompress.run.context import Context
+from edgecompress.stages.common import watched
+from edgecompress.stages.fields import Training
+from edgecompress.stages.training import fit_settings, train_model
+from edgecompress.train.fit import FitResult, Loss
+from edgecompress.train.settings import LARGE_SPLIT, FitSettings
 
 T = TypeVar("T")
 MORE = 2
@@ -57,3 +61,46 @@ def length(contenders: int) -> int:
         each *= MORE
         total += each * contenders
     return total
+
+
+@dataclass
+class Rounds:
+    """The trainings of a contest, on `few` of the images of `context`; those `ahead` have the
+    length of so many of the first round, and share the time that the stage has left.
+    """
+
+    context: Context
+    few: Context
+    settings: Training
+    ahead: int
+
+    @classmethod
+    def of(cls, context: Context, settings: Training, contenders: int) -> Rounds:
+        """Those of so many contenders."""
+        return cls(context, on_few(context), settings, length(contenders))
+
+    def train(
+        self,
+        network: nn.Module,
+        loss: Callable[[Context, FitSettings], Loss],
+        text: str,
+        number: int,
+        *,
+        first: int,
+        shaped_like: nn.Module | None = None,
+        faster: tuple[tuple[str, float], ...] = (),
+        keep_initial: bool = True,
+    ) -> FitResult:
+        """Train `network` in place in round `number` (from 0), where `first` epochs are a first
+        round's unless the settings have them. The rest is as for `shaped_like`, by default itself.
+        """
+        times, given = MORE**number, self.settings.epochs
+        epochs = (first if given is None else given) * times
+        fixed = self.settings.model_copy(update={"epochs": epochs})
+        chosen = fit_settings(self.context, shaped_like or network, fixed, epochs=epochs)
+        chosen = replace(chosen, faster=faster, elastic=given is None)
+        hooks = watched(self.context, text, self.settings.patience, keep_initial=keep_initial)
+        seed, share = self.context.seed + number, times / self.ahead
+        self.ahead -= times
+        made = loss(self.few, chosen)
+        return train_model(self.few, network, made, chosen, hooks, seed=seed, share=share)

@@ -73,7 +73,7 @@ def fit_settings(
 def pretrained(recipe: RunSettings) -> bool:
     """May the network of `recipe` have learned before? The user's own code may bring weights."""
     given = any(getattr(stage, "weights", None) is not None for stage in recipe.stages)
-    return given or runs_user_code(recipe.model)
+    return given or any(map(runs_user_code, recipe.code_names()))
 
 
 def _precision(context: TrainingContext, model: nn.Module, training: Training) -> str:

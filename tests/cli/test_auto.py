@@ -16,6 +16,16 @@ from edgecompress.stages.auto import FAMILIES
 from tests.cli.test_cli import one_line, run
 
 QUICK = ("--models", "lenet5,resnet8,student3", "--epochs", 1, "--distill-epochs", 1)
+OWN = """
+from torch import nn
+
+
+def net(num_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 12, 3), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, num_classes),
+    )
+"""
 SHORT = ("--quantize", "int8", "--steps", 1)
 
 
@@ -69,6 +79,23 @@ def test_a_run_that_was_stopped_goes_on_with_the_network_that_won(
     assert after["student"]["accuracy"] == before["student"]["accuracy"]
 
 
+def test_a_network_that_cannot_read_the_images_is_left_out(tmp_path: Path, few: str) -> None:
+    """Five halvings leave nothing of 8 pixels; the user's own network competes like any other."""
+    (tmp_path / "own.py").write_text(OWN)
+    models = "lenet5,vgg8-cifar,resnet8,own.py:net"
+    options = ("--models", models, "--image-size", 8, "--data", few)
+    done = run(
+        *("compress", "auto", "--target", "12KB", "--epochs", 1, "--distill-epochs", 1),
+        *(*options, *SHORT, "-o", "out"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("vgg8-cifar", "lenet5"):
+        assert f"{name} cannot read images of (3, 8, 8): left out" in done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert {row["model"] for row in result["auto"]["rows"]} == {"resnet8", "own.py:net"}
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_network_of_the_field_can_be_cut(name: str) -> None:
     model = build(ModelSource(name, 10, (3, 32, 32)))
@@ -85,7 +112,12 @@ def test_every_network_of_the_field_can_be_cut(name: str) -> None:
         (("compress", "lenet5", "--target", "40KB", "--models", "resnet8"), "does not apply"),
         (("compress", "auto", "--target", "40KB", "--teacher", "x"), "name the network"),
         (("compress", "auto", "--curve", "40KB,80KB"), "chosen for one size"),
+        (("compress", "auto", "--target", "40KB", "--weights", "imagenet"), "--weights with model"),
         (("compress", "auto", "--target", "40KB", "--data", "sine"), "name a network"),
+        (
+            (*("compress", "auto", "--target", "9KB", "--models", "lenet5"), "--image-size", 8),
+            "none of lenet5 reads images",
+        ),
         (("train", "auto"), "unknown model 'auto'"),
     ],
 )

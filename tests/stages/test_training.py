@@ -16,6 +16,7 @@ from edgecompress.models import ModelSource, build
 from edgecompress.run.context import Context, Silent
 from edgecompress.run.directory import RunDirectory
 from edgecompress.run.stage import RunSettings
+from edgecompress.stages.auto import AutoStage
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.merge import MergeStage
 from edgecompress.stages.train import TrainStage
@@ -83,6 +84,9 @@ def test_given_weights_may_have_learned_before() -> None:
     assert not pretrained(OURS)
     assert pretrained(RunSettings(model="resnet8", stages=(TrainStage(weights="w.pt"),)))
     assert pretrained(RunSettings(model="net.py:make", stages=()))
+    own = AutoStage(models=("resnet8", "net.py:make"))
+    assert pretrained(RunSettings(model="auto", stages=(own,)))
+    assert not pretrained(RunSettings(model="auto", stages=(AutoStage(),)))
 
 
 def test_large_data_are_trained_in_bfloat16_where_the_processor_multiplies_it() -> None:

@@ -6,16 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from edgecompress.errors import UsageError
-from edgecompress.run.stage import Setup, StageResult
+from edgecompress.run.stage import AUTO, Setup, StageResult
 from edgecompress.stages.fields import Names, Training
 from edgecompress.stages.plan import PlanStage
 
 if TYPE_CHECKING:
+    from edgecompress.models.registry import ModelSource
     from edgecompress.run.context import Context
     from edgecompress.run.state import State
 
-AUTO = "auto"
-"""The model of a recipe whose network this stage chooses."""
 FAMILIES = (
     *("resnet20", "resnet8", "mobilenet_v2-cifar", "densenet-cifar", "vgg8-cifar"),
     *("student1", "student3"),
@@ -37,11 +36,15 @@ class AutoStage(Training):
     models: Names = FAMILIES
     """With model auto: the networks that compete."""
 
+    def own_code(self) -> frozenset[str]:
+        """The networks that compete."""
+        return frozenset(self.models)
+
     def check(self, setup: Setup) -> Setup:
-        """The networks must exist, and there must be a size to choose them for; until one is
-        chosen, the first stands for all in what is checked.
+        """The networks must exist, one must read the images, and there must be a size to choose
+        for; until one is chosen, the first that reads them stands for all in what is checked.
         """
-        from edgecompress.models.registry import ModelSource, blank
+        from edgecompress.models.registry import ModelSource
 
         if setup.recipe.model != AUTO:
             raise UsageError(
@@ -56,9 +59,13 @@ class AutoStage(Training):
         self.target(setup.recipe.stages)
         shape, classes = setup.data.image_shape, len(setup.data.classes)
         sources = [ModelSource(name, classes, shape) for name in self.models]
-        for source in sources:
-            blank(source)
-        return replace(setup, source=sources[0])
+        reading = [source for source in sources if reads(source)]
+        if not reading:
+            raise UsageError(
+                f"none of {', '.join(self.models)} reads images of {shape}: name others with "
+                "--models, or give --image-size"
+            )
+        return replace(setup, source=reading[0])
 
     @staticmethod
     def target(stages: tuple[object, ...]) -> int:
@@ -73,3 +80,20 @@ class AutoStage(Training):
         from edgecompress.stages.auto.work import choose
 
         return StageResult(choose(context, self, state))
+
+
+def reads(source: ModelSource) -> bool:
+    """Does the network run on images of its source's shape? Raises `UsageError` for an unknown
+    name.
+    """
+    import torch
+
+    from edgecompress.models.registry import blank
+
+    network = blank(source).eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *source.image_shape, device="meta"))
+    except (RuntimeError, ValueError):
+        return False
+    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from edgecompress.core import shrink
@@ -17,14 +16,14 @@ from edgecompress.proportions import interval
 from edgecompress.run.context import Context, seed_everything
 from edgecompress.run.sections import AutoRow, AutoSection
 from edgecompress.run.state import SizePlan, State
+from edgecompress.stages.auto import reads
 from edgecompress.stages.budgets import Chooser, budgets_of
 from edgecompress.stages.candidates import file_bytes
-from edgecompress.stages.common import count, validation_accuracy, watched
-from edgecompress.stages.halving import MORE, length, on_few, winner
+from edgecompress.stages.common import count, validation_accuracy
+from edgecompress.stages.halving import Rounds, winner
 from edgecompress.stages.plan.work import at_floors
 from edgecompress.stages.scoring import on_validation
 from edgecompress.stages.train.work import start
-from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train.fit import smoothed
 from edgecompress.units import format_size
 
@@ -58,24 +57,38 @@ class Entrant:
 
 def choose(context: Context, settings: AutoStage, state: State) -> State:
     """The state with the source of the network whose short trainings ended best on validation."""
-    few = on_few(context)
     limit = settings.target(context.recipe.stages)
     entered = list[Entrant]()
     for name in settings.models:
         source = replace(state.source, name=name)
-        network = cut(few, source, limit)
+        readable = reads(source)
+        network = cut(context, source, limit) if readable else None
         if network is None:
-            context.reporter.note(f"{name} does not fit {format_size(limit)}: left out")
+            fits = f"does not fit {format_size(limit)}"
+            reason = fits if readable else f"cannot read images of {source.image_shape}"
+            context.reporter.note(f"{name} {reason}: left out")
             continue
         macs = cost(network, context.example).macs
         entered.append(Entrant(source, network, count(network), macs))
     if not entered:
         context.reporter.note(f"nothing fits {format_size(limit)}: {state.source.name} is taken")
         return state
-    rounds = _Rounds(context, few, settings, length(len(entered)))
+    rounds = Rounds.of(context, settings, len(entered))
+
+    def train(one: Entrant, number: int) -> None:
+        name = f"auto {one.source.name}"
+        result = rounds.train(
+            *(one.network, lambda *_: smoothed(SMOOTHING), name, number),
+            first=EPOCHS,
+            keep_initial=number > 0,
+        )
+        one.network = result.model
+        one.epochs += len(result.history)
+        one.accuracy = validation_accuracy(context, one.network)
+
     for one in entered:
-        rounds.train(one, 0)
-    best = winner(entered, rounds.train, Entrant.rank)
+        train(one, 0)
+    best = winner(entered, train, Entrant.rank)
     ordered = sorted(entered, key=Entrant.rank)
     field = ", ".join(
         f"{one.source.name} {on_validation(context.data, one.accuracy)} after {one.epochs} epochs"
@@ -83,11 +96,11 @@ def choose(context: Context, settings: AutoStage, state: State) -> State:
     )
     name = best.source.name
     context.reporter.note(f"{name} begins: the best of short trainings ({field})")
-    images = len(few.data.validation)
+    images = len(rounds.few.data.validation)
     section: AutoSection = {
         "winner": name,
         "target_bytes": limit,
-        "training_images": len(few.data.train),
+        "training_images": len(rounds.few.data.train),
         "n": images,
         "rows": [_row(one, images) for one in ordered],
     }
@@ -119,34 +132,3 @@ def _row(one: Entrant, images: int) -> AutoRow:
         "accuracy": one.accuracy,
         "ci95": list(interval(round(one.accuracy * images), images)),
     }
-
-
-@dataclass
-class _Rounds:
-    """The trainings of the field on `few` images, of which those ahead have the length of so many
-    of the first round.
-    """
-
-    context: Context
-    few: Context
-    settings: AutoStage
-    ahead: int
-
-    def train(self, one: Entrant, number: int) -> None:
-        """Train an entrant further in round `number` (from 0), in place."""
-        context, settings, times = self.context, self.settings, MORE**number
-        epochs = (EPOCHS if settings.epochs is None else settings.epochs) * times
-        given = settings.model_copy(update={"epochs": epochs})
-        chosen = fit_settings(context, one.network, given, epochs=epochs)
-        chosen = replace(chosen, elastic=settings.epochs is None)
-        hooks = watched(context, f"auto {one.source.name}", keep_initial=number > 0)
-        torch.manual_seed(context.seed)
-        result = train_model(
-            *(self.few, one.network, smoothed(SMOOTHING), chosen, hooks),
-            seed=context.seed + number,
-            share=times / self.ahead,
-        )
-        self.ahead -= times
-        one.network = result.model
-        one.epochs += len(result.history)
-        one.accuracy = validation_accuracy(context, one.network)

@@ -22,13 +22,14 @@ from edgecompress.run.context import Context
 from edgecompress.run.sections import ContestRow, ContestSection
 from edgecompress.run.state import SizePlan, State
 from edgecompress.stages.budgets import Chooser, budgets_of
-from edgecompress.stages.common import count, learning_loss, validation_accuracy, watched
-from edgecompress.stages.halving import MORE, length, on_few, winner
+from edgecompress.stages.common import count, learning_loss, validation_accuracy
+from edgecompress.stages.halving import Rounds, winner
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.stages.qat.work import STEPS, on_grid
 from edgecompress.stages.scoring import on_validation
-from edgecompress.stages.training import fit_settings, train_model
-from edgecompress.train.settings import LARGE_SPLIT
+from edgecompress.stages.training import fit_settings
+from edgecompress.train.fit import Loss
+from edgecompress.train.settings import LARGE_SPLIT, FitSettings
 
 if TYPE_CHECKING:
     from edgecompress.stages.contest import ContestStage
@@ -80,14 +81,30 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
     if first is None or not first.contenders:
         return state
     entry = _Entry(context, settings, state)
-    rounds = _Rounds(context, on_few(context), settings, state, length(1 + len(first.contenders)))
+    rounds = Rounds.of(context, settings, 1 + len(first.contenders))
+
+    def loss(few: Context, chosen: FitSettings) -> Loss:
+        return learning_loss(few, state, chosen, settings.temperature, settings.alpha)
+
+    def train(one: Contender, number: int) -> None:
+        network = one.network
+        model = network.model if isinstance(network, QuantAware) else network
+        result = rounds.train(
+            *(network, loss, f"contest {one.form}", number),
+            first=_first_epochs(context, settings, model),
+            shaped_like=model,
+            faster=(STEPS,),
+        )
+        one.epochs += len(result.history)
+        one.accuracy = validation_accuracy(context, network)
+
     entered = [entry.of(replace(first, contenders=()))]
-    rounds.train(entered[0], 0)
+    train(entered[0], 0)
     if entered[0].accuracy < state.need_baseline().validation_accuracy - NEAR:
         for plan in first.contenders:
             entered.append(entry.of(plan))
-            rounds.train(entered[-1], 0)
-    won = winner(entered, rounds.train, Contender.rank)
+            train(entered[-1], 0)
+    won = winner(entered, train, Contender.rank)
     outcome = _outcome(context.data, entered, won)
     context.reporter.note(f"contest: {outcome}")
     section: ContestSection = {
@@ -97,6 +114,13 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
     }
     plan = replace(won.plan, reason=f"{won.plan.reason}; {outcome}")
     return replace(state, plan=plan).with_section("contest", section)
+
+
+def _first_epochs(context: Context, settings: ContestStage, model: nn.Module) -> int:
+    """Of a training of the first round."""
+    if len(context.data.train) > LARGE_SPLIT:
+        return WHOLE_LARGE // SHARE
+    return max(1, fit_settings(context, model, settings).epochs // SHARE)
 
 
 def _row(context: Context, one: Contender) -> ContestRow:
@@ -151,36 +175,3 @@ class _Entry:
             return Contender(plan, model, params)
         names = [*trace(model.cpu(), context.example).output_shapes]
         return Contender(plan, on_grid(context, model, bits_by_layer(form.name, names)), params)
-
-
-@dataclass
-class _Rounds:
-    """The trainings of a contest on `few` images, of which those ahead have the length of so many
-    of the first round.
-    """
-
-    context: Context
-    few: Context
-    settings: ContestStage
-    state: State
-    ahead: int
-
-    def train(self, one: Contender, number: int) -> None:
-        """Train a contender for the epochs of round `number` (from 0), in place."""
-        context, settings, times = self.context, self.settings, MORE**number
-        network = one.network
-        model = network.model if isinstance(network, QuantAware) else network
-        whole = fit_settings(context, model, settings).epochs
-        large = len(context.data.train) > LARGE_SPLIT
-        first = max(1, (WHOLE_LARGE if large else whole) // SHARE)
-        epochs = (settings.epochs or first) * times
-        given = settings.model_copy(update={"epochs": epochs})
-        chosen = fit_settings(context, model, given, epochs=epochs)
-        chosen = replace(chosen, faster=(STEPS,), elastic=settings.epochs is None)
-        loss = learning_loss(self.few, self.state, chosen, settings.temperature, settings.alpha)
-        hooks = watched(context, f"contest {one.form}", settings.patience, keep_initial=True)
-        seed, share = context.seed + number, times / self.ahead
-        result = train_model(self.few, network, loss, chosen, hooks, seed=seed, share=share)
-        self.ahead -= times
-        one.epochs += len(result.history)
-        one.accuracy = validation_accuracy(context, network)
