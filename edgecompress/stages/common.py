@@ -28,6 +28,7 @@ from edgecompress.run.context import Context
 from edgecompress.run.schema import Score
 from edgecompress.run.state import StageRow, State
 from edgecompress.stages.scoring import on_validation, score_of, weakness
+from edgecompress.stages.training import runs_in_bf16
 from edgecompress.train.batches import evaluate, outputs_on
 from edgecompress.train.fit import Hooks, Loss, label_loss
 from edgecompress.train.history import EpochRow
@@ -49,8 +50,13 @@ def fixed_teacher(
     temperature: float | None = None,
     top_k: int | None = None,
 ) -> FixedTeacher:
-    """The state's teacher, with its cached logits for the views that `settings` train on."""
-    teacher = state.need_teacher()
+    """The state's teacher, with its cached logits for the views that `settings` train on, in the
+    precision of its student where it runs in that, too.
+    """
+    teacher, precision = state.need_teacher(), settings.precision
+    if precision == "bf16" and context.device.type == "cpu":
+        example = context.reading_as(teacher.preprocess).example
+        precision = "bf16" if runs_in_bf16(teacher.module, example) else "fp32"
     return FixedTeacher(
         teacher.module,
         context.data,
@@ -60,7 +66,7 @@ def fixed_teacher(
         view_seed=settings.view_seed,
         top_k=top_k,
         temperature=temperature or DEFAULTS["kl"][0],
-        precision=settings.precision,
+        precision=precision,
         folder=cache_dir() / "teacher-logits",
         on_step=context.progress("logits of the teacher"),
     )
