@@ -40,6 +40,10 @@ class TeacherStage(FromScratch):
             raise ValueError("give checkpoint (a trained teacher) or model (a name, trained here)")
         return self
 
+    def time_share(self, state: State) -> float:
+        """None where it is not trained here."""
+        return super().time_share(state) if self.checkpoint is None else 0.0
+
     def inputs(self) -> tuple[Path, ...]:
         """Its checkpoint, or the file of weights."""
         return tuple(Path(name) for name in (self.checkpoint, self.weights) if name is not None)

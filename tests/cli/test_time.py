@@ -67,3 +67,11 @@ def test_a_time_that_cannot_be_kept_is_refused(
 ) -> None:
     assert part in one_line(run(*arguments, "-o", "out", cwd=tmp_path), 2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_is_given_takes_no_time(tmp_path: Path, few: str) -> None:
+    done = run("train", "lenet5", "--epochs", 1, "--data", few, "-o", "t", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("distill", "t", "student1", "--time", "2s", "-o", "s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 s for the run: distill 2 s; " in done.stderr
