@@ -39,6 +39,14 @@ def _epochs(value: Any) -> Any:
     return value
 
 
+def _flip(value: Any) -> Any:
+    """`true` and `false` as they are, since the command line has text."""
+    known = {"true": True, "false": False, "alternate": "alternate"}
+    if isinstance(value, str) and value not in known:
+        raise ValueError(f"'{value}' is no way to flip: give alternate, true or false")
+    return known[value] if isinstance(value, str) else value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Names of layers; on the command line with commas between them."""
 Schedule = Literal["early", "middle", "late"]
@@ -109,7 +117,7 @@ class Training(Stage):
     """bf16: forward pass under autocast; auto: bf16 on GPUs that have it, and for large data on
     processors that do, else fp32.
     """
-    flip: Literal["alternate"] | bool | None = None
+    flip: Annotated[Literal["alternate"] | bool | None, BeforeValidator(_flip)] = None
     """Augmentation: mirrored images, true, false, or alternate: mirrored in one of every two
     epochs; default: the data set's own.
     """
