@@ -16,11 +16,14 @@ from edgecompress.models import ModelSource, build
 from edgecompress.run.context import Context, Silent
 from edgecompress.run.directory import RunDirectory
 from edgecompress.run.stage import RunSettings
+from edgecompress.run.state import Network, State
 from edgecompress.stages.auto import AutoStage
+from edgecompress.stages.common import fixed_teacher
 from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.merge import MergeStage
 from edgecompress.stages.train import TrainStage
 from edgecompress.stages.training import fit_settings, in_time, pretrained, runs_in_bf16
+from edgecompress.train.batches import batches
 from edgecompress.train.settings import LARGE_SPLIT
 
 
@@ -124,6 +127,17 @@ def test_a_network_that_cannot_compute_in_bfloat16_is_trained_in_float() -> None
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_teacher_that_cannot_compute_in_bfloat16_answers_in_float() -> None:
+    """Also where its student can."""
+    source = ModelSource("resnet8", 10, (3, 32, 32))
+    state = State(source, teacher=Network(InFloatAlone(), source))
+    known = context(load_data("digits"), OURS)
+    half = fit_settings(known, network("resnet8"), TrainStage(precision="bf16"))
+    teacher = fixed_teacher(known, state, half)
+    batch = next(batches(known.data, half, known.device, 0, 1))
+    assert teacher.logits(batch).shape == (len(batch.ids), 10)
 
 
 def test_only_open_epochs_are_fitted_to_the_time_that_is_left() -> None:
