@@ -101,6 +101,19 @@ def blank(source: ModelSource) -> nn.Module:
         return own.structure(build(source))
 
 
+def reads(source: ModelSource) -> bool:
+    """Does the network run on images of its source's shape? Raises `UsageError` for an unknown
+    name.
+    """
+    network = blank(source).eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *source.image_shape, device="meta"))
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
 def seen(source: ModelSource) -> own.Seen | None:
     """What is known of a network of the user's own code that was built before in this process."""
     if not runs_user_code(source.name):

@@ -10,7 +10,7 @@ import torch
 from edgecompress.errors import UsageError
 from edgecompress.models import ModelSource, build, model_names
 from edgecompress.models.own import runs_user_code
-from edgecompress.models.registry import remarks
+from edgecompress.models.registry import reads, remarks
 
 SHAPE = (3, 32, 32)
 
@@ -41,6 +41,14 @@ def test_timm() -> None:
     pytest.importorskip("timm")
     model = build(ModelSource("timm:resnet10t", 4, SHAPE))
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+
+
+def test_a_network_reads_images_that_its_pools_leave_something_of() -> None:
+    assert reads(ModelSource("lenet5", 10, (1, 28, 28)))
+    assert reads(ModelSource("resnet8", 10, SHAPE))
+    assert not reads(ModelSource("vgg16", 10, (3, 8, 8)))
+    with pytest.raises(UsageError, match="vgg61"):
+        reads(ModelSource("vgg61", 10, SHAPE))
 
 
 def test_every_name_of_ours_is_listed_and_builds() -> None:

@@ -11,7 +11,6 @@ from edgecompress.stages.fields import Names, Training
 from edgecompress.stages.plan import PlanStage
 
 if TYPE_CHECKING:
-    from edgecompress.models.registry import ModelSource
     from edgecompress.run.context import Context
     from edgecompress.run.state import State
 
@@ -44,7 +43,7 @@ class AutoStage(Training):
         """The networks must exist, one must read the images, and there must be a size to choose
         for; until one is chosen, the first that reads them stands for all in what is checked.
         """
-        from edgecompress.models.registry import ModelSource
+        from edgecompress.models.registry import ModelSource, reads
 
         if setup.recipe.model != AUTO:
             raise UsageError(
@@ -80,20 +79,3 @@ class AutoStage(Training):
         from edgecompress.stages.auto.work import choose
 
         return StageResult(choose(context, self, state))
-
-
-def reads(source: ModelSource) -> bool:
-    """Does the network run on images of its source's shape? Raises `UsageError` for an unknown
-    name.
-    """
-    import torch
-
-    from edgecompress.models.registry import blank
-
-    network = blank(source).eval()
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, *source.image_shape, device="meta"))
-    except (RuntimeError, ValueError):
-        return False
-    return True

@@ -11,12 +11,11 @@ from edgecompress.core import shrink
 from edgecompress.core.proof import trace
 from edgecompress.measure.cost import cost
 from edgecompress.methods.scores import random as random_scores
-from edgecompress.models.registry import ModelSource
+from edgecompress.models.registry import ModelSource, reads
 from edgecompress.proportions import interval
 from edgecompress.run.context import Context, seed_everything
 from edgecompress.run.sections import AutoRow, AutoSection
 from edgecompress.run.state import SizePlan, State
-from edgecompress.stages.auto import reads
 from edgecompress.stages.budgets import Chooser, budgets_of
 from edgecompress.stages.candidates import file_bytes
 from edgecompress.stages.common import count, validation_accuracy
