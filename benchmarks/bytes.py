@@ -111,7 +111,7 @@ def train(bench: Bench, data: Path, arguments: argparse.Namespace, work: Path) -
         "device": arguments.device,
     }
     if checkpoint is None:
-        first = {"stage": "train", "epochs": bench.size(arguments.epochs, 2)}
+        first = {"stage": "train", "epochs": bench.size(arguments.epochs, 1)}
         _run({**shared, "stages": [first, {"stage": "export"}]}, work / "fp32")
         checkpoint = work / "fp32" / "model.safetensors"
     runs = []
@@ -119,7 +119,7 @@ def train(bench: Bench, data: Path, arguments: argparse.Namespace, work: Path) -
         epochs, rate = FORMS[form]
         tuned = {
             "stage": "qat",
-            "epochs": bench.size(epochs, 2),
+            "epochs": bench.size(epochs, 1),
             "batch_size": bench.size(256, 32),
             "optimizer": "sgd",
             "learning_rate": rate,
@@ -179,8 +179,7 @@ def settings_device(result: Row) -> str:
 
 def _accuracies(bench: Bench, rows: Sequence[Row]) -> list[Row]:
     """`rows` among those that the result file has, each format and seed once."""
-    path = bench.folder / "bytes.json"
-    known = json.loads(path.read_text()).get("accuracy", []) if path.is_file() else []
+    known = bench.known().get("accuracy", [])
     new = {(row["format"], row["seed"]): row for row in [*known, *rows]}
     return [new[key] for key in sorted(new, key=lambda key: (-_bits(key[0]), key[1]))]
 
@@ -241,7 +240,7 @@ def speeds(bench: Bench, runs: Sequence[Path], oldest: str | None) -> Row:
         profile = edgecompress("bench", path, "--json")["profile"]
         row |= {key: profile[key] for key in ("load_ms", "cold_start_ms", "peak_rss_bytes")}
         if path != base:
-            time = ("--time", bench.size("2min", "3s"))
+            time = ("--time", bench.size("2min", "1s"))
             found = edgecompress("bench", path, "--against", base, *time, "--json", exits=(0, 3))
             row["against_int8"] = found["ratio"]
         rows.append(row)

@@ -68,10 +68,13 @@ class Bench:
         """Put `parts` into the result file `name`.json (default: the script's name), which keeps
         the parts that it had.
         """
+        text = json.dumps({**self.known(name), **parts}, indent=1) + "\n"
+        write_bytes(self.folder / f"{name or self.script}.json", text.encode())
+
+    def known(self, name: str = "", /) -> Row:
+        """The parts that the result file `name`.json has (default: the script's name)."""
         path = self.folder / f"{name or self.script}.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        text = json.dumps({**known, **parts}, indent=1) + "\n"
-        write_bytes(path, text.encode())
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
 
     def images(self, given: Path, work: Path) -> Path:
         """The image folder `given`; at smoke size, where none is given, a small one below `work`.

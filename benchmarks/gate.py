@@ -24,9 +24,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -37,7 +39,7 @@ from edgecompress.measure import bootstrap, machine, processes, regression
 from edgecompress.measure.requests import TimingRequest
 
 VERDICTS = ("pass", "inconclusive", "regression")
-LAYERS = 33
+LAYERS, SMOKE_LAYERS = 33, 3
 SLOWER = (("1.03x, quiet", 1, 0.01, False, 1), ("1.1x, busy", 3, 0.05, True, 4))
 """Name, layers more, tolerance, busy neighbours, and the part of the comparisons asked for."""
 STATISTICS = {"minimum": 0.0, "lower quartile": 0.25, "median": 0.5}
@@ -62,11 +64,17 @@ while True:
 """
 
 
-def chain(layers: int, path: Path) -> Path:
-    """A file of `layers` equal convolutions: one layer more is one share more of time."""
+@cache
+def exported(layers: int) -> onnx.ModelProto:
+    """A network of `layers` equal convolutions."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(layers))).eval()
-    onnx_export.save(onnx_export.to_onnx(model, torch.zeros(1, 16, 32, 32)), path)
+    return onnx_export.to_onnx(model, torch.zeros(1, 16, 32, 32))
+
+
+def chain(layers: int, path: Path) -> Path:
+    """A file of `layers` equal convolutions: one layer more is one share more of time."""
+    onnx_export.save(exported(layers), path)
     return path
 
 
@@ -113,8 +121,9 @@ def counted(rows: list[Row]) -> Row:
 def same(bench: Bench, count: int) -> None:
     """A file against a copy of itself: every `regression` is a false alarm."""
     rows: list[Row] = []
+    layers = bench.size(LAYERS, SMOKE_LAYERS)
     with tempfile.TemporaryDirectory() as name:
-        first, copy = (chain(LAYERS, Path(name) / f"{part}.onnx") for part in ("one", "two"))
+        first, copy = (chain(layers, Path(name) / f"{part}.onnx") for part in ("one", "two"))
         for number in range(count):
             busy = number % 2 == 1
             with neighbours(busy):
@@ -134,16 +143,17 @@ def same(bench: Bench, count: int) -> None:
 def injected(bench: Bench, count: int) -> None:
     """Slow-downs that are real: layers more."""
     parts: Row = {}
+    layers = bench.size(LAYERS, SMOKE_LAYERS)
     with tempfile.TemporaryDirectory() as name:
-        base = chain(LAYERS, Path(name) / "base.onnx")
+        base = chain(layers, Path(name) / "base.onnx")
         for case, more, tolerance, busy, part in SLOWER:
-            slower = chain(LAYERS + more, Path(name) / f"{more}.onnx")
+            slower = chain(layers + more, Path(name) / f"{more}.onnx")
             rows: list[Row] = []
             for number in range(max(1, count // part)):
                 with neighbours(busy):
                     rows.append(compared(bench, slower, base, tolerance, number))
                 parts[case] = {
-                    "layers": [LAYERS + more, LAYERS],
+                    "layers": [layers + more, layers],
                     "max_regression": tolerance,
                     **counted(rows),
                     "rows": rows,
@@ -196,10 +206,11 @@ def judged(bench: Bench, models: list[Path], tolerance: float, seed: int) -> dic
 def compared_statistics(bench: Bench, count: int) -> None:
     """What should stand for a block: alarms without a difference, and differences that are seen."""
     parts: Row = {}
+    layers = bench.size(LAYERS, SMOKE_LAYERS)
     with tempfile.TemporaryDirectory() as name:
-        base = chain(LAYERS, Path(name) / "base.onnx")
+        base = chain(layers, Path(name) / "base.onnx")
         for case, more, tolerance, busy in STATISTICS_CASES:
-            new = chain(LAYERS + more, Path(name) / f"{more}-more.onnx")
+            new = chain(layers + more, Path(name) / f"{more}-more.onnx")
             rows = []
             for seed in range(count):
                 with neighbours(busy):

@@ -60,7 +60,7 @@ def _measured(
     bench: Bench, words: list[object], named: Row, seed: int, minutes: float, data: Path, work: Path
 ) -> Row:
     """The row of a command: what its file takes and reaches."""
-    seconds = bench.size(60 * minutes, 4.0)
+    seconds = bench.size(60 * minutes, 2.0)
     begun = time.perf_counter()
     settings = {"data": f"folder:{data}", "time": f"{seconds:g}s", "seed": seed}
     options: list[object] = []

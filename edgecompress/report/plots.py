@@ -36,6 +36,7 @@ def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element."""
     buffer = io.StringIO()
     figure.tight_layout()
+    figure.set_layout_engine(None)  # what it leaves would draw everything once more
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -24,10 +24,11 @@ from edgecompress.measure import machine, runtime
 from edgecompress.measure.runtime import Array, Runtime
 from edgecompress.methods.distill import DEFAULTS, learning_from
 from edgecompress.methods.teacher import FixedTeacher
+from edgecompress.proportions import Paired
 from edgecompress.run.context import Context
 from edgecompress.run.schema import Score
-from edgecompress.run.state import StageRow, State
-from edgecompress.stages.scoring import on_validation, score_of, weakness
+from edgecompress.run.state import Network, StageRow, State
+from edgecompress.stages.scoring import on_validation, paired, score_of, weakness
 from edgecompress.stages.training import runs_in_bf16
 from edgecompress.train.batches import evaluate, outputs_on
 from edgecompress.train.fit import Hooks, Loss, label_loss
@@ -132,12 +133,25 @@ def validation_row(context: Context, name: str, model: nn.Module) -> StageRow:
     that has learned little is named as such.
     """
     data, split = context.data, context.data.validation
-    outputs = outputs_on(model.to(context.device), data, split, context.device).cpu()
+    outputs = validation_outputs(context, model)
     note = weakness(data, split, outputs)
     if note is not None:
         context.reporter.note(f"{name}: {note}")
     accuracy = data.task.score(outputs, data.targets(split))
     return StageRow(name, accuracy, count(model), note=note, n=len(split))
+
+
+def validation_outputs(context: Context, model: nn.Module) -> Tensor:
+    """The outputs (N, K) of a torch model on the validation split, on the CPU."""
+    split = context.data.validation
+    return outputs_on(model.to(context.device), context.data, split, context.device).cpu()
+
+
+def against(context: Context, first: Network, second: nn.Module) -> Paired | None:
+    """How `second` differs from `first` on the validation split; None for a regression."""
+    own = context.reading_as(first.preprocess)
+    before, after = validation_outputs(own, first.module), validation_outputs(context, second)
+    return paired(context.data.task, before, after, context.data.targets(context.data.validation))
 
 
 def validation_accuracy(context: Context, model: nn.Module) -> float:

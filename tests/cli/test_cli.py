@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -340,3 +341,38 @@ def test_the_number_of_stages_that_was_announced_stays(capsys: pytest.CaptureFix
     bars.close()
     said = capsys.readouterr().err.splitlines()
     assert said == ["[1/8] work", "[4/8] work", "[5/8+2] work", "[10/8+2] work"]
+
+
+def test_a_terminal_shows_a_bar_and_a_log_shows_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a real terminal (a pty) epochs move a bar with the time left, and leave no line."""
+
+    def train() -> None:
+        bars = Bars(quiet=False)
+        bars.stage(1, 1, "train")
+        bars.step(30, 100, "train lenet5")
+        if bars.progress is not None:
+            bars.progress.refresh()
+        bars.epoch("train: epoch 1/3, loss 2.1")
+        bars.close()
+
+    shown, terminal = pty.openpty()
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        train()
+        monkeypatch.undo()
+        stream.flush()
+        drawn = os.read(shown, 100_000).decode()
+    os.close(shown)
+    assert "[1/1] train" in drawn
+    assert "train lenet5" in drawn and "30%" in drawn and "━" in drawn
+    assert "epoch 1/3" not in drawn
+    train()
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/1] train",
+        "      train: epoch 1/3, loss 2.1",
+    ]

@@ -256,3 +256,21 @@ def test_the_experiments_of_the_source_run_at_small_scale(
         assert set(result["gradual"]["left_alone"]) == {"features.0", "features.3"}, (
             "too narrow, as the source says"
         )
+
+
+def test_a_training_that_makes_it_worse_ends_with_what_was_before(
+    trained: Path, tmp_path: Path
+) -> None:
+    """A rate that ruins the network: the weights that the cut left are kept."""
+    options = ("--amount", "5%", "--steps", 1, "--epochs", 2, "--learning-rate", 0.3)
+    done = run("prune", trained, *options, "-o", "p", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    known = re.search(r"no epoch was better .*\(validation ([0-9.]+)%.*it is kept", done.stderr)
+    assert known is not None
+    result = result_of(tmp_path / "p")
+    kept = result["stages"][-1]["accuracy"]
+    assert f"{kept:.2%}" == f"{known[1]}%"
+    with (tmp_path / "p" / "history.csv").open() as file:
+        trained_for = [float(row["validation_accuracy"]) for row in csv.DictReader(file)]
+    assert len(trained_for) == 2
+    assert max(trained_for) < kept

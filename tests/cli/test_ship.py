@@ -16,6 +16,9 @@ from edgecompress.measure import runtime
 from edgecompress.proportions import interval
 from tests.cli.test_cli import one_line, run
 
+ORIENTATION = 0x0112
+"""The EXIF tag of it."""
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -194,10 +197,18 @@ def test_what_says_nothing_is_refused(trained: Path, digits_folder: Path, tmp_pa
     grey = load_digits().images[0] / 16
     Image.fromarray((grey * 65535).round().astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray((grey * 255).round().astype(np.uint8)).save(tmp_path / "usual.png")
-    deep, usual = json.loads(
-        run("predict", "e", "deep.png", "usual.png", "--json", cwd=tmp_path).stdout
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # to be turned a quarter to the right, as phones store portraits
+    turned = Image.open(tmp_path / "usual.png").transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "turned.png", exif=exif)
+    turned.save(tmp_path / "lying.png")
+    names = ("deep.png", "usual.png", "turned.png", "lying.png")
+    deep, usual, upright, lying = json.loads(
+        run("predict", "e", *names, "--json", cwd=tmp_path).stdout
     )["predictions"]
     assert (deep["label"], deep["probability"]) == (usual["label"], usual["probability"])
+    assert (upright["label"], upright["probability"]) == (usual["label"], usual["probability"])
+    assert lying["probability"] != usual["probability"]
     assert "--image-size is about --data" in refused(
         "predict", "e/model-fp32.onnx", "deep.png", "--image-size", 64
     )

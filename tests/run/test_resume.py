@@ -36,7 +36,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
         MEASURE,
     ],
     "auto": [
-        {"stage": "auto", "models": ["lenet5", "student1"], **ONE},
+        {"stage": "auto", "models": ["lenet5", "mlp"], **ONE},
         {"stage": "train", "epochs": 0},
         {"stage": "plan", "targets": {"bytes": "40KB"}},
         {"stage": "prune", **ONE},
@@ -67,7 +67,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "search": [
         TRAIN,
         {"stage": "simplify"},
-        {"stage": "search", "max_drop": 0.5, "refine": 0, "quantize": "int8", **ONE},
+        {"stage": "search", "max_drop": 0.5, "refine": 0, "quantize": "int8", "floor": 0.5, **ONE},
         *SHIP,
     ],
 }

@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from edgecompress.data import load_data
-from edgecompress.run.state import SizePlan
-from edgecompress.stages.contest.work import Contender, _outcome
+from edgecompress.models import ModelSource
+from edgecompress.run.state import Network, SizePlan, State
+from edgecompress.stages.contest.work import Contender, _loses, _outcome
 from tests.cli.test_cli import one_line, run
+from tests.stages.test_training import OURS, context
+
+SOURCE = ModelSource("lenet5", 10, (3, 32, 32))
 
 
 def _contender(form: str, accuracy: float) -> Contender:
@@ -28,6 +33,33 @@ def test_a_format_that_was_alone_is_not_called_the_best() -> None:
     data = load_data("digits")
     assert "so no fewer bits were tried" in _outcome(data, [alone], alone)
     assert "int8-qdq is the most accurate" in _outcome(data, [alone, other], alone)
+
+
+class Wrong(nn.Module):
+    """A network that is right of all images but `count` of the validation split."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        data = load_data("digits")
+        split = data.validation
+        self.register_buffer("seen", data.normalised(split.pixels))
+        answers = split.labels.clone()
+        answers[:count] = (answers[:count] + 1) % 10
+        self.register_buffer("answers", nn.functional.one_hot(answers, 10).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.seen, torch.Tensor) and isinstance(self.answers, torch.Tensor)
+        first = next(n for n in range(len(self.seen)) if torch.equal(self.seen[n], x[0]))
+        return self.answers[first : first + len(x)]
+
+
+def test_one_image_does_not_decide_whether_others_are_tried() -> None:
+    """A point at which the difference could be chance is no reason to try fewer bits."""
+    known = context(load_data("digits"), OURS)
+    state = State(SOURCE, teacher=Network(Wrong(0), SOURCE))
+    for count, loses in ((0, False), (1, False), (2, False), (12, True)):
+        one = Contender(SizePlan(True, ("int8-qdq",)), Wrong(count), 1)
+        assert _loses(known, state, one) == loses
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,7 @@ BUILDERS: dict[str, Callable[[], str]] = {
     "int8-ranges": latency.int8_ranges,
     "latency-statistics": latency.statistics,
     "public-counts": public.counts,
+    "public-predictions": public.predictions,
     "public-files": public.files,
     "emulate-links": online.links,
     "emulate-lessons": online.lessons,

@@ -8,6 +8,8 @@ from docs.scripts.markdown import table
 from docs.scripts.results.files import read, size
 
 OUTCOMES = ("measured", "refused", "failed")
+ANSWERS = ("answered", "refused", "failed")
+ASKED = {"photo": "one photo", "digits": "`--data digits`"}
 
 
 def counts() -> str:
@@ -19,6 +21,16 @@ def counts() -> str:
     total = Counter(row["outcome"] for row in rows)
     lines.append((f"all {len(rows)}", *(str(total[kind]) for kind in OUTCOMES)))
     return table(["source", *OUTCOMES], lines)
+
+
+def predictions() -> str:
+    """How many files `predict` answered with, refused, or failed on."""
+    rows = [row["predict"] for row in read("public_onnx")["rows"]]
+    found = Counter((asked, row[asked]["outcome"]) for row in rows for asked in ASKED)
+    lines = [
+        (words, *(str(found[asked, kind]) for kind in ANSWERS)) for asked, words in ASKED.items()
+    ]
+    return table(["asked about", *ANSWERS], lines)
 
 
 def files() -> str:

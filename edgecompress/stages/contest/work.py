@@ -22,7 +22,7 @@ from edgecompress.run.context import Context
 from edgecompress.run.sections import ContestRow, ContestSection
 from edgecompress.run.state import SizePlan, State
 from edgecompress.stages.budgets import Chooser, budgets_of
-from edgecompress.stages.common import count, learning_loss, validation_accuracy
+from edgecompress.stages.common import against, count, learning_loss, validation_accuracy
 from edgecompress.stages.halving import Rounds, winner
 from edgecompress.stages.prune.work import repair_images, score
 from edgecompress.stages.qat.work import STEPS, on_grid
@@ -39,7 +39,7 @@ SHARE = 6
 WHOLE_LARGE = 12
 """Epochs of a complete training on large data, of which a contest sees a part of the images."""
 NEAR = 0.005
-"""Where the wider format comes so near to the accuracy of the first network, it has won."""
+"""Of a regression: where the wider format comes so near to R² of the first network, it has won."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Contender:
 def contest(context: Context, settings: ContestStage, state: State) -> State:
     """The state with the plan of the contender whose short training ended best on validation.
 
-    Formats of fewer bits enter only where the wider one lost accuracy.
+    Formats of fewer bits enter only where the wider one clearly lost accuracy.
     """
     first = state.plan
     if first is None or not first.contenders:
@@ -100,7 +100,7 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
 
     entered = [entry.of(replace(first, contenders=()))]
     train(entered[0], 0)
-    if entered[0].accuracy < state.need_baseline().validation_accuracy - NEAR:
+    if _loses(context, state, entered[0]):
         for plan in first.contenders:
             entered.append(entry.of(plan))
             train(entered[-1], 0)
@@ -114,6 +114,16 @@ def contest(context: Context, settings: ContestStage, state: State) -> State:
     }
     plan = replace(won.plan, reason=f"{won.plan.reason}; {outcome}")
     return replace(state, plan=plan).with_section("contest", section)
+
+
+def _loses(context: Context, state: State, one: Contender) -> bool:
+    """Whether it is less accurate on validation than the first network, clearly: the whole 95 %
+    interval of the paired difference lies below zero.
+    """
+    pair = against(context, state.need_teacher(), one.network)
+    if pair is None:
+        return one.accuracy < state.need_baseline().validation_accuracy - NEAR
+    return pair.interval[1] < 0
 
 
 def _first_epochs(context: Context, settings: ContestStage, model: nn.Module) -> int:
@@ -138,7 +148,7 @@ def _outcome(data: DataSet, entered: Sequence[Contender], won: Contender) -> str
         for one in entered
     )
     if len(entered) == 1:
-        near = f"comes within {100 * NEAR:g} points of the first network in a short training"
+        near = "is not clearly less accurate than the first network after a short training"
         return f"{won.form} {near}, so no fewer bits were tried ({rows})"
     return f"{won.form} is the most accurate in short trainings ({rows})"
 

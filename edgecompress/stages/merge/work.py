@@ -19,12 +19,19 @@ from edgecompress.methods.gates import Gated, GroupStatistics, lambdas, most_ope
 from edgecompress.methods.greedy import GreedySettings, identify, mimic, samples_within
 from edgecompress.methods.merge import averaged, matched
 from edgecompress.methods.repair import channel_statistics, repair_
+from edgecompress.proportions import apart
 from edgecompress.run.context import Context
 from edgecompress.run.sections import GateRow, MergeSection, MergeStep, MergeSteps
 from edgecompress.run.stage import StageResult
 from edgecompress.run.state import Network, StageRow, State
 from edgecompress.stages.checkpoints import check_parents
-from edgecompress.stages.common import count, validation_accuracy, validation_row, watched
+from edgecompress.stages.common import (
+    against,
+    count,
+    validation_accuracy,
+    validation_row,
+    watched,
+)
 from edgecompress.stages.gradual.work import seconds
 from edgecompress.stages.prune.work import repair_images
 from edgecompress.stages.scoring import on_validation
@@ -84,7 +91,9 @@ def merge(context: Context, settings: MergeStage, state: State) -> StageResult:
     missed: tuple[str, ...] = ()
     if settings.require_better and accuracy < best.accuracy:
         own, others = (on_validation(context.data, one) for one in (accuracy, best.accuracy))
-        missed = (f"the merged network has {own} on validation, {best.name} {others}",)
+        pair = against(context, Network(best.module, state.source), model)
+        by = "" if pair is None else f": {apart(pair.difference, pair.interval)}"
+        missed = (f"the merged network has {own} on validation, {best.name} {others}{by}",)
     state = replace(state, model=Network(model.cpu(), state.source))
     return StageResult(state.with_section("merge", section), missed=missed)
 

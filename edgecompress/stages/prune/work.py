@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from edgecompress.stages.budgets import (
     plan_for_amount,
     widths_after,
 )
-from edgecompress.stages.candidates import file_bytes
+from edgecompress.stages.candidates import FileBytes, Sizes, file_bytes
 from edgecompress.stages.common import count, learning_loss, validation_accuracy, watched
 from edgecompress.stages.fields import Training
 from edgecompress.stages.frozen import with_frozen
@@ -50,7 +50,7 @@ FULL = 0.97
 it).
 """
 REFINEMENTS = 4
-"""Exact exports at most, while a byte budget is refined."""
+"""Files at most that are sized while a byte budget is refined."""
 FLOORS_REACHED = "the floors of all groups were reached first"
 """Why a network may be larger than its budget."""
 
@@ -201,26 +201,45 @@ def cut_towards(
     return refine(context, chooser, full, selection, small)
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """A cut whose file, of `bytes`, is within the target."""
+
+    bytes: int
+    selection: Selection
+    network: nn.Module
+
+
 def refine(
     context: Context, chooser: Chooser, full: list[Budget], selection: Selection, small: nn.Module
 ) -> tuple[Selection, nn.Module]:
     """Choose again with a corrected byte budget until the exact file takes between `FULL` and all
     of the target.
     """
+    sizes = Sizes(context, chooser.plan.formats[0])
+    best = _fullest(sizes, chooser, full, selection, small)
+    if best is not None and sizes.exact(best.network) != best.bytes:
+        best = _fullest(sizes.exact, chooser, full, selection, small)
+    return (best.selection, best.network) if best is not None else (selection, small)
+
+
+def _fullest(
+    sizes: FileBytes, chooser: Chooser, full: list[Budget], selection: Selection, small: nn.Module
+) -> Fitting | None:
+    """The largest cut found within the target, by `sizes`; None where none is."""
     target = chooser.plan.bytes or 0
     allowed = float(target)
-    best: tuple[int, Selection, nn.Module] | None = None
+    best: Fitting | None = None
     for _ in range(REFINEMENTS):
-        size = file_bytes(context, chooser.plan.formats[0], small)
-        if size <= target and (best is None or size > best[0]):
-            best = (size, selection, small)
+        size = sizes(small)
+        if size <= target and (best is None or size > best.bytes):
+            best = Fitting(size, selection, small)
         if FULL * target <= size <= target or not selection.met:
             break
         # the price is an estimate: correct it by how far the exact file was off
         allowed *= (target if size > target else (1 + FULL) / 2 * target) / size
         if size > target:
             allowed *= 0.995
-        bytes_first = Budget(full[0].price, allowed)
-        selection = chooser.within([bytes_first, *full[1:]])
+        selection = chooser.within([Budget(full[0].price, allowed), *full[1:]])
         small = shrink(chooser.model, selection.keep)
-    return (best[1], best[2]) if best is not None else (selection, small)
+    return best

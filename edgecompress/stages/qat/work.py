@@ -14,7 +14,7 @@ from edgecompress.core.grid import LOW_BITS
 from edgecompress.core.proof import trace
 from edgecompress.export import lean
 from edgecompress.export import onnx as onnx_export
-from edgecompress.export.calibration import calibrate
+from edgecompress.export.calibration import Calibrated, calibrate
 from edgecompress.export.quantize import quantized
 from edgecompress.formats import FORMATS, bits_by_layer, named
 from edgecompress.methods.bits import assigned, output_errors
@@ -126,13 +126,14 @@ def _final_bits(context: Context, state: State, model: nn.Module, form: str) -> 
     counts = {name: model.get_submodule(name).get_parameter("weight").numel() for name in layers}
     budget = sum(counts[name] * width / 8 for name, width in usual.items())
     limit = None if state.plan is None else state.plan.bytes
-    if limit is not None:
-        budget += limit - _bytes_with(context, model, usual)
+    calibrated = None if limit is None else _calibrated(context, model)
+    if limit is not None and calibrated is not None:
+        budget += limit - _bytes_with(context, calibrated, usual)
     pixels = context.data.train.pixels[:GRID_IMAGES]
     errors = output_errors(model.cpu(), layers, context.data.normalised(pixels))
     bits = assigned(errors, counts, budget)
     for _ in range(REFINEMENTS):  # scales and biases of 8 bits take more bytes, too
-        size = 0 if limit is None else _bytes_with(context, model, bits)
+        size = 0 if calibrated is None else _bytes_with(context, calibrated, bits)
         if limit is None or size <= limit or set(bits.values()) == {2}:
             break
         budget -= 1.1 * (size - limit)
@@ -143,17 +144,21 @@ def _final_bits(context: Context, state: State, model: nn.Module, form: str) -> 
     return bits
 
 
-def _bytes_with(context: Context, model: nn.Module, bits: Mapping[str, int]) -> int:
-    """Bytes of the file of `model` with these bits, whatever its training does to the values."""
+def _calibrated(context: Context, model: nn.Module) -> Calibrated:
+    """The fp32 file of `model`, roughly calibrated: its bytes count."""
     context.folder.mkdir(parents=True, exist_ok=True)
     path = context.folder / "mixed-fp32.onnx"
     try:
         onnx_export.save(fp32_file(context, model.cpu()), path)
-        calibrated = calibrate(path, arrays(context, context.data.train, 8))
-        proto = quantized(calibrated, reduce_range=reduces_range(context), bits=bits)
-        return int(lean.shipped(proto, certain=True).proto.ByteSize())
+        return calibrate(path, arrays(context, context.data.train, 8))
     finally:
         path.unlink(missing_ok=True)
+
+
+def _bytes_with(context: Context, calibrated: Calibrated, bits: Mapping[str, int]) -> int:
+    """Bytes of the file with these bits, whatever a training does to its values."""
+    proto = quantized(calibrated, reduce_range=reduces_range(context), bits=bits)
+    return int(lean.shipped(proto, certain=True).proto.ByteSize())
 
 
 def _trained(
