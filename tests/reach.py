@@ -34,9 +34,7 @@ ONE_OF_EACH = [
     "resnext50_32x4d",
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
-    "vgg11",
     "vgg11_bn",
-    "wide_resnet50_2",
 ]
 
 

@@ -49,9 +49,8 @@ COMPARED = [
     "resnet18",
     "resnet50",
     "squeezenet1_1",
-    "vgg11",
     "vgg11_bn",
-    "wide_resnet50_2",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg11", "wide_resnet50_2")),
 ]
 
 

@@ -81,7 +81,9 @@ def test_a_file_against_itself_is_no_regression(files: dict[str, Path], tmp_path
 
 
 def test_size_is_gated_in_the_same_call(files: dict[str, Path], tmp_path: Path) -> None:
-    done = run("bench", files["one"], *FAST, "--max-bytes", "1KB", "--junit", "j.xml", cwd=tmp_path)
+    done = run(
+        "bench", files["one"], *FAST, "--max-bytes", "1KB", "--junit", "j.xml", cwd=tmp_path
+    )
     assert done.returncode == 3
     assert "bytes: fail" in done.stdout
     assert run("bench", files["one"], *FAST, "--max-bytes", "10MB", cwd=tmp_path).returncode == 0
@@ -137,7 +139,11 @@ def test_a_job_summary_is_appended_to_github_step_summary(
 ) -> None:
     (tmp_path / "summary.md").write_text("before\n")
     done = run(
-        "bench", files["one"], *FAST, cwd=tmp_path, GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md")
+        "bench",
+        files["one"],
+        *FAST,
+        cwd=tmp_path,
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"),
     )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "summary.md").read_text()
@@ -273,7 +279,9 @@ def test_control_characters_do_not_break_junit(files: dict[str, Path], tmp_path:
 
 
 def test_a_history_is_kept_and_a_slow_drift_fails(files: dict[str, Path], tmp_path: Path) -> None:
-    first = run("bench", files["one"], *FAST, "--history", "h.jsonl", cwd=tmp_path, GITHUB_SHA="c0")
+    first = run(
+        "bench", files["one"], *FAST, "--history", "h.jsonl", cwd=tmp_path, GITHUB_SHA="c0"
+    )
     assert first.returncode == 0, first.stderr
     assert "drift: pass: no drift above 5.0% in 1 measurement(s)" in first.stdout
     entry = json.loads((tmp_path / "h.jsonl").read_text())
