@@ -90,8 +90,10 @@ def judged_on(
 def _data(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) -> DataSet:
     """The data, at the size that the file reads; its classes are those of the file."""
     metadata = loaded.metadata
-    side = (metadata.integers("image_shape") or loaded.input_shape)[-1]
-    size = image_size or metadata.integer("resize") or (side if ":" in name else None)
+    shape = metadata.integers("image_shape") or loaded.input_shape
+    if not shape:
+        raise UsageError(f"'{loaded.path}' reads inputs of shape (), which are no images")
+    size = image_size or metadata.integer("resize") or (shape[-1] if ":" in name else None)
     data = load_data(name, image_size=size, skip_bad=skip_bad)
     if metadata.text("task") == "reconstruction":
         data = reconstructing(data)

@@ -15,6 +15,7 @@ from PIL import Image
 from edgecompress.errors import UsageError
 from edgecompress.measure import runtime
 from edgecompress.measure.prediction import classifier, statistics
+from edgecompress.measure.score import score_on
 
 PLAIN = {"mean": [0, 0, 0], "std": [1, 1, 1]}
 
@@ -111,6 +112,16 @@ def test_shapes_that_are_no_images_are_refused(tmp_path: Path) -> None:
         path = network(tmp_path / "a.onnx", PLAIN, shape=shape)
         with pytest.raises(UsageError, match=text):
             classifier(runtime.load(path))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (4, 4, 3), (1, 2, 3, 4)])
+def test_a_data_set_is_not_fed_to_what_reads_no_images(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """An input of the batch alone, and others that are no images."""
+    loaded = runtime.load(network(tmp_path / "a.onnx", PLAIN, shape=shape))
+    with pytest.raises(UsageError):
+        score_on(loaded, "digits")
 
 
 def test_outputs_that_are_no_scores_are_refused(tmp_path: Path) -> None:
