@@ -18,6 +18,7 @@ ORDER = [
     "interrupts",
     "units",
     "files",
+    "download",
     "formats",
     "git",
     "pictures",

@@ -6,11 +6,10 @@ import hashlib
 import shutil
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgecompress.download import fetch
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.files import cache_dir
 
@@ -65,14 +64,10 @@ def _check(packed: Path, archive: Archive) -> None:
 
 
 def _download(name: str, archive: Archive, packed: Path) -> None:
-    part = packed.with_suffix(".part")
     try:
-        with urllib.request.urlopen(archive.url, timeout=30) as response, part.open("wb") as file:
-            shutil.copyfileobj(response, file)
-    except (urllib.error.URLError, OSError) as error:
-        part.unlink(missing_ok=True)
+        fetch(archive.url, packed)
+    except OSError as error:
         raise EnvironmentMissingError(
             f"data '{name}' cannot be downloaded here: place the file {packed.name} (from "
             f"{archive.url}) at {packed}"
         ) from error
-    part.replace(packed)

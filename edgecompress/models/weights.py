@@ -12,8 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgecompress.download import fetch
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.files import cache_dir
+from edgecompress.files import digest as file_digest
 from edgecompress.models.registry import ModelSource, build
 from edgecompress.models.vision import torchvision
 
@@ -137,16 +139,31 @@ def imagenet_file(name: str) -> Path:
     for path in (cached, Path(torch.hub.get_dir()) / "checkpoints" / filename):
         if path.is_file():
             return path
-    hash_prefix = filename.rpartition("-")[2].split(".")[0]
+    arriving = cached.with_suffix(".unchecked")
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(cached), hash_prefix=hash_prefix, progress=False)
-    except (OSError, RuntimeError) as error:
+        fetch(url, arriving)
+    except OSError as error:
         raise EnvironmentMissingError(
             f"weights 'imagenet' for {name} cannot be downloaded here: place the file "
             f"{filename} (from {url}) at {cached}"
         ) from error
+    checked(arriving, filename)
+    arriving.replace(cached)
     return cached
+
+
+def checked(path: Path, filename: str) -> None:
+    """Raises `UsageError`, and removes `path`, where it has not the digest that torchvision puts
+    into `filename`: resnet18-f37072fd.pth begins with SHA-256 f37072fd.
+    """
+    prefix = filename.rpartition("-")[2].split(".")[0]
+    digest = file_digest(path)
+    if not digest.startswith(prefix):
+        path.unlink()
+        raise UsageError(
+            f"{filename} arrived with SHA-256 {digest[: len(prefix)]}..., not {prefix}...: it was "
+            "damaged or replaced on the way; try again"
+        )
 
 
 def _imagenet_url(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch.nn.utils import prune
 
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.models import ModelSource, build
-from edgecompress.models.weights import imagenet_file, load_weights, read_tensors
+from edgecompress.models.weights import checked, imagenet_file, load_weights, read_tensors
 
 SHAPE = (3, 32, 32)
 SOURCE = ModelSource("resnet20", 5, SHAPE)
@@ -47,6 +48,17 @@ def test_imagenet_weights_placed_by_hand_are_found(
     folder.mkdir(parents=True)
     (folder / "resnet18-f37072fd.pth").write_bytes(b"x")
     assert imagenet_file("resnet18") == folder / "resnet18-f37072fd.pth"
+
+
+def test_weights_that_were_damaged_on_the_way_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "arrived"
+    path.write_bytes(b"x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    checked(path, f"net-{digest[:8]}.pth")
+    assert path.exists()
+    with pytest.raises(UsageError, match=r"net-f37072fd\.pth arrived with SHA-256 2d711642"):
+        checked(path, "net-f37072fd.pth")
+    assert not path.exists()
 
 
 def test_imagenet_weights_without_a_network_name_the_file_and_the_place(tmp_path: Path) -> None:
