@@ -277,20 +277,33 @@ def most_open(scores: Scores, share: float) -> dict[ChannelGroup, Tensor]:
 
 # The weight of the L0 loss
 
-LAMBDAS = ("source", "linear", "cosine", "constant")
+LAMBDAS = ("fitted", "source", "linear", "cosine", "constant")
 SOURCE_STEP = 0.05
+FITTED_LAST = 100.0
+"""The last weight of the fitted schedule: a mean P(open) that is 0.1 off then costs 1."""
+SOURCE_RATE = 10.0
+"""Learning rate of the gates over that of the weights (Pašen 2022)."""
+TRAVEL = 70.0
+"""How far a gate's location can move in a training with the fitted rate; from open to closed it is
+a tenth of that.
+"""
 
 
 def lambdas(schedule: str, epochs: int, start: float = 0.01) -> list[float]:
     """Weight of the L0 loss in every epoch.
 
-    `source` grows from epoch to epoch by 0.05 sqrt(lambda) (Pašen 2022). `linear` and `cosine`
+    `fitted` grows with the progress of the run up to `FITTED_LAST`, whatever its length: at its end
+    the gates' mean is the share that is to be kept. `source` grows from epoch to epoch by 0.05
+    sqrt(lambda) (Pašen 2022), which takes some 150 epochs. `linear` and `cosine`
     reach the same last value along a straight line or half a cosine; `constant` has it throughout.
     `start` must be above 0, since zero is a fixed point of the source's schedule; else raises
     `ValueError`.
     """
     if start <= 0:
         raise ValueError(f"lambda starts at {start}: it must be above 0")
+    if schedule == "fitted":
+        rest = (FITTED_LAST - start) / max(1, epochs - 1)
+        return [start + rest * epoch for epoch in range(epochs)]
     values = [start]
     for _ in range(epochs - 1):
         values.append(values[-1] + SOURCE_STEP * math.sqrt(values[-1]))
@@ -305,3 +318,11 @@ def lambdas(schedule: str, epochs: int, start: float = 0.01) -> list[float]:
             start + (last - start) * (1 - math.cos(math.pi * e / steps)) / 2 for e in range(epochs)
         ]
     return [last] * epochs
+
+
+def fitted_rate(steps: int, rate: float) -> float:
+    """Learning rate of the gates over `rate`, that of the weights, such that gates can decide
+    within so many `steps`; never below the source's. Adam moves a gate by at most its rate a step,
+    and on average a schedule has half the rate.
+    """
+    return max(SOURCE_RATE, TRAVEL / (0.5 * rate * max(1, steps)))

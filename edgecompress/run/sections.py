@@ -128,6 +128,17 @@ class MimicRow(TypedDict):
     after: float
 
 
+class _SelectionRow(TypedDict):
+    choice: str
+    accuracy: float
+
+
+class SelectionRow(_SelectionRow, total=False):
+    """Validation accuracy after the cut by one choice of channels; `draws` of each random one."""
+
+    draws: list[float]
+
+
 MergeStep = TypedDict(
     "MergeStep",
     {
@@ -135,6 +146,10 @@ MergeStep = TypedDict(
         "gated": float,
         "cut": float,
         "l0_distance": float,
+        "decided": bool,
+        "entropy": float,
+        "agreement": float,
+        "selection": list[SelectionRow],
         "mimicked": float,
         "images": int,
         "mimic": list[MimicRow],
@@ -143,7 +158,8 @@ MergeStep = TypedDict(
     total=False,
 )
 """One merging: validation accuracy of the wide network, with gates, after the cut; of a greedy one
-without gates, after mimicking on so many training images.
+without gates, after mimicking on so many training images. Whether the gates `decided`, by their
+mean entropy in bits and their agreement with the cut, and the cut beside other choices.
 """
 
 

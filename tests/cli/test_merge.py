@@ -37,8 +37,6 @@ def test_two_networks_become_one_of_the_same_size(parents: list[Path], tmp_path:
         4,
         "--finetune-epochs",
         2,
-        "--lambda-scale",
-        5,
         "-o",
         "m",
         "--json",
@@ -63,8 +61,16 @@ def test_two_networks_become_one_of_the_same_size(parents: list[Path], tmp_path:
     )
     assert told["validation_accuracy"] > 0.9
     assert [row["kept"] * 2 for row in told["gates"]] == [row["size"] for row in told["gates"]]
+    (step,) = told["steps"]
+    choices = {row["choice"]: row["accuracy"] for row in step["selection"]}
+    assert [*choices] == ["gates", "random", "first parent", "l1", "taylor"], "it has no BatchNorm"
+    assert choices["gates"] == step["cut"]
+    assert len(step["selection"][1]["draws"]) == 5
+    assert choices["gates"] > max(step["selection"][1]["draws"]), "gates select"
+    assert step["gated"] - step["cut"] < 0.03
     page = (tmp_path / "m" / "report.html").read_text()
-    assert "<h2>Merging</h2>" in page
+    assert "<h2>Merging</h2>" in page and "validation after the cut" in page
+    assert ("The gates did not decide" in page) == (not step["decided"])
     model, _ = checkpoint.load(tmp_path / "m" / "model.safetensors")
     assert sum(p.numel() for p in model.parameters()) == 62_006
 

@@ -13,7 +13,10 @@ from edgecompress.core import masked, trace
 from edgecompress.core.stack import stack
 from edgecompress.methods.gates import (
     BETA,
+    SOURCE_RATE,
+    TRAVEL,
     Gated,
+    fitted_rate,
     hard_concrete,
     lambdas,
     most_open,
@@ -150,6 +153,20 @@ def test_the_most_open_channels_of_a_stack_make_a_network_of_the_first_size() ->
     assert [row.kept for row in rows] == [row.size // 2 for row in rows]
     assert all(0 <= row.agreement <= 1 and 0 <= row.entropy <= 1 for row in rows)
     assert all(row.likely_open == 1.0 for row in rows), "log_alpha begins near 1: open"
+
+
+def test_the_fitted_schedule_is_the_same_by_progress() -> None:
+    for epochs in (2, 12, 300):
+        values = lambdas("fitted", epochs, 0.01)
+        assert (values[0], values[-1]) == (pytest.approx(0.01), pytest.approx(100.0))
+        assert values[len(values) // 2] == pytest.approx(50.0, rel=1.01 * 2 / epochs)
+    assert lambdas("fitted", 1, 0.01) == [0.01]
+
+
+def test_gates_can_travel_as_far_in_a_short_run_as_in_a_long_one() -> None:
+    for steps, rate in ((100, 1e-3), (440, 1e-3), (440, 5e-3)):
+        assert fitted_rate(steps, rate) * rate * steps == pytest.approx(2 * TRAVEL)
+    assert fitted_rate(10**6, 1e-3) == SOURCE_RATE
 
 
 def test_schedules_of_lambda() -> None:

@@ -55,10 +55,14 @@ class MergeStage(Training):
     """Draw gates once per batch or once per sample."""
     noise: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Width of the gates' uniform noise around its middle; 0 draws nothing."""
-    gate_rate: Annotated[float, Field(gt=0)] = 10.0
-    """Learning rate of the gates over that of the weights."""
-    lambda_schedule: Literal["source", "linear", "cosine", "constant"] = "source"
-    """How the weight of the L0 loss grows over the epochs."""
+    gate_rate: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the gates over that of the weights; default: with the fitted schedule such
+    that gates can decide within the run, else 10.
+    """
+    lambda_schedule: Literal["fitted", "source", "linear", "cosine", "constant"] = "fitted"
+    """How the weight of the L0 loss grows over the epochs; greedy merging takes source for
+    fitted.
+    """
     lambda_start: Annotated[float, Field(gt=0)] = 0.01
     """Weight of the L0 loss in the first epoch."""
     lambda_scale: Annotated[float, Field(gt=0)] = 1.0

@@ -15,7 +15,12 @@ from edgecompress.core.stack import stack, with_one_head
 from edgecompress.data.images import stream
 from edgecompress.data.joined import part_of
 from edgecompress.measure.cost import cost
-from edgecompress.methods.gates import Gated, GroupStatistics, lambdas, most_open, statistics
+from edgecompress.methods.gates import (
+    SOURCE_RATE,
+    GroupStatistics,
+    most_open,
+    statistics,
+)
 from edgecompress.methods.greedy import GreedySettings, identify, mimic, samples_within
 from edgecompress.methods.merge import averaged, matched
 from edgecompress.methods.repair import channel_statistics, repair_
@@ -33,13 +38,14 @@ from edgecompress.stages.common import (
     watched,
 )
 from edgecompress.stages.gradual.work import seconds
+from edgecompress.stages.merge.gating import train_gates, weights_of_l0
+from edgecompress.stages.merge.selection import decision, remarks, selection
 from edgecompress.stages.prune.work import repair_images
 from edgecompress.stages.scoring import on_validation
 from edgecompress.stages.train.work import baseline_of, start, unfolded
 from edgecompress.stages.training import fit_settings, train_model
-from edgecompress.train.batches import Batch
-from edgecompress.train.fit import FitResult, smoothed
-from edgecompress.train.history import EpochRow
+from edgecompress.train.fit import smoothed
+from edgecompress.train.statistics import reestimate_
 
 if TYPE_CHECKING:
     from edgecompress.stages.merge import MergeStage
@@ -225,12 +231,13 @@ def by_gates(
     wide = stack(parents, context.example, heads=settings.heads)
     stacked = validation_row(context, _wide_name(settings, parents), wide)
     share = settings.width / len(parents)
-    gated, penalty, result = _train_gates(context, settings, wide, share)
+    gated, penalty, result = train_gates(context, settings, wide, share)
     state = state.with_row(stacked).with_history("merge", result)
 
     before = validation_accuracy(context, gated)
     keep = most_open(gated.cpu().scores(), share)
-    small = gated.cut(keep)
+    small = gated.cut(keep).to(context.device)
+    reestimate_(small, context.data, context.device)
     after = validation_accuracy(context, small)
     lost = before - after
     distance = f"L0 distance {penalty.last:.2e}"
@@ -243,40 +250,20 @@ def by_gates(
         context.reporter.note(
             f"the cut cost {lost:.1%} on validation: give more epochs, or a larger lambda_scale"
         )
+    rows = tuple(statistics(gated.scores(), keep))
     facts: MergeStep = {
         "stacked": stacked.accuracy,
         "gated": before,
         "cut": after,
         "l0_distance": penalty.last,
         "lambda": penalty.weights[-1],
+        "selection": selection(context, settings, gated.folded(), gated.graph, share, after),
+        **decision(rows),
     }
-    rows = tuple(statistics(gated.scores(), keep))
+    for remark in remarks(facts):
+        context.reporter.note(remark)
     state, small = _one_head(context, state, small.cpu())
     return Merged(state, small, rows, facts)
-
-
-def _train_gates(
-    context: Context, settings: MergeStage, wide: nn.Module, share: float
-) -> tuple[Gated, Penalty, FitResult]:
-    """The wide network with its gates, trained together; gates settle at the end, so the last epoch
-    is the result.
-    """
-    graph = trace(wide, context.example)
-    gated = Gated(wide, graph, per=settings.draw, noise=settings.noise, seed=context.seed)
-    faster = (("log_alpha", settings.gate_rate),)
-    chosen = replace(fit_settings(context, wide, settings), faster=faster)
-    penalty = Penalty(gated.to(context.device), share, settings, chosen.epochs)
-    hooks = watched(context, "merge")
-    log = hooks.on_epoch
-
-    def on_epoch(row: EpochRow) -> None:
-        penalty.epoch_done()
-        if log is not None:
-            log(row)
-
-    hooks = replace(hooks, eligible=lambda _: False, on_epoch=on_epoch)
-    result = train_model(context, gated, penalty, chosen, hooks)
-    return gated.cpu().eval(), penalty, result
 
 
 def greedily(
@@ -293,11 +280,14 @@ def greedily(
     keep, openness = identify(
         wide, trace(wide, context.example), inputs, how, context.reporter.step
     )
-    cut = validation_row(context, "cut", shrink(wide, keep))
+    alone = shrink(wide, keep)
+    reestimate_(alone, context.data, context.device)
+    cut = validation_row(context, "cut", alone)
     cut = replace(cut, wall_s=time.perf_counter() - began)
 
     began = time.perf_counter()
     small, rows = mimic(wide, keep, inputs, how, context.reporter.step)
+    reestimate_(small, context.data, context.device)
     mimicked = validation_row(context, "mimic", small)
     note = f"{len(inputs)} training images"
     mimicked = replace(mimicked, wall_s=time.perf_counter() - began, note=note)
@@ -327,43 +317,16 @@ def _greedy_settings(
     context: Context, settings: MergeStage, wide: nn.Module, share: float
 ) -> GreedySettings:
     chosen = fit_settings(context, wide, settings)
+    if settings.lambda_schedule == "fitted":
+        settings = settings.model_copy(update={"lambda_schedule": "source"})
     return GreedySettings(
         share,
         weights_of_l0(settings, chosen.epochs),
         chosen.batch_size,
         chosen.learning_rate,
-        settings.gate_rate,
+        settings.gate_rate or SOURCE_RATE,
         context.seed,
     )
-
-
-def weights_of_l0(settings: MergeStage, epochs: int) -> list[float]:
-    """The weight of the L0 loss in each epoch."""
-    schedule = lambdas(settings.lambda_schedule, max(1, epochs), settings.lambda_start)
-    return [settings.lambda_scale * weight for weight in schedule]
-
-
-class Penalty:
-    """Cross-entropy + lambda * the distance of the gates' mean openness from the share, lambda by
-    epoch.
-    """
-
-    def __init__(self, gated: Gated, share: float, settings: MergeStage, epochs: int) -> None:
-        self.gated, self.share = gated, share
-        self.base = smoothed(settings.label_smoothing)
-        self.weights = weights_of_l0(settings, epochs)
-        self.epoch = 0
-        self.last = float("nan")
-
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of `logits` (B, K), a scalar."""
-        weight = self.weights[min(self.epoch, len(self.weights) - 1)]
-        return self.base(logits, batch) + weight * self.gated.distance(self.share)
-
-    def epoch_done(self) -> None:
-        """The next epoch has the next lambda."""
-        self.epoch += 1
-        self.last = float(self.gated.distance(self.share).detach())
 
 
 def finetuned(
