@@ -237,7 +237,7 @@ def test_resume_with_other_settings_is_refused(compressed: tuple[Path, dict[str,
     assert "other settings" in text
 
 
-def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
+def test_interrupted_runs_resume_to_the_same_result(few: str, tmp_path: Path) -> None:
     """A real SIGINT in the middle of a stage: exit 130, and --resume gives the weights of an
     undisturbed run.
     """
@@ -246,6 +246,8 @@ def test_interrupted_runs_resume_to_the_same_result(tmp_path: Path) -> None:
         "lenet5",
         "--target",
         "30KB",
+        "--data",
+        few,
         "--epochs",
         "1",
         "--distill-epochs",

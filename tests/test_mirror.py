@@ -30,7 +30,6 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cli/test_ship.py",
         "cli/test_prune.py",
     ),
-    "cli/console.py": ("cli/test_cli.py",),
     "cli/doctor.py": ("cli/test_cli.py",),
     "cli/dry_run.py": ("test_resolve.py",),
     "cli/emulate.py": (
@@ -200,6 +199,10 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "test_compress.py",
     ),
     "stages/merge/__init__.py": (
+        "run/test_resume.py",
+        "cli/test_merge.py",
+    ),
+    "stages/merge/gating.py": (
         "run/test_resume.py",
         "cli/test_merge.py",
     ),

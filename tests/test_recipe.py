@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import edgecompress as ec
 from edgecompress.compress import recipe_for
 from edgecompress.errors import UsageError
 from edgecompress.recipe import leaves, parse_overrides, read, to_yaml, validate
@@ -111,3 +112,18 @@ def test_no_target_and_two_teachers_are_refused() -> None:
         recipe_for("vgg16", targets={})
     with pytest.raises(UsageError, match="both given"):
         recipe_for("vgg16", targets={"bytes": "4MB"}, teacher="a", train={"weights": "b"})
+
+
+def test_a_recipe_runs_from_python(few: str, tmp_path: Path) -> None:
+    """By public names alone."""
+    (tmp_path / "r.yaml").write_text(
+        f"model: lenet5\ndata: {few}\nstages:\n- stage: train\n  epochs: 3\n"
+    )
+    recipe = ec.read_recipe(tmp_path / "r.yaml", {"stages.0.epochs": "1"})
+    outcome = ec.execute(recipe, tmp_path / "run")
+    assert outcome.exit_code == 0
+    assert outcome.result is not None
+    assert outcome.result["stages"][0]["name"] == "train"
+    assert (outcome.root / "history.csv").read_text().count("\n") == 2
+    network, _ = ec.load(outcome.root / "model.safetensors")
+    assert sum(p.numel() for p in network.parameters()) > 0

@@ -202,9 +202,13 @@ def _known_size(path: Path) -> list[tuple[int, int]]:
 
 def _check(root: Path, classes: list[str], splits: list[Images]) -> None:
     for name, split in zip(("training", "validation", "test"), splits, strict=True):
-        if len(split.labels.unique()) < len(classes):
+        there = set(split.labels.unique().tolist())
+        absent = [f"'{one}'" for number, one in enumerate(classes) if number not in there]
+        if absent:
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
             raise UsageError(
-                f"the {name} split of '{root}' lacks a class: add images (at least 10 per class)"
+                f"the {name} split of '{root}' lacks images of {', '.join(absent[:3])}{more}: add "
+                "some (at least 10 per class)"
             )
 
 

@@ -32,7 +32,9 @@ SHORTEST = 3
 PERMUTATIONS = 199
 SIGNIFICANCE = 0.05
 SAME = ("batch", "threads", "provider", "input")
-"""Conditions under which measurements are one series, besides the machine and the runtime."""
+"""Conditions under which measurements are one series, besides the file's name, the machine and the
+runtime.
+"""
 COMMITS = ("GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT", "BUILD_SOURCEVERSION")
 """Variables in which CI systems name the commit."""
 
@@ -129,7 +131,9 @@ def entry_of(row: FileRow, blocks_ms: Sequence[Sequence[float]], conditions: Con
     hardware = conditions["hardware"]
     same: dict[str, object] = {
         **{key: value for key, value in conditions.items() if key in SAME},
+        "file": Path(row["file"]).name,
         "cpu": hardware.get("cpu"),
+        "instructions": hardware.get("instructions"),
         "cores": hardware.get("cores"),
         "onnxruntime": conditions["versions"].get("onnxruntime"),
     }

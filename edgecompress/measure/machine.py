@@ -51,6 +51,13 @@ def cpu_features() -> frozenset[str]:
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
 
+def knows_features() -> bool:
+    """Does this system report its processor's instructions? Those of Windows and Intel Macs do
+    not.
+    """
+    return bool(cpu_features())
+
+
 def has_int8_dot(features: frozenset[str] | None = None) -> bool:
     """True where the CPU multiplies int8 without saturating 16-bit sums: VNNI or AMX on x86, dot
     products on Arm.
@@ -83,7 +90,7 @@ def instruction_set(features: frozenset[str]) -> str:
     if features & {"asimd", "neon"}:
         relation = "with" if features & {"asimddp", "i8mm"} else "without"
         return f"NEON {relation} int8 dot products"
-    return "no vector instructions that are known here"
+    return "no vector instructions that are known here" if features else "not reported here"
 
 
 def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
@@ -94,7 +101,7 @@ def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
             "1x1 convolutions with a stride and fewer than 16 input channels train as a slice and "
             "stride 1 (oneDNN#6035)"
         )
-    if not has_int8_dot(features):
+    if features and not has_int8_dot(features):
         effects.append(
             "products of 8-bit weights saturate: int8 files need the 7 bits of --cpu any"
         )

@@ -91,7 +91,9 @@ class Runtime:
 
     def warning(self) -> str | None:
         """What this processor does to the results of the file, if anything."""
-        if self.metadata.integer("weight_bits") != 8 or machine.has_int8_dot():
+        if self.metadata.integer("weight_bits") != 8 or not machine.knows_features():
+            return None
+        if machine.has_int8_dot():
             return None
         return (
             f"'{self.path.name}' has 8-bit weights, for processors with an int8 dot product; here "

@@ -76,7 +76,7 @@ def _speed(result: RunResult) -> str:
     word = "faster" if ratio <= 1 else "slower"
     shown = 1 / ratio if ratio <= 1 else ratio
     if low is None or high is None or low <= 0:
-        return f"{shown:.3g}x {word}"
+        return f"{shown:.3g}x {word} (too few processes for an interval)"
     bounds = sorted((1 / low, 1 / high) if ratio <= 1 else (low, high))
     text = f"{shown:.3g}x {word} ({bounds[0]:.3g} to {bounds[1]:.3g})"
     return f"{text}, noisy" if result.get("load", {}).get("noisy") else text

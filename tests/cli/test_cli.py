@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from rich.console import Console
 
 from edgecompress import __version__
 from edgecompress.cli.app import run_command
-from edgecompress.cli.console import Bars, table
+from edgecompress.cli.console import table
 from tests import forked
 
 THREADS = (
@@ -332,47 +331,3 @@ def test_a_result_says_how_to_repeat_it(tmp_path: Path) -> None:
     assert result["started"].endswith("+00:00")
     assert result["command_line"]
     assert result["git"] is None
-
-
-def test_the_number_of_stages_that_was_announced_stays(capsys: pytest.CaptureFixture[str]) -> None:
-    bars = Bars(quiet=False)
-    for number, total in ((1, 8), (4, 8), (5, 10), (10, 10)):
-        bars.stage(number, total, "work")
-    bars.close()
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["[1/8] work", "[4/8] work", "[5/8+2] work", "[10/8+2] work"]
-
-
-def test_a_terminal_shows_a_bar_and_a_log_shows_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On a real terminal (a pty) epochs move a bar with the time left, and leave no line."""
-
-    def train() -> None:
-        bars = Bars(quiet=False)
-        bars.stage(1, 1, "train")
-        bars.step(30, 100, "train lenet5")
-        if bars.progress is not None:
-            bars.progress.refresh()
-        bars.epoch("train: epoch 1/3, loss 2.1")
-        bars.close()
-
-    shown, terminal = pty.openpty()
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    with os.fdopen(terminal, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-        train()
-        monkeypatch.undo()
-        stream.flush()
-        drawn = os.read(shown, 100_000).decode()
-    os.close(shown)
-    assert "[1/1] train" in drawn
-    assert "train lenet5" in drawn and "30%" in drawn and "━" in drawn
-    assert "epoch 1/3" not in drawn
-    train()
-    assert capsys.readouterr().err.splitlines() == [
-        "[1/1] train",
-        "      train: epoch 1/3, loss 2.1",
-    ]

@@ -293,10 +293,9 @@ def test_a_checkpoint_brings_data_size_and_normalisation(photos: Path, tmp_path:
     )
     assert train.returncode == 0, train.stderr
     assert "14 training, 2 validation, 4 test images of 2 classes, 36x36" in train.stderr
-    for verb in ("export", "quantize", "prune", "profile"):
-        done = run(
-            verb, "t", "-o", verb, *(("--epochs", 1) if verb == "prune" else ()), cwd=tmp_path
-        )
+    more = {"prune": ("--epochs", 1), "distill": ("lenet5", "--epochs", 1)}
+    for verb in ("export", "quantize", "prune", "profile", "distill"):
+        done = run(verb, "t", *more.get(verb, ()), "-o", verb, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         kept = (tmp_path / verb / "resolved.yaml").read_text()
         assert "data: folder:photos  # checkpoint t" in kept

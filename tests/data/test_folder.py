@@ -148,7 +148,7 @@ def test_train_without_a_test_split_and_other_classes_are_refused(
 def test_a_split_that_lacks_a_class_is_refused(digits_folder: Path) -> None:
     for image in sorted((digits_folder / "class0").iterdir())[2:]:
         image.unlink()
-    with pytest.raises(UsageError, match=r"split of .* lacks a class: .* 10 per class"):
+    with pytest.raises(UsageError, match=r"split of .* lacks images of '.*': .* 10 per class"):
         load_data(f"folder:{digits_folder}")
 
 

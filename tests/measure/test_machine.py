@@ -22,7 +22,7 @@ def test_the_machine_is_described() -> None:
         ({"avx2", "avx_vnni"}, "AVX2 with VNNI", ("oneDNN#6035",)),
         ({"avx2"}, "AVX2 without VNNI", ("oneDNN#6035", "7 bits")),
         ({"asimd", "asimddp"}, "NEON with int8 dot products", ()),
-        (set(), "no vector instructions that are known here", ("7 bits",)),
+        ({"sse2"}, "no vector instructions that are known here", ("7 bits",)),
     ],
 )
 def test_the_instruction_set_and_its_effects(
@@ -63,3 +63,16 @@ def test_apples_processors_have_a_dot_product(monkeypatch: pytest.MonkeyPatch) -
     features = machine.cpu_features.__wrapped__()
     assert machine.has_int8_dot(features)
     assert machine.instruction_set(features) == "NEON with int8 dot products"
+
+
+def test_where_instructions_are_not_reported_nothing_is_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows and Intel Macs have no /proc/cpuinfo: simulated."""
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    monkeypatch.setattr(machine, "_cpuinfo", dict)
+    features = machine.cpu_features.__wrapped__()
+    monkeypatch.setattr(machine, "cpu_features", lambda: features)
+    assert not machine.knows_features()
+    assert machine.instruction_set(features) == "not reported here"
+    assert machine.instruction_set_effects(features) == ()

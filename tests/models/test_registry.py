@@ -10,7 +10,7 @@ import torch
 from edgecompress.errors import UsageError
 from edgecompress.models import ModelSource, build, model_names
 from edgecompress.models.own import runs_user_code
-from edgecompress.models.registry import reads, remarks
+from edgecompress.models.registry import default_image_size, reads, remarks
 
 SHAPE = (3, 32, 32)
 
@@ -49,6 +49,29 @@ def test_a_network_reads_images_that_its_pools_leave_something_of() -> None:
     assert not reads(ModelSource("vgg16", 10, (3, 8, 8)))
     with pytest.raises(UsageError, match="vgg61"):
         reads(ModelSource("vgg61", 10, SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("lenet5", 32),
+        ("resnet20", 32),
+        ("student3", 32),
+        ("mlp", 32),
+        ("vgg16", 224),
+        ("vgg16-nobias", 224),
+        ("torchvision:resnet18", 224),
+        ("inception_v3", 299),
+        ("net.py:make", 224),
+    ],
+)
+def test_images_have_the_size_that_their_network_is_made_for(name: str, side: int) -> None:
+    assert default_image_size(name) == side
+
+
+def test_timm_says_the_size_of_its_networks() -> None:
+    pytest.importorskip("timm")
+    assert default_image_size("timm:efficientnet_b3") == 288
 
 
 def test_every_name_of_ours_is_listed_and_builds() -> None:

@@ -2,8 +2,9 @@
 
     python tests/run/resume_cases.py RECIPE.yaml...
 
-A run is a child that kills itself (SIGKILL) when the stage after the chosen one begins: the chosen
-one's stage.json then stands. The next child resumes it, and is killed one stage later. Prints
+A run is a child that kills itself (SIGKILL) when the stage after the chosen one begins, and behind
+the last when the result would be written: the chosen one's stage.json then stands. The next child
+resumes it, and is killed one stage later. Prints
 {path: {"stages": [...], "different": [...]}} as JSON.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from edgecompress import pipeline
 from edgecompress.export.onnx import to_onnx
 from edgecompress.pipeline import execute
 from edgecompress.recipe import Recipe, read
@@ -71,12 +73,19 @@ def outcome(root: Path) -> dict[str, Any]:
     files = {name: (root / name).read_bytes() for name in COMPARED if (root / name).exists()}
     result = json.loads((root / "result.json").read_text())
     rows = [{k: v for k, v in r.items() if k not in MEASURED} for r in result["stages"]]
-    names = ("auto", "contest", "distill", "gradual", "merge", "qat", "compare")
-    sections = {name: result.get(name) for name in names}
+    names = ("auto", "contest", "distill", "gradual", "merge", "qat", "compare", "profile")
+    sections = {name: result.get(name) for name in (*names, "sparsify", "int8", "frozen")}
+    scores = {side: result.get(side, {}).get("accuracy") for side in ("teacher", "student")}
     if sections["distill"]:  # a table of logits that an earlier run left in the cache is read
         sections["distill"].pop("tables_computed", None)
         sections["distill"].pop("tables_read", None)
-    return {**files, "rows": rows, "widths": result["widths"], **sections}
+    return {**files, "rows": rows, "widths": result["widths"], **sections, **scores}
+
+
+def killed_behind_all(recipe: Recipe, root: Path) -> None:
+    """Run what is left; the process is killed where the result of all stages would be written."""
+    pipeline.results.build = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    execute(recipe, root, resume=True)
 
 
 def main(recipe: Recipe, folder: Path) -> dict[str, list[str]]:
@@ -95,6 +104,8 @@ def main(recipe: Recipe, folder: Path) -> dict[str, list[str]]:
         )
         if killed != signal.SIGKILL or not (root / name / "stage.json").is_file():
             different.append(f"{name}: was not killed behind it")
+    if in_child(lambda: killed_behind_all(recipe, root)) != signal.SIGKILL:
+        different.append(f"{stages[-1]}: was not killed behind it")
     if in_child(lambda: execute(recipe, root, resume=True)) != 0:
         return {"stages": stages, "different": [*different, "resuming failed"]}
     expected, found = outcome(reference), outcome(root)

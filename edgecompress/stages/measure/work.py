@@ -77,7 +77,7 @@ def measure(context: Context, settings: MeasureStage, state: State) -> StageResu
     if state.plan is not None:
         drop = baseline.validation_accuracy - state.shipped.chosen.accuracy
         p50_s = times.percentiles[1]["p50"] / 1e3
-        sure = None if state.plan.max_drop is None else _on_validation(context, loaded)
+        sure = None if state.plan.max_drop is None else _on_validation(readers, loaded)
         missed = missed_targets(state.plan, size, costs.macs, p50_s, drop, sure)
         others = state.missed.items()
         kept = {name: texts for name, texts in others if name not in HELD_AGAINST_THE_FILE}
@@ -129,11 +129,16 @@ def _as_shipped(context: Context, fp32: Path, form: str) -> Path:
     return path
 
 
-def _on_validation(context: Context, loaded: Sequence[Runtime]) -> Paired | None:
-    """How the shipped file differs from the teacher's on the validation split."""
-    split = context.data.validation
-    first, second = (runtime_outputs(context, one, split) for one in loaded)
-    return paired(context.data.task, first, second, context.data.targets(split))
+def _on_validation(readers: Sequence[Context], loaded: Sequence[Runtime]) -> Paired | None:
+    """How the shipped file differs from the teacher's on the validation split, each reading it in
+    its own way.
+    """
+    data = readers[1].data
+    first, second = (
+        runtime_outputs(reader, one, data.validation)
+        for reader, one in zip(readers, loaded, strict=True)
+    )
+    return paired(data.task, first, second, data.targets(data.validation))
 
 
 def missed_targets(

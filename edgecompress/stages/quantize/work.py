@@ -16,7 +16,7 @@ from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.export import in_float, lean
 from edgecompress.formats import FORMATS, ORDINARY, named
 from edgecompress.measure import latency, names, runtime, trials
-from edgecompress.measure.machine import has_int8_dot
+from edgecompress.measure.machine import has_int8_dot, knows_features
 from edgecompress.proportions import shown
 from edgecompress.run.context import Context
 from edgecompress.run.stage import Stage, StageResult
@@ -56,7 +56,7 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> StageRe
     """Make every format that may ship, measure bytes, validation accuracy and latency of each, and
     place `model.onnx`.
     """
-    if settings.cpu in ("vnni", "arm-dot") and not has_int8_dot():
+    if settings.cpu in ("vnni", "arm-dot") and knows_features() and not has_int8_dot():
         context.reporter.note(
             f"--cpu {settings.cpu}: int8 saturates on this processor, so its accuracy and latency "
             "here are not those of the target"
