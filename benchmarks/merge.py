@@ -6,6 +6,8 @@
     python benchmarks/merge.py --cost
     # how to draw gates, and greedy merging, on LeNet-5; 10 minutes
     python benchmarks/merge.py --modes DIR
+    # do gates select? ten pairs of LeNet-5 on digits, both schedules; 12 minutes
+    python benchmarks/merge.py --selection
     # ResNet-20 on CIFAR-10 (JPEG): `compare`, three repeats
     python benchmarks/merge.py --resnet DIR --images 500 --budget 72
 
@@ -27,7 +29,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import SEED, Bench, Row, add_images, bench_of, edgecompress, parser, subset
+from common import (
+    SEED,
+    SMOKE_IMAGES,
+    Bench,
+    Row,
+    add_images,
+    bench_of,
+    edgecompress,
+    parser,
+    subset,
+)
 from edgecompress.core import trace
 from edgecompress.core.convolutions import safe_convolutions
 from edgecompress.core.simplify import find_pools, fold_pool
@@ -39,11 +51,13 @@ from edgecompress.models import ModelSource, build
 from edgecompress.report.plots import boxes
 
 SHAPE = (3, 32, 32)
+SOURCE = ["--lambda-schedule", "source"]
+"""The schedule that was the default when the modes were measured."""
 MODES: dict[str, list[str]] = {
-    "gates, a draw a batch": [],
-    "gates, a draw a sample": ["--draw", "sample"],
-    "gates, noise 0.2": ["--noise", "0.2"],
-    "gates, no noise": ["--noise", "0"],
+    "gates, a draw a batch": SOURCE,
+    "gates, a draw a sample": ["--draw", "sample", *SOURCE],
+    "gates, noise 0.2": ["--noise", "0.2", *SOURCE],
+    "gates, no noise": ["--noise", "0", *SOURCE],
     "greedy, lambda constant": ["--method", "greedy", "--lambda-schedule", "constant"],
     "greedy, lambda increasing": ["--method", "greedy", "--lambda-schedule", "source"],
     "average of the weights": ["--method", "average"],
@@ -260,6 +274,33 @@ def merged(bench: Bench, mode: str, seed: int, out: Path, *arguments: object) ->
     }
 
 
+def selections(bench: Bench, pairs: int, threads: int, work: Path) -> None:
+    """Pairs of LeNet-5 on digits, cut by what gates learned and by other choices; the test split is
+    not read.
+    """
+    shared = ("--threads", threads, "-q")
+    if bench.smoke:
+        shared = (*shared, "--data", f"folder:{bench.images(SMOKE_IMAGES, work)}")
+    rows: list[Row] = []
+    for pair in range(pairs):
+        parents = []
+        for seed in (2 * pair, 2 * pair + 1):
+            parents.append(work / f"parent-{seed}")
+            epochs = ("--epochs", bench.size(8, 1), "--seed", seed)
+            edgecompress("train", "lenet5", *epochs, *shared, "-o", parents[-1])
+        for schedule in ("fitted", "source"):
+            options = ("--epochs", bench.size(12, 1), "--finetune-epochs", 0, "--json")
+            more = ("--lambda-schedule", schedule, "-o", work / f"{schedule}-{pair}")
+            section = edgecompress("merge", *parents, *options, *more, *shared)["merge"]
+            step = section["steps"][0]
+            kept = ("gated", "decided", "entropy", "agreement", "selection")
+            row: Row = {key: step[key] for key in kept}
+            rows.append({"pair": pair, "schedule": schedule, "parents": section["parents"], **row})
+            print(rows[-1], flush=True)
+            data = "digits (demo), 269 validation images; LeNet-5, 8 epochs a parent, 12 of merging"
+            bench.store(selection={**bench.described("--selection"), "data": data, "rows": rows})
+
+
 def merging_seconds(stages: dict[str, Row]) -> float:
     """Seconds of the merging epochs; averages have none."""
     if "gates" in stages:
@@ -277,6 +318,8 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=2)
     add_images(options, "--resnet")
     add_images(options, "--modes")
+    options.add_argument("--selection", action="store_true")
+    options.add_argument("--pairs", type=int, default=10)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--images", type=int, default=500)
     arguments = options.parse_args()
@@ -284,6 +327,9 @@ def main() -> None:
     budget, repeats = bench.size((arguments.budget, arguments.repeats), (6, 2))
     if arguments.cost:
         cost(bench)
+    elif arguments.selection:
+        with tempfile.TemporaryDirectory() as name:
+            selections(bench, bench.size(arguments.pairs, 1), arguments.threads, Path(name))
     elif arguments.modes is None and arguments.resnet is None:
         sine(bench, budget, repeats, arguments.threads)
     else:

@@ -19,6 +19,11 @@ SHAPE = (3, 32, 32)
 EXAMPLE = torch.zeros(1, *SHAPE)
 
 
+REBUILT = (
+    *("student3", "resnet20", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "lenet5"),
+)
+
+
 def shrunk(name: str) -> tuple[nn.Module, ModelSource]:
     source = ModelSource(name, 5, SHAPE)
     torch.manual_seed(0)
@@ -30,24 +35,26 @@ def shrunk(name: str) -> tuple[nn.Module, ModelSource]:
     return model, source
 
 
-@pytest.mark.parametrize(
-    "name", ["student3", "resnet20", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "lenet5"]
-)
-def test_a_fresh_process_rebuilds_a_shrunk_network(name: str, tmp_path: Path) -> None:
-    model, source = shrunk(name)
-    path, given, answer = tmp_path / "model.safetensors", tmp_path / "in.pt", tmp_path / "out.pt"
-    checkpoint.save(path, model, source, {"data": "test"})
+def test_a_fresh_process_rebuilds_shrunk_networks(tmp_path: Path) -> None:
     images = torch.randn(2, *SHAPE)
-    torch.save(images, given)
+    torch.save(images, tmp_path / "in.pt")
+    models = {}
+    for name in REBUILT:
+        models[name], source = shrunk(name)
+        checkpoint.save(tmp_path / f"{name}.safetensors", models[name], source, {"data": "test"})
     code = (
         "import sys, torch\nfrom pathlib import Path\nfrom edgecompress import checkpoint\n"
-        "model, manifest = checkpoint.load(Path(sys.argv[1]))\n"
-        "assert manifest.notes == {'data': 'test'}\n"
-        "with torch.no_grad(): torch.save(model(torch.load(sys.argv[2])), sys.argv[3])\n"
+        "for name in sys.argv[1:]:\n"
+        "    model, manifest = checkpoint.load(Path(f'{name}.safetensors'))\n"
+        "    assert manifest.notes == {'data': 'test'}\n"
+        "    with torch.no_grad(): torch.save(model(torch.load('in.pt')), f'{name}.pt')\n"
     )
-    subprocess.run([sys.executable, "-c", code, path, given, answer], check=True)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.load(answer), model(images), atol=1e-6, rtol=1e-5)
+    subprocess.run([sys.executable, "-c", code, *models], check=True, cwd=tmp_path)
+    for name, model in models.items():
+        with torch.no_grad():
+            expected = model(images)
+        answer = torch.load(tmp_path / f"{name}.pt")
+        torch.testing.assert_close(answer, expected, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

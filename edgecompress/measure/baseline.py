@@ -174,13 +174,13 @@ def compare_stored(
     then = [np.asarray(group, dtype=np.float64) for group in baseline["blocks_ms"]]
 
     def ratio_of(measured: Measured) -> Interval:
+        _check_measured(baseline, measured, protocol)
         factor = 1.0 if scale is None else scale / measured.reference_ms
         looks = protocol.looks_at_most
         return ratio_of_medians(measured.blocks_of(0), then, factor, protocol.seed, looks)
 
     _check_conditions(baseline, protocol)
     measured = measured_until_clear([model], ratio_of, tolerance, protocol, on_process)
-    _check_measured(baseline, measured, protocol)
     return {
         "candidate": measured.file_row(0, model),
         "baseline": baseline["candidate"],
@@ -224,6 +224,17 @@ def _check_conditions(baseline: Baseline, protocol: Protocol) -> None:
             f"baseline was measured by {baseline['provider']}, this is {protocol.provider}: "
             "compare on one provider"
         )
+    batch = baseline["batch"] if protocol.batch_size is None else protocol.batch_size
+    _check_sizes(baseline, batch, protocol.threads or machine.threads())
+
+
+def _check_sizes(baseline: Baseline, batch: int, threads: int) -> None:
+    if baseline["batch"] != batch or baseline["threads"] != threads:
+        raise UsageError(
+            f"baseline was measured with batch {baseline['batch']} and "
+            f"{baseline['threads']} thread(s), this is batch {batch} with {threads}: pass the same "
+            "--batch-size and --threads"
+        )
 
 
 def _check_measured(baseline: Baseline, measured: Measured, protocol: Protocol) -> None:
@@ -233,9 +244,4 @@ def _check_measured(baseline: Baseline, measured: Measured, protocol: Protocol) 
             f"this is {measured.input} by {protocol.provider}: "
             "compare models of one input on one provider"
         )
-    if baseline["batch"] != measured.batch or baseline["threads"] != measured.threads:
-        raise UsageError(
-            f"baseline was measured with batch {baseline['batch']} and "
-            f"{baseline['threads']} thread(s), this is batch {measured.batch} with "
-            f"{measured.threads}: pass the same --batch-size and --threads"
-        )
+    _check_sizes(baseline, measured.batch, measured.threads)

@@ -61,6 +61,7 @@ RUNS = [
     Smoke("latency.py", ("--int8", "--traps"), "latency.json", ("int8", "traps", "ranges")),
     Smoke("merge.py", (), "merge.json", ("sine",)),
     Smoke("merge.py", ("--cost",), "merge.json", ("cost",)),
+    Smoke("merge.py", ("--selection",), "merge.json", ("selection",)),
     Smoke("pareto.py", ("--only", "ours", "resnet8-int8", "--data"), "pareto.json"),
     Smoke("pretrained.py", ("--data",), "pretrained.json"),
     Smoke("prune.py", (), "prune.json"),

@@ -68,7 +68,6 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
         TRAIN,
         {"stage": "simplify"},
         {"stage": "search", "max_drop": 0.5, "refine": 0, "quantize": "int8", "floor": 0.5, **ONE},
-        *SHIP,
     ],
 }
 NAMED = {"compare": "mlp", "merge": "mlp", "auto": "auto"}

@@ -38,6 +38,7 @@ BUILDERS: dict[str, Callable[[], str]] = {
     "merge-resnet20": merging.resnet20,
     "merge-modes": merging.modes,
     "merge-cost": merging.cost,
+    "merge-selection": merging.selection,
     "latency-check": latency.check,
     "bytes-fixed": bits.fixed,
     "bytes-accuracy": bits.accuracy,

@@ -54,6 +54,7 @@ def resnet20() -> str:
     return table(["strategy", "repeats", "mean"], rows)
 
 
+CHOICES = ("gates", "random", "first parent", "l1", "taylor")
 MODES = {
     "gates, a draw a batch": "gates, one draw per batch",
     "gates, a draw a sample": "gates, one draw per sample",
@@ -81,6 +82,28 @@ def _mode(name: str, rows: list[dict[str, Any]]) -> tuple[str, str, str, str]:
         percent(statistics.fmean(row["test_accuracy"] for row in rows)),
         f"{seconds:.1f}" if seconds else "-",
     )
+
+
+def selection() -> str:
+    """Validation after the cut by each choice, over pairs: mean, and how often gates were above."""
+    rows = read("merge")["selection"]["rows"]
+    body = []
+    for schedule in dict.fromkeys(row["schedule"] for row in rows):
+        own = [row for row in rows if row["schedule"] == schedule]
+        cuts = [{one["choice"]: one["accuracy"] for one in row["selection"]} for row in own]
+        best_drawn = [max(row["selection"][1]["draws"]) for row in own]
+        above = sum(cut["gates"] > drawn for cut, drawn in zip(cuts, best_drawn, strict=True))
+        body.append(
+            (
+                schedule,
+                percent(statistics.fmean(row["gated"] for row in own)),
+                *(percent(statistics.fmean(cut[name] for cut in cuts)) for name in CHOICES),
+                f"{above} of {len(own)}",
+                f"{sum(row['decided'] for row in own)} of {len(own)}",
+            )
+        )
+    columns = ["schedule", "before the cut", *CHOICES, "gates above all random draws", "decided"]
+    return table(columns, body)
 
 
 def cost() -> str:

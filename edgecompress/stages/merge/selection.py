@@ -99,6 +99,6 @@ def remarks(step: MergeStep) -> Iterator[str]:
     if not step["decided"]:
         yield (
             f"the gates did not decide (entropy {step['entropy']:.2f} bits, agreement with the cut "
-            f"{step['agreement']:.0%}): the cut ranks gates that are open; give more epochs, or a "
+            f"{step['agreement']:.1%}): the cut ranks gates that are open; give more epochs, or a "
             "larger --lambda-scale"
         )
