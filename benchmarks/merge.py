@@ -278,7 +278,7 @@ def selections(bench: Bench, pairs: int, threads: int, work: Path) -> None:
     """Pairs of LeNet-5 on digits, cut by what gates learned and by other choices; the test split is
     not read.
     """
-    shared = ("--threads", threads, "-q")
+    shared: tuple[object, ...] = ("--threads", threads, "-q")
     if bench.smoke:
         shared = (*shared, "--data", f"folder:{bench.images(SMOKE_IMAGES, work)}")
     rows: list[Row] = []
