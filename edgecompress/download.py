@@ -25,25 +25,32 @@ def fetch(url: str, path: Path) -> None:
     """Download `url` to `path`, complete or not there.
 
     What has arrived is kept beside it as NAME.part: the next attempt, also of another process,
-    asks for the rest, where the server has it. Raises `OSError` after `ATTEMPTS` failures.
+    asks for the rest, where the server has it. A connection that broke off is tried again, up to
+    `ATTEMPTS` times; raises `OSError` then, and at once where nothing arrives.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     for attempt in range(1, ATTEMPTS + 1):
+        before = _bytes(part)
         try:
             _receive(url, part)
             break
         except (OSError, HTTPException) as error:
-            if attempt == ATTEMPTS or isinstance(error, urllib.error.HTTPError):
-                if part.exists() and part.stat().st_size == 0:
-                    part.unlink()
+            if attempt == ATTEMPTS or _bytes(part) == before:
+                if _bytes(part) == 0:
+                    part.unlink(missing_ok=True)
                 raise error if isinstance(error, OSError) else OSError(str(error)) from error
     part.replace(path)
 
 
+def _bytes(part: Path) -> int:
+    """Bytes that have arrived."""
+    return part.stat().st_size if part.exists() else 0
+
+
 def _receive(url: str, part: Path) -> None:
     """Append to `part` what is missing. Raises `OSError` when the connection ends too early."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _bytes(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)

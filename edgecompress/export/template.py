@@ -17,6 +17,7 @@ MOST_ELEMENTS = 8
 """Of a constant that belongs to the graph: a shape, the borders of a clip. Larger ones may depend
 on the widths.
 """
+CONV = ("Conv", "ConvTranspose")
 DENSE = ("Gemm", "MatMul")
 
 
@@ -39,6 +40,10 @@ class Template:
         raw = all(one.HasField("raw_data") for one in proto.graph.initializer)
         own = any(math.prod(one.dims) > MOST_ELEMENTS for one in others)
         if not raw or own or names != {*state} or _has_subgraphs(proto):
+            return None
+        if not all(
+            _is_of_a_layer(node, model) for node in proto.graph.node if node.op_type in CONV
+        ):
             return None
         return cls(proto, frozenset(names))
 
@@ -68,9 +73,18 @@ def _has_subgraphs(proto: onnx.ModelProto) -> bool:
     return any(one.HasField("g") or one.graphs for one in attributes)
 
 
+def _is_of_a_layer(node: onnx.NodeProto, model: nn.Module) -> bool:
+    """Does a layer with groups of its own hold the weights? Else they are a tensor that the
+    network's own code convolves with.
+    """
+    name, _, _ = node.input[1].rpartition(".")
+    layer = dict(model.named_modules()).get(name) if name else None
+    return isinstance(getattr(layer, "groups", None), int)
+
+
 def _regroup(node: onnx.NodeProto, model: nn.Module) -> None:
     """Give a convolution of `model` its number of groups."""
-    if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 2:
+    if node.op_type not in CONV:
         return
     layer = model.get_submodule(node.input[1].rpartition(".")[0])
     for attribute in node.attribute:

@@ -60,3 +60,20 @@ def test_another_network_is_refused() -> None:
     assert template is not None
     with pytest.raises(ValueError, match="not the same network"):
         template.filled(build(ModelSource("mlp", 5, SHAPE)))
+
+
+class Own(nn.Module):
+    """A convolution by the network's own code: no layer has its number of groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(nn.functional.conv2d(x, self.kernel).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_convolution_without_a_layer_makes_no_template() -> None:
+    network = Own().eval()
+    assert Template.of(to_onnx(network, EXAMPLE), network) is None
