@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +26,7 @@ from edgecompress.stages.fields import Names, flag
 
 if TYPE_CHECKING:
     from edgecompress.measure.bootstrap import Interval
-    from edgecompress.measure.regression import Protocol
+    from edgecompress.measure.regression import Measured, Protocol
     from edgecompress.report.ci import BenchResult
 
 
@@ -183,8 +185,8 @@ def bench(
 
 
 class Progress:
-    """A line on stderr with the interval so far: on a terminal it replaces itself, elsewhere a new
-    one comes every `EVERY_S` seconds.
+    """A line on stderr with the ratio or latency so far: on a terminal it replaces itself,
+    elsewhere a new one comes every `EVERY_S` seconds.
     """
 
     EVERY_S = 10.0
@@ -196,9 +198,16 @@ class Progress:
     def __call__(self, processes: int, ratio: Interval, spent_s: float) -> None:
         """One process more is measured."""
         bounds = f"95 % {ratio.low:.3f} to {ratio.high:.3f}" if processes > 1 else "no interval yet"
+        self._show(processes, spent_s, f"ratio {ratio.median:.3f} ({bounds})")
+
+    def alone(self, measured: Measured, spent_s: float) -> None:
+        """One process more has measured the file, which is compared with nothing."""
+        p50_ms = median(measured.samples_ms[0])
+        self._show(len(measured.blocks_ms), spent_s, f"p50 {p50_ms:.4f} ms")
+
+    def _show(self, processes: int, spent_s: float, found: str) -> None:
         text = (
-            f"bench: {processes} process(es), {spent_s:.0f} of at most {self.time_s:.0f} s: ratio "
-            f"{ratio.median:.3f} ({bounds})"
+            f"bench: {processes} process(es), {spent_s:.0f} of at most {self.time_s:.0f} s: {found}"
         )
         if sys.stderr.isatty() and not os.environ.get("CI"):
             sys.stderr.write(f"\r\x1b[K{text}")
@@ -220,6 +229,7 @@ def _measured(model: Path, options: BenchOptions) -> BenchResult:
 
     protocol = _protocol(options)
     progress = Progress(options.time)
+    start = time.perf_counter()
     try:
         if options.against is not None:
             compared = regression.compare(
@@ -238,12 +248,13 @@ def _measured(model: Path, options: BenchOptions) -> BenchResult:
             )
             gates = gates_of(model, options, judged, judged["blocks_ms"]["candidate"])
             return {**judged, "gates": gates}
+        alone = regression.stored(model, protocol, progress.alone)
     finally:
         progress.close()
-    alone = regression.stored(model, protocol)
+    left = options.time - (time.perf_counter() - start)
     return {
         **alone,
-        "profile": regression.profile(model, protocol, options.sizes),
+        "profile": regression.profile(model, protocol, options.sizes, max(0.0, left)),
         "gates": gates_of(model, options, alone, alone["blocks_ms"]),
     }
 

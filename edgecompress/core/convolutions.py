@@ -4,8 +4,9 @@ oneDNN's backward pass of a 1x1 convolution with a stride and few input channels
 order, writes past its workspace on x86 (uxlfoundation/oneDNN#6035): fewer than 8 channels without
 AVX-512, fewer than 16 with it (seen with several threads). It hangs, crashes, or returns wrong
 gradients. Pruning makes such layers: the shortcut of a residual block that was cut to a few
-channels. A strided slice of the input followed by a 1x1 convolution of stride 1 is the same
-function, without that kernel.
+channels. Every stride-th element of the input followed by a 1x1 convolution of stride 1 is the same
+function, without that kernel. Average pooling of single elements picks them in one pass, and its
+backward pass is one too; a slice is copied once more in each direction.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _conv2d(
     high, wide = (0, 0) if padding == "valid" else _pair(padding)
     if high or wide:
         input = F.pad(input, (wide, wide, high, high))
-    return F.conv2d(input[:, :, ::rows, ::columns], weight, bias)
+    return F.conv2d(F.avg_pool2d(input, 1, (rows, columns)), weight, bias)
 
 
 def _pair(value: int | str | Sequence[int]) -> tuple[int, int]:

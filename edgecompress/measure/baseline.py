@@ -23,7 +23,7 @@ from edgecompress.measure.comparison import (
     judged,
     measured_until_clear,
 )
-from edgecompress.measure.processes import Measured, Protocol, measure
+from edgecompress.measure.processes import Measured, Protocol, Watch, measure
 from edgecompress.measure.requests import FileRow
 
 SCHEMA = 2
@@ -78,11 +78,11 @@ _NEEDED = (
 )
 
 
-def stored(model: Path, protocol: Protocol) -> Stored:
+def stored(model: Path, protocol: Protocol, watch: Watch | None = None) -> Stored:
     """The measurement of `model` as a baseline file holds it: percentiles, the blocks of every
     process, and the conditions.
     """
-    measured = measure([model], protocol)
+    measured = measure([model], protocol, watch)
     return {
         "schema": SCHEMA,
         "candidate": measured.file_row(0, model),

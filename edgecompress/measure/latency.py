@@ -105,6 +105,7 @@ def measure(
     *,
     batch_size: int | None = 1,
     samples: int = 200,
+    least: int = LEAST_SAMPLES,
     limit_s: float = 5.0,
     seed: int = 0,
     shapes: Shapes | None = None,
@@ -113,19 +114,19 @@ def measure(
     affects all alike.
 
     The first runs of a turn are left out (`settle`): another model has emptied the caches, and its
-    threads still spin. At least 20 samples each; then up to `samples`, or until `limit_s` seconds
-    per model are over. Inputs are random (`feeds.random_feeds`); `batch_size` None takes the
-    file's own, else 1.
+    threads still spin. At least about `least` samples each; then up to `samples`, or until
+    `limit_s` seconds per model are over. Inputs are random (`feeds.random_feeds`); `batch_size`
+    None takes the file's own, else 1.
     """
     generator = np.random.default_rng(seed)
     inputs = [random_feeds(runtime, batch_size, generator, shapes) for runtime in runtimes]
     pairs = list(zip(runtimes, inputs, strict=True))
-    warmup_runs = [warm_up(runtime, feeds) for runtime, feeds in pairs]
+    warmup_runs = [warm_up(runtime, feeds, min(3.0, 3 * limit_s)) for runtime, feeds in pairs]
     taken: list[list[float]] = [[] for _ in runtimes]
     start = time.perf_counter()
     while len(taken[0]) < samples:
         is_late = time.perf_counter() - start > limit_s * len(runtimes)
-        if is_late and len(taken[0]) >= LEAST_SAMPLES:
+        if is_late and len(taken[0]) >= least:
             break
         for (runtime, feeds), times in zip(pairs, taken, strict=True):
             if len(runtimes) > 1:

@@ -123,18 +123,18 @@ class Measured:
         }
 
 
-def measure(models: Sequence[Path], protocol: Protocol) -> Measured:
-    """Time one or two models in `protocol.processes` fresh processes, fewer where the time ends.
-
-    Raises the error that a process reports.
-    """
-    return measure_until(models, protocol, lambda _: True)
-
-
 Stop = Callable[[Measured], bool]
 """Is what is measured so far enough? Called at each look but the last."""
 Watch = Callable[[Measured, float], object]
 """Called after each process with what is measured so far, and the seconds that it took."""
+
+
+def measure(models: Sequence[Path], protocol: Protocol, watch: Watch | None = None) -> Measured:
+    """Time one or two models in `protocol.processes` fresh processes, fewer where the time ends.
+
+    Raises the error that a process reports.
+    """
+    return measure_until(models, protocol, lambda _: True, watch)
 
 
 def measure_until(
@@ -195,9 +195,12 @@ def _timings(models: Sequence[Path], protocol: Protocol, number: int) -> Timings
     return cast(Timings, _answer("edgecompress.measure.worker", request, models[0]))
 
 
-def profile(model: Path, protocol: Protocol, batches: Sequence[int | None]) -> Profile:
+def profile(
+    model: Path, protocol: Protocol, batches: Sequence[int | None], time_s: float | None = None
+) -> Profile:
     """Cold start, peak memory, latency by batch size, and the share of the machine's ceiling; see
-    `measure.profile`.
+    `measure.profile`. The batches take about `time_s` seconds together, by default at most one
+    second each.
     """
     request = ProfileRequest(
         model=str(model),
@@ -206,6 +209,7 @@ def profile(model: Path, protocol: Protocol, batches: Sequence[int | None]) -> P
         batches=tuple(batches),
         seed=protocol.seed,
         shapes=protocol.shapes,
+        time_s=time_s,
     )
     return cast(Profile, _answer("edgecompress.measure.profile", request, model))
 

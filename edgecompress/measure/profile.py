@@ -26,6 +26,8 @@ from edgecompress.measure.runtime import Feeds, Runtime
 SIDE = 768
 """Rows and columns of the matrix products that measure the ceiling."""
 REPEATS = 15
+BATCH_S = 1.0
+"""Seconds of a batch size, where there is time."""
 INT8 = ("DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger")
 
 
@@ -85,11 +87,13 @@ def _first_run_s(loaded: Runtime, feeds: Feeds) -> float:
 
 
 def _batch_row(loaded: Runtime, size: int | None, request: ProfileRequest) -> BatchRow:
+    share_s = BATCH_S if request.time_s is None else request.time_s / len(request.batches)
     (taken,) = latency.measure(
         [loaded],
         batch_size=size,
         samples=100,
-        limit_s=1.0,
+        least=latency.LEAST_SAMPLES if share_s >= BATCH_S else 1,
+        limit_s=min(BATCH_S, share_s),
         seed=request.seed,
         shapes=request.shapes,
     )

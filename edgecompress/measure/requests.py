@@ -44,7 +44,7 @@ class Timings(TypedDict):
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """Profile the file `model` at several batch sizes."""
+    """Profile the file `model` at several batch sizes, which take about `time_s` together."""
 
     model: str
     threads: int | None
@@ -52,6 +52,7 @@ class ProfileRequest:
     batches: tuple[int | None, ...]
     seed: int
     shapes: dict[str, list[int]] | None = None
+    time_s: float | None = None
 
 
 @dataclass(frozen=True)

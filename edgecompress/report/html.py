@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgecompress.proportions import apart, sure
+from edgecompress.proportions import apart, shown, sure
 from edgecompress.report.pages import write_page
 from edgecompress.run.result import score_name
 from edgecompress.run.schema import ControlRow, HistoryRow, RunResult, Side
@@ -99,7 +99,11 @@ def distillation(result: RunResult) -> list[Row]:
     distill = result["distill"]
     tested = "student" in result
     split = "test" if tested else "validation"
-    accuracy = _score(result["student"]) if tested else f"{distill['validation_accuracy']:.2%}"
+    accuracy = (
+        _score(result["student"])
+        if tested
+        else _on_validation(result, distill["validation_accuracy"])
+    )
     rows = []
     if tested:
         teacher = result["teacher"]
@@ -112,7 +116,7 @@ def distillation(result: RunResult) -> list[Row]:
     if "control" in result:
         control = result["control"]
         without = "teacher" if control["params"] == distill["params"] else "teacher and cuts"
-        own = _score(control) if tested else f"{control['validation_accuracy']:.2%}"
+        own = _score(control) if tested else _on_validation(result, control["validation_accuracy"])
         rows.append(_network_row(f"the same without {without} ({split})", control["params"], own))
     if "source" in distill:
         source = distill["source"]
@@ -121,6 +125,12 @@ def distillation(result: RunResult) -> list[Row]:
             _weights_row(published, None, source["weights_bytes"], f"{source['accuracy']:.2%}")
         )
     return rows
+
+
+def _on_validation(result: RunResult, accuracy: float) -> str:
+    """An accuracy on validation, with its interval where the stages say on how many images."""
+    count = next((row["n"] for row in result["stages"] if "n" in row), None)
+    return f"{accuracy:.2%}" if count is None else shown(accuracy, count)
 
 
 def _network_row(what: str, params: int, accuracy: str) -> Row:

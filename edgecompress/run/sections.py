@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     from edgecompress.methods.compare import Comparison
     from edgecompress.models.students import Published
+    from edgecompress.proportions import PairedRow
 
 
 class FrozenSection(TypedDict):
@@ -134,9 +135,12 @@ class _SelectionRow(TypedDict):
 
 
 class SelectionRow(_SelectionRow, total=False):
-    """Validation accuracy after the cut by one choice of channels; `draws` of each random one."""
+    """Validation accuracy after the cut by one choice of channels: `draws` of each random one, of
+    another one how it differs from that of the gates on the same images.
+    """
 
     draws: list[float]
+    against_gates: PairedRow
 
 
 MergeStep = TypedDict(

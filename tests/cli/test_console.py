@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from edgecompress.cli.bench import Progress
 from edgecompress.cli.console import Bars
 from edgecompress.measure.bootstrap import Interval
+from edgecompress.measure.processes import Measured
 
 
 def test_the_number_of_stages_that_was_announced_stays(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,10 +35,12 @@ def drawn_by(work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> str:
         patched.setenv("COLUMNS", "100")
         patched.setattr(sys, "stderr", stream)
         work()
-        stream.flush()
-        drawn = os.read(shown, 100_000).decode()
+    drawn = b""
+    with contextlib.suppress(OSError):  # what is left, then the end: the terminal is closed
+        while part := os.read(shown, 100_000):
+            drawn += part
     os.close(shown)
-    return drawn
+    return drawn.decode()
 
 
 def test_a_terminal_shows_a_bar_and_a_log_shows_lines(
@@ -81,3 +86,15 @@ def test_bench_shows_its_interval_while_it_measures(
     measure()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bench: 6 process(es), 12 of at most 120 s: ratio 1.000 (95 % ")
+
+
+def test_bench_shows_its_latency_while_it_measures_one_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    samples = np.array([1.0, 2.0, 9.0])
+    measured = Measured((np.array([[1.0]]),) * 3, (samples,), threads=1, reference_ms=1.0)
+    progress = Progress(120)
+    progress.alone(measured, 11.0)
+    progress.close()
+    line = "bench: 3 process(es), 11 of at most 120 s: p50 2.0000 ms\n"
+    assert capsys.readouterr().err == line

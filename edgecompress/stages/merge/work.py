@@ -257,7 +257,7 @@ def by_gates(
         "cut": after,
         "l0_distance": penalty.last,
         "lambda": penalty.weights[-1],
-        "selection": selection(context, settings, gated.folded(), gated.graph, share, after),
+        "selection": selection(context, settings, gated.folded(), gated.graph, share, small),
         **decision(rows),
     }
     for remark in remarks(facts):

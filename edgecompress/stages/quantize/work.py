@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from edgecompress import checkpoint, files
-from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.errors import EdgecompressError
 from edgecompress.export import in_float, lean
 from edgecompress.formats import FORMATS, ORDINARY, named
 from edgecompress.measure import latency, names, runtime, trials
+from edgecompress.measure.bootstrap import Interval
 from edgecompress.measure.machine import has_int8_dot, knows_features
-from edgecompress.proportions import shown
 from edgecompress.run.context import Context
 from edgecompress.run.stage import Stage, StageResult
 from edgecompress.run.state import (
@@ -37,17 +37,19 @@ from edgecompress.stages.common import (
     reads_pixels,
     runtime_outputs,
 )
+from edgecompress.stages.measure.latency import side_by_side
 from edgecompress.stages.plan import PlanStage
+from edgecompress.stages.quantize.choose import choose
 from edgecompress.stages.quantize.int8 import Int8File, make_int8
 from edgecompress.stages.scoring import on_validation, paired
 
 if TYPE_CHECKING:
     from edgecompress.stages.quantize import QuantizeStage
 
+FORMAT_SAMPLES = 150
+"""Runs of each of two formats whose latencies are compared."""
 MUCH_SLOWER = 1.1
 """A format whose p50 is larger than this factor of fp32's is noted."""
-CLEARLY_FASTER = 0.9
-"""The fastest format wins over the smallest when its p50 is at most this factor of it."""
 PLANNED_AGAIN = ("plan", "prune", "distill", "export", "quantize")
 """Stages that run again where int8 loses too much and fp16 is planned."""
 
@@ -75,7 +77,12 @@ def quantize(context: Context, settings: QuantizeStage, state: State) -> StageRe
         )
     made = measure_formats(context, settings, state, forms)
     rows, int8 = list(made.rows), made.int8
-    chosen, reason = choose(rows, state.plan, settings, made.refused)
+
+    def ratio(first: FormatRow, second: FormatRow) -> Interval:
+        """The latency of the first over that of the second."""
+        return _ratio(context, first, second)
+
+    chosen, reason = choose(rows, state.plan, settings, ratio, made.refused)
     shipped = Shipped(tuple(rows), chosen, reason, made.refused)
     state = replace(state, shipped=shipped)
     if int8 is not None and (section := int8.section()):
@@ -229,84 +236,16 @@ def not_shrunk(row: FormatRow, before: int) -> str:
     return f"{row.format} takes {row.bytes / before:.0%} of the fp32 file; in float stayed {stayed}"
 
 
-def choose(
-    rows: list[FormatRow],
-    plan: SizePlan | None,
-    settings: QuantizeStage,
-    refused: Mapping[str, str] | None = None,
-) -> tuple[FormatRow, str]:
-    """The row that ships, and the reason.
-
-    Among the formats that may ship: those that are not larger than an equally accurate fp32 file;
-    of these, those within the byte target; of these, those whose validation accuracy is within
-    `max_drop` of the best, or without that limit not clearly more than `max_int8_loss` below fp32
-    on the same images; of these, the fastest file when it is clearly so (10 %), else the smallest.
-    Raises `UsageError` where every format that may ship was `refused`.
-    """
-    allowed = _allowed(rows, plan, settings)
-    if not allowed:
-        why = "; ".join(f"no {form}: {reason}" for form, reason in (refused or {}).items())
-        raise UsageError(
-            f"{why}: model-fp32.onnx is complete; ship that, or choose another format with "
-            "--quantize"
-        )
-    allowed, pointless = _worth_it(allowed)
-    limit = None if plan is None else plan.bytes
-    fitting = [r for r in allowed if limit is None or r.bytes <= limit] or allowed
-    best = max(r.accuracy for r in fitting)
-    loss = settings.max_int8_loss if settings.max_drop is None else settings.max_drop
-    plain = next((r for r in fitting if r.format == "fp32"), None)
-    sure = plain is None or plain.accuracy >= best - loss  # fp32 stands for the best
-    good = [
-        r for r in fitting if r.accuracy >= best - loss or (sure and _is_near(r, settings))
-    ] or fitting
-    fastest = min(good, key=lambda r: r.p50_ms)
-    smallest = min(good, key=lambda r: r.bytes)
-    chosen = smallest if fastest.p50_ms > CLEARLY_FASTER * smallest.p50_ms else fastest
-    if len(allowed) == 1 and not pointless and not refused:
-        why = f"{chosen.format} was planned"
-    elif len(good) == 1:
-        why = f"{chosen.format} alone fits and keeps its accuracy"
-    else:
-        kind = "fastest" if chosen is fastest else "smallest"
-        limit_text = f"within {loss:.1%} of the best"
-        if chosen.accuracy < best - loss:
-            limit_text = f"not clearly more than {loss:.1%} below fp32"
-        why = f"{chosen.format} is the {kind} {limit_text}"
-    why += "".join(f", no {form}" for form in refused or {})
-    why += "".join(f", {r.format} would be larger ({r.bytes} bytes)" for r in pointless)
-    pair = chosen.against_fp32
-    score = f"{chosen.accuracy:.4f}" if pair is None else shown(chosen.accuracy, pair.n)
-    measured = f"{chosen.bytes} bytes, {score} on validation, p50 {chosen.p50_ms:.3f} ms"
-    return chosen, f"{why} ({measured})"
-
-
-def _worth_it(rows: list[FormatRow]) -> tuple[list[FormatRow], list[FormatRow]]:
-    """The rows, without those that are larger than fp32's and no more accurate; these apart."""
-    plain = next((row for row in rows if row.format == "fp32"), None)
-    if plain is None:
-        return rows, []
-    pointless = [r for r in rows if r.bytes > plain.bytes and r.accuracy <= plain.accuracy]
-    return [row for row in rows if row not in pointless], pointless
-
-
-def _is_near(row: FormatRow, settings: QuantizeStage) -> bool:
-    """Without a limit of the user's own, a format is good unless it clearly loses more than
-    `max_int8_loss` against fp32 on the same images.
-    """
-    known = settings.max_drop is None and row.against_fp32 is not None
-    return known and not row.loses_more_than(settings.max_int8_loss)
-
-
-def _allowed(
-    rows: list[FormatRow], plan: SizePlan | None, settings: QuantizeStage
-) -> list[FormatRow]:
-    """The formats that may ship."""
-    if plan is not None:
-        return [row for row in rows if row.format in plan.formats]
-    if settings.quantize != "auto":
-        return [row for row in rows if row.format == named(settings.quantize)]
-    return rows
+def _ratio(context: Context, first: FormatRow, second: FormatRow) -> Interval:
+    """The latency of the first row's file over that of the second's, in fresh processes."""
+    paths = [context.run.root / row.file for row in (second, first)]
+    loaded = [runtime.load(path, threads=context.threads) for path in paths]
+    context.reporter.note(f"measuring {first.format} against {second.format} in fresh processes")
+    ratio = side_by_side(paths, loaded, FORMAT_SAMPLES, context.threads).ratio
+    low, high = ratio["ci95"]
+    return Interval(
+        ratio["median"], -math.inf if low is None else low, math.inf if high is None else high
+    )
 
 
 def _loses_too_much(settings: QuantizeStage, state: State, chosen: FormatRow) -> bool:

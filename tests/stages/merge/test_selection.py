@@ -10,6 +10,7 @@ from edgecompress.core import shrink, trace
 from edgecompress.core.stack import stack
 from edgecompress.methods.gates import GroupStatistics, most_open
 from edgecompress.models import ModelSource, build
+from edgecompress.proportions import Paired
 from edgecompress.run.sections import MergeStep
 from edgecompress.stages.merge.selection import decision, in_order, remarks
 
@@ -56,3 +57,21 @@ def test_gates_have_decided_where_they_are_sure_and_the_cut_follows_them(
         False,
         *([] if decided else [True]),
     ]
+
+
+def test_each_choice_is_shown_against_the_gates_on_the_same_images() -> None:
+    pair = Paired(100, only_first=3, only_second=5).as_dict()
+    step: MergeStep = {
+        **decision([group(10, 0.01, 1.0)]),
+        "selection": [
+            {"choice": "gates", "accuracy": 0.9},
+            {"choice": "random", "accuracy": 0.8, "draws": [0.75, 0.85]},
+            {"choice": "l1", "accuracy": 0.92, "against_gates": pair},
+        ],
+    }
+    low, high = (100 * bound for bound in pair["ci95"])
+    (line,) = remarks(step)
+    assert line.endswith(
+        "gates 90.00%; random 80.00%, mean of 2 (75.00 to 85.00); "
+        f"l1 92.00%, +2.00 points ({low:+.2f} to {high:+.2f})"
+    )
