@@ -13,6 +13,7 @@ from edgecompress.core.simplify import find_pools, fold_pool
 from edgecompress.measure import machine
 from edgecompress.run.stage import Setup, Stage
 from edgecompress.stages.fields import FromScratch, Training
+from edgecompress.stages.train import TrainStage
 from edgecompress.stages.training import pretrained
 from edgecompress.train.init import has_norm
 from edgecompress.train.settings import LARGE_SPLIT, SMALL_PARAMS, FitSettings, default_settings
@@ -20,8 +21,6 @@ from edgecompress.train.settings import LARGE_SPLIT, SMALL_PARAMS, FitSettings, 
 MACHINE, DATA, NETWORK = "this machine", "from the data", "from network and data"
 DERIVED = (MACHINE, DATA, NETWORK)
 """Origins of values that nobody gave: a resumed run may derive others."""
-ONE_NETWORK = ("train", "prune", "distill", "gradual", "search")
-"""Stages that train the recipe's network, or a smaller one of its class, and no other."""
 
 
 def resolved(setup: Setup) -> tuple[Setup, dict[str, str]]:
@@ -66,18 +65,17 @@ def _of_stage(setup: Setup, stage: Stage) -> Iterator[tuple[str, float | str, st
     yield "batch_size", (chosen or plain).batch_size, DATA
     if not large:
         yield "dropout", 0.0, DATA
-    if chosen is not None and stage.stage in ONE_NETWORK:
+    if chosen is not None and stage.trains_one_network:
         yield "optimizer", chosen.optimizer, NETWORK
-    if chosen is not None and stage.stage in ONE_NETWORK and _alone(stage):
+    if chosen is not None and stage.trains_one_network and _alone(stage):
         yield "learning_rate", chosen.learning_rate, NETWORK
     if setup.recipe.time is not None and stage.share_of_time:
         return  # as many epochs as fit
-    if chosen is not None and stage.stage in ("train", "gradual"):
-        yield "epochs", chosen.epochs, NETWORK
-    if stage.stage == "prune":
-        yield "epochs", 2 if large else 1, DATA
-    if stage.stage == "distill" and (large or _small(setup.network)):
-        yield "epochs", 20 if large else 12, NETWORK
+    own = None if chosen is None else chosen.epochs
+    # a network that is not small may be cut until it is
+    epochs = stage.usual_epochs(own, large=large, small=_small(setup.network) or None)
+    if epochs is not None:
+        yield "epochs", epochs, NETWORK
 
 
 def _alone(stage: Stage) -> bool:
@@ -96,7 +94,7 @@ def _defaults(setup: Setup, stage: Training) -> FitSettings | None:
         large=len(setup.data.train) > LARGE_SPLIT,
         pretrained=pretrained(setup.recipe),
     )
-    if stage.stage == "train" and isinstance(stage, FromScratch):
+    if isinstance(stage, TrainStage):
         network = _as_trained(setup, stage, network)
     elif not (normalised or _small(network)):
         return None

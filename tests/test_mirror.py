@@ -246,6 +246,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "run/test_resume.py",
         "cli/test_ship.py",
     ),
+    "stages/quantize/choose.py": ("stages/test_decisions.py",),
     "stages/quantize/int8.py": ("cli/test_ship.py",),
     "stages/quantize/work.py": (
         "stages/test_decisions.py",

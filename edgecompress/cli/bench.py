@@ -17,12 +17,12 @@ from edgecompress import files
 from edgecompress.cli.checkpoints import onnx_in
 from edgecompress.cli.console import print_json, print_line, stdout, table
 from edgecompress.cli.gates import gates_of
-from edgecompress.cli.options import Given, options_of, verb
+from edgecompress.cli.options import Given, RunOptions, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.measure.requests import Profile
-from edgecompress.run.stage import Strict
-from edgecompress.run.values import Seconds, Share, Size
-from edgecompress.stages.fields import Names, flag
+from edgecompress.run.stage import RunSettings, Strict
+from edgecompress.run.values import Seconds, Share, Side, Size, Threads
+from edgecompress.stages.fields import Names, like
 
 if TYPE_CHECKING:
     from edgecompress.measure.bootstrap import Interval
@@ -45,7 +45,7 @@ class BenchOptions(Strict):
     """Largest size of the file: 4MB."""
     data: str | None = None
     """Data whose test split --max-drop is measured on."""
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    image_size: Side | None = None
     """Side of the square images that --max-drop is measured on."""
     strict: bool = False
     """An inconclusive result, of latency or accuracy, fails too."""
@@ -63,8 +63,7 @@ class BenchOptions(Strict):
     """Blocks per process."""
     provider: str = "CPUExecutionProvider"
     """Execution provider of ONNX Runtime."""
-    threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """CPU threads; default: all cores."""
+    threads: Threads | None = like(RunSettings, "threads")
     history: Path | None = None
     """Append to this file (JSON lines), and fail on a slow drift over many commits."""
     junit: Path | None = None
@@ -75,10 +74,8 @@ class BenchOptions(Strict):
     """Write customSmallerIsBetter."""
     bencher: Path | None = None
     """Write Bencher's metric format."""
-    as_json: bool = flag("--json", False)
-    """Print one JSON object, nothing else."""
-    debug: bool = False
-    """Tracebacks."""
+    as_json: bool = like(RunOptions, "as_json")
+    debug: bool = like(RunOptions, "debug")
 
     @property
     def tolerance(self) -> float:

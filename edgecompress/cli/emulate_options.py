@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from edgecompress.run.stage import Strict
-from edgecompress.run.values import Amount, Seconds, Share
-from edgecompress.stages.fields import Schedule, flag
+from edgecompress.cli.online import AttendOptions
+from edgecompress.cli.options import RunOptions
+from edgecompress.run.stage import RunSettings, Strict
+from edgecompress.run.values import Above0, Amount, Natural, Positive, Seconds, Share
+from edgecompress.stages.distill import DistillStage
+from edgecompress.stages.fields import BatchSize, Maps, Schedule, Training, flag, like
 
 
 class EmulateOptions(Strict):
@@ -18,28 +19,21 @@ class EmulateOptions(Strict):
 
     link: str | None = None
     """Every link like this: ethernet, wifi, lte, 3g or satellite."""
-    exchange: str = "logits"
-    """logits, features, weights, or inputs (images up)."""
-    codec: str = "fp16"
-    """How logits travel: fp32, fp16, int8, top-k, soft."""
+    exchange: str = like(AttendOptions, "exchange")
+    codec: str = like(AttendOptions, "codec")
     teacher: str | None = None
     """A checkpoint or a name; default: the topology's."""
     student: str | None = None
     """A name or a checkpoint; default: the topology's."""
-    features: Literal["hint", "attention"] | None = None
-    """With --exchange features: how maps are compared; default: attention."""
+    features: Maps | None = like(AttendOptions, "features")
     mutual: bool = False
     """Teacher and student learn from each other."""
-    staleness: Annotated[int, Field(ge=0)] = 0
-    """With --mutual: steps by which the logits learned from may be old."""
+    staleness: Natural = like(AttendOptions, "staleness")
     prune_teacher: Amount | None = None
     """Cut the teacher while it trains: 50%, 2Mparams, 4MB."""
-    prune_student: Amount | None = None
-    """Cut every student while it trains."""
-    step: Share = 0.1
-    """When pruning: share of channels that one cut removes."""
-    schedule: Schedule = "early"
-    """When cuts are made."""
+    prune_student: Amount | None = like(DistillStage, "prune_student")
+    step: Share = like(DistillStage, "step")
+    schedule: Schedule = like(DistillStage, "schedule")
     fixed_teacher: bool = False
     """The teacher is frozen; else it trains at the same time."""
     backend: Literal["auto", "netem", "wirefilter", "none"] = "auto"
@@ -48,36 +42,25 @@ class EmulateOptions(Strict):
     """result.json of an earlier run to compare this one with."""
     max_regression: Share = 0.1
     """How much slower, or larger, it may be."""
-    window: Annotated[int, Field(ge=1)] = 64
-    """Steps under way at once, to hide the round trip."""
-    keep_every: Annotated[int, Field(ge=1)] = 50
-    """Steps between kept states."""
+    window: Positive = like(AttendOptions, "window")
+    keep_every: Positive = like(AttendOptions, "keep_every")
     timeout: Seconds = 1800.0
     """The longest that a lesson may take: 30min."""
     pcap: bool = False
     """Keep the captures."""
     insecure: bool = False
     """No TLS between the hosts."""
-    data: str = "digits"
-    """digits, cifar10, cifar100 or folder:DIR."""
-    epochs: Annotated[int, Field(ge=0)] | None = None
-    """Epochs; default: from network and data."""
-    batch_size: Annotated[int, Field(ge=2)] | None = None
-    """Images per step; default: from the data."""
-    learning_rate: float | None = None
-    """Highest learning rate; default: from network and data."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Random seed."""
+    data: str = like(RunSettings, "data")
+    epochs: Natural | None = like(Training, "epochs")
+    batch_size: BatchSize | None = like(Training, "batch_size")
+    learning_rate: Above0 | None = like(Training, "learning_rate")
+    seed: Natural = like(RunSettings, "seed")
     output: Path | None = flag(("-o", "--output"), None)
     """Folder of the run."""
-    exist_ok: bool = False
-    """Overwrite a folder in use."""
-    as_json: bool = flag("--json", False)
-    """Print one JSON object, nothing else."""
-    quiet: bool = flag(("-q", "--quiet"), False)
-    """No progress."""
-    debug: bool = False
-    """Tracebacks."""
+    exist_ok: bool = like(RunOptions, "exist_ok")
+    as_json: bool = like(RunOptions, "as_json")
+    quiet: bool = like(RunOptions, "quiet")
+    debug: bool = like(RunOptions, "debug")
 
     def shared_options(self) -> tuple[str, ...]:
         """Options of both roles."""

@@ -6,19 +6,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import Field
 
 from edgecompress.cli.console import print_json, print_line, stderr
 from edgecompress.cli.grouped import GroupedCommand
-from edgecompress.cli.options import Given, options_of, verb
+from edgecompress.cli.options import Given, RunOptions, options_of, verb
 from edgecompress.errors import UsageError
 from edgecompress.proportions import shown
-from edgecompress.run.stage import Strict
-from edgecompress.run.values import Amount, Seconds, Share
-from edgecompress.stages.fields import Schedule, flag
+from edgecompress.run.stage import RunSettings, Strict
+from edgecompress.run.values import (
+    Above0,
+    Amount,
+    Natural,
+    Positive,
+    Seconds,
+    Share,
+    Side,
+    Threads,
+)
+from edgecompress.stages.distill import DistillStage
+from edgecompress.stages.fields import (
+    BatchSize,
+    Loss,
+    Maps,
+    Schedule,
+    Training,
+    Weight,
+    flag,
+    like,
+)
 
 if TYPE_CHECKING:
     from edgecompress.lesson import Attendance, Cutting, Learning, Lesson
@@ -37,22 +56,18 @@ student_app = typer.Typer(
 class LessonOptions(Strict):
     """What both ends take."""
 
-    data: str = "digits"
-    """digits, cifar10, cifar100 or folder:DIR."""
-    image_size: Annotated[int, Field(ge=8)] | None = None
-    """Side of the square images that the network reads; default: as they are."""
-    epochs: Annotated[int, Field(ge=0)] | None = None
-    """Epochs; default: from network and data."""
-    batch_size: Annotated[int, Field(ge=2)] | None = None
-    """Images per step; default: from the data."""
-    learning_rate: float | None = None
-    """Highest learning rate; default: from network and data."""
+    data: str = like(RunSettings, "data")
+    image_size: Side | None = None
+    """Side of the square images that the network reads; default: as they are, or 224 where they
+    have several sizes.
+    """
+    epochs: Natural | None = like(Training, "epochs")
+    batch_size: BatchSize | None = like(Training, "batch_size")
+    learning_rate: Above0 | None = like(Training, "learning_rate")
     prune: Amount | None = None
     """Cut the network while it trains: 50%, 2Mparams, 4MB."""
-    step: Share = 0.1
-    """With --prune: share of channels that one cut removes."""
-    schedule: Schedule = "early"
-    """With --prune: when cuts are made."""
+    step: Share = like(DistillStage, "step")
+    schedule: Schedule = like(DistillStage, "schedule")
     tls_ca: Path | None = None
     """Certificate of the authority (PEM)."""
     tls_cert: Path | None = None
@@ -61,22 +76,16 @@ class LessonOptions(Strict):
     """Own key (PEM)."""
     insecure: bool = False
     """No TLS: everyone on the way can read and change what is sent."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Random seed."""
-    threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """CPU threads; default: all cores."""
+    seed: Natural = like(RunSettings, "seed")
+    threads: Threads | None = like(RunSettings, "threads")
     output: Path | None = flag(("-o", "--output"), None)
     """Folder of the lesson."""
     resume: bool = False
     """Continue the lesson in -o."""
-    exist_ok: bool = False
-    """Overwrite a folder in use."""
-    as_json: bool = flag("--json", False)
-    """Print one JSON object, nothing else."""
-    quiet: bool = flag(("-q", "--quiet"), False)
-    """No progress."""
-    debug: bool = False
-    """Tracebacks."""
+    exist_ok: bool = like(RunOptions, "exist_ok")
+    as_json: bool = like(RunOptions, "as_json")
+    quiet: bool = like(RunOptions, "quiet")
+    debug: bool = like(RunOptions, "debug")
 
     def tls(self) -> Tls | None:
         """The certificates. Raises `UsageError` where some are missing."""
@@ -134,7 +143,7 @@ class ServeOptions(LessonOptions):
     """Port to listen at; 0 takes a free one."""
     train: bool = False
     """The teacher trains on the labels at the same time."""
-    students: Annotated[int, Field(ge=1)] = 1
+    students: Positive = 1
     """How many students the lesson has."""
     wait: Seconds = 600.0
     """How long to wait for them: 10min."""
@@ -147,29 +156,26 @@ class AttendOptions(LessonOptions):
     """logits, features, weights, or inputs (images up)."""
     codec: str = "fp16"
     """How logits travel: fp32, fp16, int8, top-k, soft."""
-    loss: Literal["kl", "softmax-mse", "dkd"] = "kl"
-    """Distillation loss."""
-    temperature: float | None = None
-    """Temperature of both softmaxes; default: 4, for softmax-mse 5."""
-    alpha: float | None = None
-    """Weight of the teacher's loss; the labels have the rest."""
+    loss: Loss = like(DistillStage, "loss")
+    temperature: Above0 | None = like(DistillStage, "temperature")
+    alpha: Weight | None = like(DistillStage, "alpha")
     teacher_model: str | None = None
     """The teacher's network, for --exchange weights."""
-    features: Literal["hint", "attention"] | None = None
+    features: Maps | None = None
     """With --exchange features: how maps are compared; default: attention."""
     feature_weight: Annotated[float, Field(ge=0)] | None = None
     """Weight of the maps beside the logits; default: 1."""
     mutual: bool = False
     """The teacher, which trains, learns from this student too."""
-    staleness: Annotated[int, Field(ge=0)] = 0
+    staleness: Natural = 0
     """With --mutual: steps by which the logits learned from may be old."""
     name: str = "student"
     """How the teacher knows this student."""
     run_id: str | None = flag("--run", None)
     """A name of the lesson; a student that comes back gives it again."""
-    keep_every: Annotated[int, Field(ge=1)] = 50
+    keep_every: Positive = 50
     """Steps between kept states."""
-    window: Annotated[int, Field(ge=1)] = 64
+    window: Positive = 64
     """Steps under way at once, to hide the round trip."""
     patience: Seconds = 60.0
     """How long to look for a teacher that is away: 60s."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgecompress.run.values import Seconds
+from edgecompress.run.values import Natural, Seconds, Side, Threads
 
 if TYPE_CHECKING:
     import torch
@@ -155,16 +155,16 @@ class RunSettings(Strict):
         },
     )
     """digits, cifar10, cifar100, imagenette, imagewoof, sine or folder:DIR."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     """Random seed."""
     device: str = Field("auto", json_schema_extra={"words": ["auto", "cpu", "cuda"]})
     """auto, cpu, cuda or cuda:N."""
-    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    threads: Threads | None = None
     """CPU threads; default: all cores, or OMP_NUM_THREADS."""
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    image_size: Side | None = None
     """Side of the square images that the network reads; default: as they are, or the network's own
     where they have several sizes or are larger than 224."""
-    resize: Annotated[int, Field(ge=8)] | None = None
+    resize: Side | None = None
     """The shorter side before that square is cut from the middle; default: --image-size."""
     normalize: Literal["data", "imagenet"] = "data"
     """Mean and standard deviation: of the training split, or ImageNet's."""

@@ -57,6 +57,16 @@ Seconds = Annotated[float, BeforeValidator(_parsed_by(units.parse_duration)), Fi
 """A duration: `5ms`."""
 Share = Annotated[float, BeforeValidator(_parsed_by(units.parse_share)), Field(ge=0, le=1)]
 """A share: `10%` or `0.1`."""
+Side = Annotated[int, Field(ge=8)]
+"""The side of square images, in pixels."""
+Threads = Annotated[int, Field(ge=1, le=256)]
+"""A number of CPU threads."""
+Natural = Annotated[int, Field(ge=0)]
+"""A whole number that is not negative."""
+Positive = Annotated[int, Field(ge=1)]
+"""A whole number above 0."""
+Above0 = Annotated[float, Field(gt=0)]
+"""A number above 0."""
 Amount = Annotated[str, BeforeValidator(_amount)]
 """`50%` of the parameters to remove, or what may be left: `2Mparams`, `10MMACs`, `4MB` (the fp32
 file).

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from edgecompress.run.stage import Stage
-from edgecompress.run.values import Share
+from edgecompress.run.stage import Stage, Strict
+from edgecompress.run.values import Above0, Natural, Share
 
 if TYPE_CHECKING:
     from edgecompress.run.state import State
@@ -22,6 +23,13 @@ def flag(name: str | tuple[str, ...], default: Any, **more: Any) -> Any:
     """A field whose option is called `name`, e.g. `--calibration`, and not after the field."""
     names: Any = [name] if isinstance(name, str) else list(name)
     return Field(default, json_schema_extra={"flags": names}, **more)
+
+
+def like(settings: type[Strict], name: str) -> Any:
+    """A field that says of itself what the field `name` of other settings does: its default, help,
+    choices and option. Its annotation must be the same.
+    """
+    return copy(settings.model_fields[name])
 
 
 def _listed(value: Any) -> Any:
@@ -49,6 +57,13 @@ def _flip(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Names of layers; on the command line with commas between them."""
+BatchSize = Annotated[int, Field(ge=2)]
+"""Images per step; BatchNorm needs two."""
+Loss = Literal["kl", "softmax-mse", "dkd"]
+"""How logits are learned from."""
+Maps = Literal["hint", "attention"]
+"""How feature maps are compared."""
+Weight = Annotated[float, Field(ge=0, le=1)]
 Schedule = Literal["early", "middle", "late"]
 Epochs = Annotated[Schedule | tuple[int, ...], BeforeValidator(_epochs)]
 """When cuts are made: a word, or the epochs."""
@@ -77,13 +92,15 @@ class Training(Stage):
     """Do all trainings of this stage have `epochs` epochs?"""
     learns_anew: ClassVar[bool] = False
     """Is its network new, or cut so far that it learns like one?"""
+    trains_one_network: ClassVar[bool] = False
+    """Does it train the recipe's network, or a smaller one of its class, and no other?"""
     share_of_time: ClassVar[float] = 0.0
     """The part of a run's time for its training; 0: its epochs cannot be fitted to a time."""
-    epochs: Annotated[int, Field(ge=0)] | None = None
+    epochs: Natural | None = None
     """Epochs; default: from network and data."""
-    batch_size: Annotated[int, Field(ge=2)] | None = None
+    batch_size: BatchSize | None = None
     """Images per step; default: 32, on large data 128."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Above0 | None = None
     """Highest learning rate; default: from network and data."""
     optimizer: Literal["adamw", "adam", "sgd"] | None = None
     """Optimizer; sgd has momentum 0.9; default: from network and data."""
@@ -130,6 +147,12 @@ class Training(Stage):
         """The optimizer that was given, or the usual one."""
         anew = self.learns_anew and not pretrained
         return self.optimizer or usual_optimizer(anew=anew, normalised=normalised, large=large)
+
+    def usual_epochs(self, own: int | None, *, large: bool, small: bool | None) -> int | None:
+        """Epochs where none are given, as far as that is known: `own` is the default for
+        the network and the data, which are `large`; will the network be `small`? None: unknown.
+        """
+        return None
 
     def fits_time(self) -> bool:
         """Can its epochs be fitted to a time?"""

@@ -165,7 +165,7 @@ TEACHER = ("teacher", "serve", "mlp", "--insecure")
         ((*STUDENT, "--data", "sine"), "is a regression (r2)"),
         ((*TEACHER, "--data", "sine"), "is a regression (r2)"),
         ((*STUDENT, "--epochs", 0), "at least 1"),
-        ((*STUDENT, "--learning-rate", -1), "above 0"),
+        ((*STUDENT, "--learning-rate", -1), "greater than 0"),
         ((*STUDENT, "-o", "file"), "is a file"),
         ((*TEACHER, "-o", "file"), "is a file"),
         ((*TEACHER, "--schedule", "later"), "'later' is not one of 'early', 'middle', 'late'"),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from edgecompress.run.stage import Setup, StageResult
-from edgecompress.run.values import Amount, Share
-from edgecompress.stages.fields import Schedule, Training, recipe_only
+from edgecompress.run.values import Above0, Amount, Share
+from edgecompress.stages.fields import Loss, Maps, Schedule, Training, Weight, recipe_only
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,15 +40,16 @@ class DistillStage(Training):
     """
 
     stage: Literal["distill"] = "distill"
+    trains_one_network = True
     learns_anew = True
     share_of_time = 5.0
     mode: Literal["offline", "online", "mutual"] = "offline"
     """offline: frozen teacher; online: it trains too; mutual: each learns from the other."""
-    loss: Literal["kl", "softmax-mse", "dkd"] = "kl"
+    loss: Loss = "kl"
     """Distillation loss."""
-    temperature: Annotated[float, Field(gt=0)] | None = None
+    temperature: Above0 | None = None
     """Temperature of both softmaxes; default: 4, for softmax-mse 5."""
-    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    alpha: Weight | None = None
     """Weight of the teacher's loss, the labels have the rest; default: kl 0.7, softmax-mse 1, dkd
     0.5.
     """
@@ -58,7 +59,7 @@ class DistillStage(Training):
     """Augmented views per image that the epochs go through in turn; default: a new one per
     epoch.
     """
-    features: Literal["hint", "attention"] | None = None
+    features: Maps | None = None
     """Learn from the teacher's feature maps too."""
     feature_layers: dict[str, str] | None = recipe_only(None)
     """{student's convolution: teacher's}; null pairs the last ones before each change of size."""
@@ -74,6 +75,12 @@ class DistillStage(Training):
     """Share of channels that one cut removes."""
     schedule: Schedule = "early"
     """When cuts are made."""
+
+    def usual_epochs(self, own: int | None, *, large: bool, small: bool | None) -> int | None:
+        """A small network learns slower, and costs less per epoch."""
+        if large:
+            return 20
+        return None if small is None else 12 if small else 4
 
     def fits_time(self) -> bool:
         """Cuts are planned for a number of epochs."""

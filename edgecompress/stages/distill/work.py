@@ -41,7 +41,7 @@ from edgecompress.stages.train.work import baseline_of, unfolded
 from edgecompress.stages.training import fit_settings, in_time, train_model
 from edgecompress.train.fit import FitResult, Hooks, Learner, fit_together, label_loss
 from edgecompress.train.init import has_norm
-from edgecompress.train.settings import SMALL_PARAMS, FitSettings
+from edgecompress.train.settings import LARGE_SPLIT, SMALL_PARAMS, FitSettings
 
 if TYPE_CHECKING:
     from edgecompress.stages.distill import DistillStage
@@ -70,7 +70,10 @@ def distill(context: Context, settings: DistillStage, state: State) -> StageResu
     if state.plan is not None and not state.plan.prune:
         return StageResult(state)
     model, folds = _student(context, settings, state)
-    chosen = fit_settings(context, model, settings, distill_epochs(context, model), settings.views)
+    usual = settings.usual_epochs(
+        None, large=len(context.data.train) > LARGE_SPLIT, small=count(model) < SMALL_PARAMS
+    )
+    chosen = fit_settings(context, model, settings, usual, settings.views)
     if not chosen.epochs:
         return StageResult(state)
     if settings.control:
@@ -336,10 +339,3 @@ def folded(context: Context, model: nn.Module) -> tuple[nn.Module, list[FoldedPo
     for fold in folds:
         model = fold_pool(model, fold)
     return model, folds
-
-
-def distill_epochs(context: Context, model: nn.Module) -> int:
-    """Default epochs of distillation: a small network learns slower and costs less per epoch."""
-    if len(context.data.train) > 10_000:
-        return 20
-    return 4 if count(model) >= SMALL_PARAMS else 12

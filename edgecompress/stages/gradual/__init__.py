@@ -27,6 +27,7 @@ class GradualStage(Distilled):
     """
 
     stage: Literal["gradual"] = "gradual"
+    trains_one_network = True
     amount: Amount | None = None
     """50% of the parameters to remove, or what is left: 2Mparams, 10MMACs, 4MB (fp32 file)."""
     shares: Literal["static", "dynamic"] | dict[str, Share] = "static"
@@ -47,6 +48,10 @@ class GradualStage(Distilled):
     """Share of every group's channels that always stays."""
     control: bool = recipe_only(False)
     """Train the same network once more without cuts, for the comparison in the report."""
+
+    def usual_epochs(self, own: int | None, *, large: bool, small: bool | None) -> int | None:
+        """Those of the network."""
+        return own
 
     @model_validator(mode="after")
     def _amount_or_shares(self) -> GradualStage:

@@ -25,6 +25,7 @@ class PruneStage(Distilled):
     """
 
     stage: Literal["prune"] = "prune"
+    trains_one_network = True
     learns_anew = True
     share_of_time = 3.0
     amount: Amount | None = None
@@ -47,6 +48,10 @@ class PruneStage(Distilled):
     """Share of every group's channels that always stays."""
     round_to: Annotated[int, Field(ge=1)] = 1
     """Widths are multiples of this."""
+
+    def usual_epochs(self, own: int | None, *, large: bool, small: bool | None) -> int | None:
+        """Each of several short trainings."""
+        return 2 if large else 1
 
     def time_share(self, state: State) -> float:
         """None where a plan was made, and needs no cut."""

@@ -35,7 +35,7 @@ from edgecompress.stages.training import fit_settings, train_model
 from edgecompress.train import distributed
 from edgecompress.train.batches import batches
 from edgecompress.train.fit import FitResult, Loss
-from edgecompress.train.settings import FitSettings
+from edgecompress.train.settings import LARGE_SPLIT, FitSettings
 
 if TYPE_CHECKING:
     from edgecompress.stages.prune import PruneStage, PruneStep
@@ -118,7 +118,8 @@ def prune(context: Context, settings: PruneStep, state: State) -> StageResult:
     plan = state.prune_plan
     if settings.step == 1 or plan is None:
         plan = _plan_of(context, settings, state, model, graph)
-    short = 1 if len(context.data.train) <= 10_000 else 2
+    large = len(context.data.train) > LARGE_SPLIT
+    short = settings.usual_epochs(None, large=large, small=None)
     chosen = fit_settings(context, model, settings, epochs=short)
     loss = learning_loss(context, state, chosen, settings.temperature, settings.alpha)
     scores = score(

@@ -23,6 +23,7 @@ class SearchStage(Training):
     """
 
     stage: Literal["search"] = "search"
+    trains_one_network = True
     max_drop: Share
     """Accuracy that may be lost, absolute: 1%."""
     quantize: Quantize = "auto"

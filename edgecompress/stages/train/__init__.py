@@ -17,6 +17,11 @@ class TrainStage(FromScratch):
     """Train the recipe's network."""
 
     stage: Literal["train"] = "train"
+    trains_one_network = True
+
+    def usual_epochs(self, own: int | None, *, large: bool, small: bool | None) -> int | None:
+        """Those of the network."""
+        return own
 
     def inputs(self) -> tuple[Path, ...]:
         """The file of weights."""
