@@ -65,8 +65,8 @@ def _section(name: str, command: Any) -> str:
         rows = [_argument(p) for p in arguments]
         parts += ["**Arguments**", table(["argument", "meaning"], rows)]
     for panel, options in _panels(shown).items():
-        rows = [_option(p, annotations.get(p.name, str)) for p in options]
-        parts += [f"**{panel}**", table(["option", "value", "default", "meaning"], rows)]
+        lines = [_option(p, annotations.get(p.name, str)) for p in options]
+        parts += [f"**{panel}**", table(["option", "value", "default", "meaning"], lines)]
     return "\n\n".join(parts) + "\n"
 
 

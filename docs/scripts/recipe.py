@@ -266,7 +266,7 @@ def _extends(hint: Any, alias: Any) -> bool:
     """Is `hint` the annotated type `alias`, perhaps with more metadata after it?"""
     metadata = alias.__metadata__
     same_type = hint.__origin__ == alias.__origin__
-    return same_type and hint.__metadata__[: len(metadata)] == metadata
+    return bool(same_type and hint.__metadata__[: len(metadata)] == metadata)
 
 
 def _field_bounds(field: FieldInfo, hint: Any) -> str:

@@ -129,8 +129,8 @@ def traps() -> str:
     ]
     left = "three layers left in float"
     for who, name in (("ours", "edgecompress"), ("plain", "plain tool")):
-        counts = [str(found[model, left]["in_float"][who]) for model in ("vgg16", "resnet50")]
-        body.append((f"of three layers left in float, {name} runs in float", *counts))
+        vgg, resnet = (str(found[model, left]["in_float"][who]) for model in ("vgg16", "resnet50"))
+        body.append((f"of three layers left in float, {name} runs in float", vgg, resnet))
     return table(["file", "VGG16 at 224×224", "ResNet-50 at 224×224"], body)
 
 
