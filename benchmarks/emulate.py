@@ -24,7 +24,7 @@ from common import Bench, Row, bench_of, parser
 from edgecompress.emulate import links as linking
 from edgecompress.emulate import shell
 from edgecompress.emulate.capture import Capture, capture
-from edgecompress.emulate.network import Network, network
+from edgecompress.emulate.network import EmulatedNetwork, network
 from edgecompress.emulate.topology import Graph, graph_from
 from lessons import hiding, lessons, mutual
 
@@ -102,7 +102,7 @@ def capture_under_load(bench: Bench) -> None:
     bench.store(capture_under_load={"command": bench.command("--links"), **load})
 
 
-def both_ends(net: Network, folder: Path) -> list[Capture]:
+def both_ends(net: EmulatedNetwork, folder: Path) -> list[Capture]:
     """Captures at both hosts."""
     return [
         capture(host, net.access(host)[1], net.pid(host), folder / f"{host}.pcap")

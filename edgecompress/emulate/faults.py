@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgecompress.emulate import shell
-from edgecompress.emulate.network import Network, Note, hardware_address, set_neighbour
+from edgecompress.emulate.network import EmulatedNetwork, Note, hardware_address, set_neighbour
 from edgecompress.emulate.roles import Role
 from edgecompress.emulate.schema import FaultRow
 from edgecompress.emulate.settings import Fault
@@ -49,7 +49,7 @@ class Injector:
     def __init__(
         self,
         faults: Sequence[Fault],
-        net: Network,
+        net: EmulatedNetwork,
         teachers: Sequence[Role],
         students: Sequence[Role],
         note: Note,

@@ -49,7 +49,7 @@ class Node(Protocol):
 
 
 @dataclass
-class Network:
+class EmulatedNetwork:
     """Hosts and switches that run: their processes, links, addresses and control groups."""
 
     graph: Graph
@@ -84,14 +84,14 @@ def prefix(run: int) -> str:
 
 
 @contextmanager
-def network(graph: Graph, backend: str, note: Note) -> Iterator[Network]:
+def network(graph: Graph, backend: str, note: Note) -> Iterator[EmulatedNetwork]:
     """The running network of `graph`, every link measured and verified; it is removed afterwards.
 
     Raises `EnvironmentMissingError` when a link is not as requested, or cannot be built here.
     """
     new_node = _node_factory()
     remove_stale()
-    net = Network(graph)
+    net = EmulatedNetwork(graph)
     with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}net-{os.getpid()}-") as folder:
         try:
             for name in (*(host.name for host in graph.hosts), *graph.switches):
@@ -128,7 +128,7 @@ def _node_factory() -> Callable[[str], Node]:
     return new_node
 
 
-def _take_down(net: Network) -> None:
+def _take_down(net: EmulatedNetwork) -> None:
     for built in net.built:
         built.end_children()
     for node in net.nodes.values():
@@ -140,7 +140,7 @@ def _take_down(net: Network) -> None:
 class _Builder:
     """Builds and verifies the links of a network."""
 
-    def __init__(self, net: Network, folder: Path, note: Note) -> None:
+    def __init__(self, net: EmulatedNetwork, folder: Path, note: Note) -> None:
         self.net = net
         self.folder = folder
         self.note = note
@@ -209,7 +209,7 @@ def _overhead_ms(built: Built) -> float:
     return min(delay_ms, round(excess_ms) if built.backend == "wirefilter" else excess_ms)
 
 
-def _bridge(net: Network) -> None:
+def _bridge(net: EmulatedNetwork) -> None:
     """Join the links at each switch by a bridge."""
     for switch in net.graph.switches:
         pid = net.pid(switch)
@@ -220,7 +220,7 @@ def _bridge(net: Network) -> None:
         shell.run_inside(pid, "ip link set br0 up")
 
 
-def _address_hosts(net: Network) -> None:
+def _address_hosts(net: EmulatedNetwork) -> None:
     """Give each host its address, those of all others, and its share of the processor."""
     hardware = {}
     for number, host in enumerate(net.graph.hosts, start=1):
@@ -235,14 +235,14 @@ def _address_hosts(net: Network) -> None:
         set_neighbour(net, host.name, neighbour.name, hardware[neighbour.name])
 
 
-def hardware_address(net: Network, host: str) -> str:
+def hardware_address(net: EmulatedNetwork, host: str) -> str:
     """The hardware address of a host's interface."""
     interface = net.access(host)[1]
     output = shell.run_inside(net.pid(host), f"ip -o link show dev {interface}")
     return output.split("link/ether ")[1].split()[0]
 
 
-def set_neighbour(net: Network, host: str, neighbour: str, hardware: str) -> None:
+def set_neighbour(net: EmulatedNetwork, host: str, neighbour: str, hardware: str) -> None:
     """Enter the hardware address of `neighbour` at `host`, so that no ARP request is needed."""
     address = net.addresses[neighbour]
     interface = net.access(host)[1]
@@ -266,7 +266,7 @@ def remove_stale() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_network(net: Network) -> None:
+def check_network(net: EmulatedNetwork) -> None:
     """Raises `EdgecompressError` when a student cannot reach the first teacher."""
     teacher = net.graph.of_role("teacher")[0]
     for student in net.graph.of_role("student"):

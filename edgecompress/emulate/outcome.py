@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgecompress.emulate.capture import Capture
 from edgecompress.emulate.faults import FaultRecord
-from edgecompress.emulate.network import Network
+from edgecompress.emulate.network import EmulatedNetwork
 from edgecompress.emulate.schema import (
     DistillSummary,
     EmulationResult,
@@ -28,7 +28,7 @@ class Outcome:
     """What an emulation left: the results of its roles by host, captures, traffic, and faults."""
 
     settings: Settings
-    net: Network
+    net: EmulatedNetwork
     user: User
     teachers: Mapping[str, RoleResult]
     students: Mapping[str, StudentResult]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from edgecompress.emulate import certificates, shell
-from edgecompress.emulate.network import Network
+from edgecompress.emulate.network import EmulatedNetwork
 from edgecompress.emulate.schema import RoleResult, StudentResult
 from edgecompress.emulate.settings import Settings
 from edgecompress.emulate.topology import Host
@@ -31,7 +31,7 @@ class Role:
     """A teacher or a student that runs on its host."""
 
     def __init__(
-        self, net: Network, host: Host, user: User, command: list[str], folder: Path
+        self, net: EmulatedNetwork, host: Host, user: User, command: list[str], folder: Path
     ) -> None:
         self.net = net
         self.host = host
@@ -105,7 +105,7 @@ class Role:
 
 
 def make_roles(
-    settings: Settings, net: Network, user: User, root: Path, keys: Path
+    settings: Settings, net: EmulatedNetwork, user: User, root: Path, keys: Path
 ) -> tuple[list[Role], list[Role]]:
     """Teachers and students with their commands, not started.
 
@@ -140,7 +140,7 @@ def _python(*words: str) -> list[str]:
     return [sys.executable, "-m", "edgecompress", *words]
 
 
-def _serve(settings: Settings, net: Network, teacher: Host, students: int) -> list[str]:
+def _serve(settings: Settings, net: EmulatedNetwork, teacher: Host, students: int) -> list[str]:
     trains = settings.train_teacher and settings.exchange in TRAINING
     words = ["teacher", "serve", _teacher_model(settings, teacher)]
     words += ["--host", net.addresses[teacher.name], "--port", str(PORT)]
@@ -148,7 +148,9 @@ def _serve(settings: Settings, net: Network, teacher: Host, students: int) -> li
     return [*words, "--students", str(students)]
 
 
-def _learn(settings: Settings, net: Network, student: Host, teacher: Host, run: str) -> list[str]:
+def _learn(
+    settings: Settings, net: EmulatedNetwork, student: Host, teacher: Host, run: str
+) -> list[str]:
     words = ["student", "run", settings.student or student.model or STUDENT_MODEL]
     words += ["--connect", f"{net.addresses[teacher.name]}:{PORT}"]
     words += ["--exchange", settings.exchange, "--codec", settings.codec]
@@ -163,7 +165,7 @@ def _teacher_model(settings: Settings, teacher: Host) -> str:
 
 
 def _security(
-    settings: Settings, net: Network, user: User, keys: Path
+    settings: Settings, net: EmulatedNetwork, user: User, keys: Path
 ) -> Mapping[str, Sequence[str]]:
     """The TLS options of every host with a role; certificates are created where needed."""
     hosts = [*net.graph.of_role("teacher"), *net.graph.of_role("student")]

@@ -21,7 +21,7 @@ from edgecompress import files, interrupts
 from edgecompress.emulate import shell
 from edgecompress.emulate.capture import Capture, capture
 from edgecompress.emulate.faults import FaultRecord, Injector
-from edgecompress.emulate.network import TEMPORARY, Network, Note, check_network, network
+from edgecompress.emulate.network import TEMPORARY, EmulatedNetwork, Note, check_network, network
 from edgecompress.emulate.outcome import Outcome
 from edgecompress.emulate.roles import Role, make_roles
 from edgecompress.emulate.schema import EmulationResult, TrafficSummary
@@ -88,7 +88,7 @@ class _Lesson:
     """Teachers and students on a network that was built and verified."""
 
     settings: Settings
-    net: Network
+    net: EmulatedNetwork
     user: User
     note: Note
 
