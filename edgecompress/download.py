@@ -87,7 +87,9 @@ class _Shown:
     EVERY_S = 0.2
 
     def __init__(self, name: str, have: int, total: int) -> None:
-        self.name, self.have, self.total = name, have, total
+        self.name = name
+        self.have = have
+        self.total = total
         self.live = sys.stderr.isatty()
         self.last_s = 0.0
         if not self.live and total:

@@ -104,8 +104,8 @@ def missing_kernel(error: BaseException) -> str | None:
     """`operator torchvision::nms has no kernel for CUDA`, where that is what PyTorch says in many
     lines.
     """
-    found = _NO_KERNEL.search(str(error)) if isinstance(error, NotImplementedError) else None
-    return f"operator {found[1]} has no kernel for {found[2]}" if found else None
+    match = _NO_KERNEL.search(str(error)) if isinstance(error, NotImplementedError) else None
+    return f"operator {match[1]} has no kernel for {match[2]}" if match else None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

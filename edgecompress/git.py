@@ -10,8 +10,8 @@ def head_commit(folder: Path) -> str | None:
     """The commit (hex) that is checked out in `folder`; None where it is no repository, or git is
     not installed.
     """
-    said = _git(folder, "rev-parse", "HEAD")
-    return None if said is None else said.strip() or None
+    commit = _git(folder, "rev-parse", "HEAD")
+    return None if commit is None else commit.strip() or None
 
 
 def is_dirty(folder: Path) -> bool:

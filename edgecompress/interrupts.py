@@ -42,8 +42,8 @@ def listening(*signals: signal.Signals) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [each for each in signals if signal.getsignal(each) in _OWN_TO_PYTHON]
-    previous = {each: signal.signal(each, _end) for each in heard}
+    caught = [each for each in signals if signal.getsignal(each) in _OWN_TO_PYTHON]
+    previous = {each: signal.signal(each, _end) for each in caught}
     _listening.append(signals)
     try:
         yield

@@ -78,7 +78,9 @@ class Paired:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the difference, within -1..1."""
-        n, first, second = self.n + 2, self.only_first + 0.5, self.only_second + 0.5
+        n = self.n + 2
+        first = self.only_first + 0.5
+        second = self.only_second + 0.5
         shift = (second - first) / n
         half = Z * math.sqrt(max(0.0, first + second - n * shift * shift)) / n
         return max(-1.0, shift - half), min(1.0, shift + half)

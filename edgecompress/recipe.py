@@ -86,18 +86,18 @@ Place = tuple[str | int, ...]
 
 def _lines(node: yaml.Node | None, path: Place = ()) -> dict[Place, int]:
     """Line number (from 1) of every key and item below a YAML node, by path."""
-    found: dict[Place, int] = {}
+    lines: dict[Place, int] = {}
     if node is None:
-        return found
-    found[path] = node.start_mark.line + 1
+        return lines
+    lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            found |= _lines(value, (*path, key.value))
-            found[(*path, key.value)] = key.start_mark.line + 1
+            lines |= _lines(value, (*path, key.value))
+            lines[(*path, key.value)] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            found |= _lines(item, (*path, number))
-    return found
+            lines |= _lines(item, (*path, number))
+    return lines
 
 
 def problems(
@@ -154,11 +154,11 @@ def _keys(path: Sequence[str | int]) -> list[str]:
         if str(part) in kinds and kind is Recipe:
             kind = kinds[str(part)]
         elif isinstance(part, str) and part in kind.model_fields:
-            found = [
+            types = [
                 kind.model_fields[part].annotation,
                 *get_args(kind.model_fields[part].annotation),
             ]
-            inner = [one for one in found if inspect.isclass(one) and issubclass(one, BaseModel)]
+            inner = [one for one in types if inspect.isclass(one) and issubclass(one, BaseModel)]
             kind = inner[0] if inner else kind
     return list(kind.model_fields)
 
@@ -249,13 +249,13 @@ def _set(values: Any, key: str, value: object) -> None:
 
 def parse_overrides(pairs: list[str]) -> dict[str, str]:
     """`["a.b=c"]` as `{"a.b": "c"}`. Raises `UsageError` without an equals sign."""
-    found = {}
+    overrides = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--set '{pair}' has no value: write it like --set stages.0.epochs=3")
-        found[key] = value
-    return found
+        overrides[key] = value
+    return overrides
 
 
 def to_yaml(recipe: RunSettings, origins: Mapping[str, str] | None = None) -> str:

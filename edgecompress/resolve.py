@@ -34,11 +34,11 @@ def resolved(setup: Setup) -> tuple[Setup, dict[str, str]]:
             values[name], origins[name] = value, origin
     stages = []
     for number, stage in enumerate(recipe.stages):
-        found = {}
+        derived = {}
         for name, chosen, origin in _of_stage(setup, stage):
             if getattr(stage, name) is None:
-                found[name], origins[f"stages.{number}.{name}"] = chosen, origin
-        stages.append(stage.model_copy(update=found))
+                derived[name], origins[f"stages.{number}.{name}"] = chosen, origin
+        stages.append(stage.model_copy(update=derived))
     recipe = recipe.model_copy(update={**values, "stages": tuple(stages)})
     return replace(setup, recipe=recipe), origins
 

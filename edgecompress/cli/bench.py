@@ -202,9 +202,9 @@ class Progress:
         p50_ms = median(measured.samples_ms[0])
         self._show(len(measured.blocks_ms), spent_s, f"p50 {p50_ms:.4f} ms")
 
-    def _show(self, processes: int, spent_s: float, found: str) -> None:
+    def _show(self, processes: int, spent_s: float, value: str) -> None:
         text = (
-            f"bench: {processes} process(es), {spent_s:.0f} of at most {self.time_s:.0f} s: {found}"
+            f"bench: {processes} process(es), {spent_s:.0f} of at most {self.time_s:.0f} s: {value}"
         )
         if sys.stderr.isatty() and not os.environ.get("CI"):
             sys.stderr.write(f"\r\x1b[K{text}")
@@ -341,36 +341,36 @@ def _show(result: BenchResult, strict: bool) -> None:
         )
 
 
-def _show_profile(found: Profile) -> None:
+def _show_profile(profile: Profile) -> None:
     """Cold start, memory, batches, and the share of the machine's ceiling."""
     from edgecompress.report.ci import percentiles_ms
     from edgecompress.units import format_count, format_size
 
-    if len(found["batches"]) > 1:
+    if len(profile["batches"]) > 1:
         rows = [
             (
                 str(row["batch"]),
                 *(f"{value:.4f} ms" for value in percentiles_ms(row)),
                 f"{row['samples_per_s']:.0f}",
             )
-            for row in found["batches"]
+            for row in profile["batches"]
         ]
         stdout().print(table("by batch", ["batch", "p50", "p90", "p99", "samples a second"], rows))
     print_line(
-        f"cold start: {found['cold_start_ms']:.1f} ms ({found['load_ms']:.1f} to load, "
-        f"{found['first_run_ms']:.1f} the first run)"
+        f"cold start: {profile['cold_start_ms']:.1f} ms ({profile['load_ms']:.1f} to load, "
+        f"{profile['first_run_ms']:.1f} the first run)"
     )
     print_line(
-        f"peak memory: {format_size(found['peak_rss_bytes'])} "
-        f"({format_size(found['rss_before_load_bytes'])} "
+        f"peak memory: {format_size(profile['peak_rss_bytes'])} "
+        f"({format_size(profile['rss_before_load_bytes'])} "
         "before the model)"
     )
-    macs, ceilings = found["macs"], found["ceiling_gmacs_per_s"]
-    if found["share_of_ceiling"] is not None and macs is not None and ceilings is not None:
-        kind = found["ceiling_kind"]
+    macs, ceilings = profile["macs"], profile["ceiling_gmacs_per_s"]
+    if profile["share_of_ceiling"] is not None and macs is not None and ceilings is not None:
+        kind = profile["ceiling_kind"]
         peak = ceilings[kind]
-        speed = f"{format_count(macs)} MACs, {found['gmacs_per_s']:.3g} GMAC/s"
+        speed = f"{format_count(macs)} MACs, {profile['gmacs_per_s']:.3g} GMAC/s"
         print_line(
-            f"of the ceiling: {found['share_of_ceiling']:.0%} ({speed}; {kind} matrix "
+            f"of the ceiling: {profile['share_of_ceiling']:.0%} ({speed}; {kind} matrix "
             f"products here reach {peak:.3g})"
         )

@@ -175,7 +175,9 @@ class Folded:
     """
 
     def __init__(self, title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> None:
-        self.title, self.columns, self.rows = title, columns, rows
+        self.title = title
+        self.columns = columns
+        self.rows = rows
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         for number, chosen in enumerate(self._blocks(options.max_width)):

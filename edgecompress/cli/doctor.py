@@ -115,10 +115,10 @@ def checks() -> list[Check]:
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Say what works on this machine, and the command that mends each thing that does not."""
-    found = checks()
+    results = checks()
     if as_json:
-        print_json({"checks": [asdict(check) for check in found]})
+        print_json({"checks": [asdict(check) for check in results]})
         return
-    for check in found:
+    for check in results:
         mend = "" if check.ok else f"  ->  {check.fix}"
         print_line(f"{'ok     ' if check.ok else 'missing'}  {check.name:<12} {check.found}{mend}")

@@ -54,7 +54,9 @@ def _about(setup: Setup, root: Path) -> Iterator[str]:
 
 def _epochs(recipe: RunSettings) -> str:
     """The epochs of each stage and their sum, as far as they are known before the run."""
-    known, parts, is_open = 0, [], False
+    known = 0
+    parts = []
+    is_open = False
     for stage in recipe.stages:
         if not isinstance(stage, Training) or stage.stage == "compare":
             continue

@@ -329,13 +329,13 @@ def _baseline(path: Path | None) -> EmulationResult | None:
     if path is None:
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["command"] != "emulate" or not found["valid"]:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["command"] != "emulate" or not result["valid"]:
             raise KeyError("a valid result of emulate")
-        for value in (found["distill"]["step_ms"]["p50"], found["distill"]["bytes_per_sample"]):
+        for value in (result["distill"]["step_ms"]["p50"], result["distill"]["bytes_per_sample"]):
             if not 0 < value < float("inf"):
                 raise ValueError(f"{value} is no number above 0")
-        return cast("EmulationResult", found)
+        return cast("EmulationResult", result)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"baseline '{path}' is no valid result of an emulation ({error}): give the "

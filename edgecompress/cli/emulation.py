@@ -71,9 +71,9 @@ def show(result: EmulationResult, root: Path) -> None:
 def show_links(links: Sequence[LinkRow]) -> None:
     """A row for each link: what was requested and what was measured."""
     rows = [
-        (f"{link['a']} - {link['b']}", link["backend"], *_pairs(link["configured"], found))
+        (f"{link['a']} - {link['b']}", link["backend"], *_pairs(link["configured"], measured))
         for link in links
-        if (found := link["measured"]) is not None
+        if (measured := link["measured"]) is not None
     ]
     columns = ["link", "by", "Mbit/s", "delay each way / round trip, ms", "loss, %"]
     stdout().print(table("links: requested / measured", columns, rows))

@@ -100,20 +100,20 @@ def _drift_gate(
 
     entry = drifts.entry_of(result["candidate"], blocks_ms, result)
     series = drifts.appended(history, entry)
-    found = drifts.drift([one["fastest_ms"] for one in series], tolerance)
+    drift = drifts.drift([one["fastest_ms"] for one in series], tolerance)
     gate: DriftGate = {
         "name": "drift",
-        "passed": found is None,
+        "passed": drift is None,
         "measurements": len(series),
         "began": None,
         "text": f"no drift above {tolerance:.1%} in {len(series)} measurement(s)",
     }
-    if found is None:
+    if drift is None:
         return gate
-    began = series[found.began]["commit"]
+    began = series[drift.began]["commit"]
     text = (
-        f"{found.share:.1%} slower than it once was, allowed {tolerance:.1%}; it began with "
-        f"measurement {found.began + 1} of {len(series)}, commit {began}"
+        f"{drift.share:.1%} slower than it once was, allowed {tolerance:.1%}; it began with "
+        f"measurement {drift.began + 1} of {len(series)}, commit {began}"
     )
     return {**gate, "began": began, "text": text}
 

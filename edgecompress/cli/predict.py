@@ -149,30 +149,30 @@ def _predicted(loaded: Runtime, files: list[tuple[Path, str | None]]) -> Predict
             row["class"] = wanted
             right.append(row.get("label") == wanted)
         rows.append(row)
-    found: Predictions = {"model": str(loaded.path), "predictions": rows}
+    predictions: Predictions = {"model": str(loaded.path), "predictions": rows}
     if right:
         count = len(right)
         low, high = interval(sum(right), count)
         accuracy = sum(right) / count
-        found |= {"accuracy": accuracy, "images": count, "n": count, "ci95": [low, high]}
-    return found
+        predictions |= {"accuracy": accuracy, "images": count, "n": count, "ci95": [low, high]}
+    return predictions
 
 
-def _show(found: Predictions, folder: Path | None, as_json: bool) -> None:
+def _show(predictions: Predictions, folder: Path | None, as_json: bool) -> None:
     if as_json:
-        print_json(found)
+        print_json(predictions)
         return
-    if "accuracy" in found:
-        low, high = found["ci95"]
+    if "accuracy" in predictions:
+        low, high = predictions["ci95"]
         print_line(
-            f"accuracy {found['accuracy']:.4f} (95 % {low:.4f} to {high:.4f}) on "
-            f"{found['images']} images of {folder}"
+            f"accuracy {predictions['accuracy']:.4f} (95 % {low:.4f} to {high:.4f}) on "
+            f"{predictions['images']} images of {folder}"
         )
         return
-    for row in found["predictions"]:
+    for row in predictions["predictions"]:
         heads = row.get("heads") or [{"label": row["label"], "probability": row["probability"]}]
-        said = [f"{head['label']} ({head['probability']:.1%})" for head in heads]
-        print_line(f"{row['image']}: {', '.join(said)}")
+        labels = [f"{head['label']} ({head['probability']:.1%})" for head in heads]
+        print_line(f"{row['image']}: {', '.join(labels)}")
 
 
 def _show_score(score: Score, as_json: bool) -> None:
@@ -204,28 +204,30 @@ def _files(folder: Path, loaded: Runtime, skip_bad: bool) -> list[tuple[Path, st
             f"folder '{folder}' has a class '{foreign[0]}', which '{loaded.path}' does not "
             f"know: it knows {', '.join(known[:8])}"
         )
-    found: list[tuple[Path, str | None]] = []
+    labelled: list[tuple[Path, str | None]] = []
     unread: list[Path] = []
     for place in classes or [folder]:
         label = place.name if classes else None
         images, others = pictures.sorted_pictures(place)
-        found += [(path, label) for path in images]
+        labelled += [(path, label) for path in images]
         unread += others
     if unread:
         print_line(f"not read: {pictures.counted(unread)}", sys.stderr)
-    if not found:
+    if not labelled:
         raise UsageError(
             f"folder '{folder}' holds no image: allowed are {', '.join(pictures.SUFFIXES)}"
         )
-    return _readable(folder, found) if skip_bad else found
+    return _readable(folder, labelled) if skip_bad else labelled
 
 
-def _readable(folder: Path, found: list[tuple[Path, str | None]]) -> list[tuple[Path, str | None]]:
+def _readable(
+    folder: Path, labelled: list[tuple[Path, str | None]]
+) -> list[tuple[Path, str | None]]:
     """Those images that can be decoded; the others are named on stderr."""
     from edgecompress import pictures
 
     good: list[tuple[Path, str | None]] = []
-    for path, label in found:
+    for path, label in labelled:
         try:
             pictures.read(path)
             good.append((path, label))
@@ -233,6 +235,6 @@ def _readable(folder: Path, found: list[tuple[Path, str | None]]) -> list[tuple[
             print_line(f"skipped {path}: no readable image", sys.stderr)
     if not good:
         raise UsageError(
-            f"folder '{folder}' holds no image that can be read: all {len(found)} were skipped"
+            f"folder '{folder}' holds no image that can be read: all {len(labelled)} were skipped"
         )
     return good

@@ -172,10 +172,10 @@ def show_comparison(section: CompareSection) -> None:
     ]
     title = f"{section['score']}, {section['repeats']} results of {section['budget']} epochs each"
     stdout().print(table(title, ["strategy", *keys], rows))
-    for name, found in section["student_against"].items():
+    for name, row in section["student_against"].items():
         print_line(
-            f"student against {name}: p = {found['p']:.3g} ({found['test']}), effect "
-            f"{found['effect']:+.2f}"
+            f"student against {name}: p = {row['p']:.3g} ({row['test']}), effect "
+            f"{row['effect']:+.2f}"
         )
 
 

@@ -51,17 +51,17 @@ def _calling_line() -> str:
     where no other is; "" where PyTorch alone runs.
     """
     frame: FrameType | None = sys._getframe(1)
-    found = ""  # the innermost line of an installed package
+    line = ""  # the innermost line of an installed package
     while frame is not None and frame.f_code is not concrete_trace.__code__:
         path = frame.f_code.co_filename
         if not path.startswith(("<", *_LIBRARIES)):
             own = not path.startswith(_INSTALLED)
-            if own or not found:
-                found = f"{_shown(Path(path))}:{frame.f_lineno}"
+            if own or not line:
+                line = f"{_shown(Path(path))}:{frame.f_lineno}"
             if own:
-                return found
+                return line
         frame = frame.f_back
-    return found
+    return line
 
 
 def _shown(path: Path) -> str:
@@ -129,11 +129,11 @@ class _ValueProxy(fx.Proxy):
         return type(self.value)
 
     def __getattr__(self, name: str) -> Value:
-        found = getattr(self.value, name)
-        if callable(found) and not isinstance(found, Tensor):
+        attribute = getattr(self.value, name)
+        if callable(attribute) and not isinstance(attribute, Tensor):
             return functools.partial(self.tracer.method, self, name)
-        if name in _OF_RANK or not isinstance(found, (Tensor, tuple, list, int, float)):
-            return found
+        if name in _OF_RANK or not isinstance(attribute, (Tensor, tuple, list, int, float)):
+            return attribute
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __setitem__(self, position: Value, value: Value) -> None:

@@ -204,7 +204,7 @@ def _lines(ledger: Ledger, channel_of: Tensor, grouping: _Grouping) -> dict[str,
         groups = grouping.group_of[channel_of[labels]].unique().tolist()
         if any(number >= 0 and grouping.reasons[number] == reason for number in groups):
             lines[reason][line] = None
-    return {reason: tuple(found) for reason, found in lines.items()}
+    return {reason: tuple(code_lines) for reason, code_lines in lines.items()}
 
 
 def _product_macs(

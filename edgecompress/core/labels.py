@@ -328,4 +328,4 @@ def shared_tensors(root: nn.Module) -> list[list[str]]:
     for named in (root.named_parameters, root.named_buffers):
         for name, tensor in named(remove_duplicate=False):
             names.setdefault(id(tensor), []).append(name)
-    return [found for found in names.values() if len(found) > 1]
+    return [aliases for aliases in names.values() if len(aliases) > 1]

@@ -36,7 +36,9 @@ class Number(int):
     ) -> Number:
         """A number of `value`: the attribute of the module called `module`, times `factor`."""
         made = super().__new__(cls, value)
-        made.module, made.attribute, made.factor = module, attribute, Fraction(factor)
+        made.module = module
+        made.attribute = attribute
+        made.factor = Fraction(factor)
         return made
 
     def __mul__(self, other: int) -> int:

@@ -190,14 +190,14 @@ class _Probe:
         kind (`blocks.3.attn.qkv` after `blocks.2.attn.qkv`) are suspected, and so on. Suspects that
         can be cut are not named.
         """
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         suspects: list[tuple[str, list[ChannelGroup]]] = []
         rest = list(groups)
         while rest and (reason := self.fault(rest, kept, batches)) is not None:
             if self._failure is not None:
                 return {group.name: reason for group in groups}
             guilty, reason = self._guilty(rest, kept, batches)
-            found.update({group.name: reason for group in guilty})
+            reasons.update({group.name: reason for group in guilty})
             kinds = {_kind(group) for group in guilty}
             rest = [group for group in rest if group not in guilty]
             alike = [group for group in rest if _kind(group) in kinds]
@@ -207,8 +207,8 @@ class _Probe:
             if self.fault([*rest, *part], kept, batches) is None:
                 rest += part
             else:
-                found.update({group.name: reason for group in part})
-        return found
+                reasons.update({group.name: reason for group in part})
+        return reasons
 
     def _guilty(
         self, groups: list[ChannelGroup], kept: Keep, batches: Sequence[int]

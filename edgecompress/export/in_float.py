@@ -39,12 +39,12 @@ class Running:
         These are the layers that the file leaves in float, and those that look quantized but have
         no int8 kernel.
         """
-        found = [
+        layers = [
             self._layer_of(node, (node.name, node.output[0], node.input[1]))
             for node in self.graph.node
             if node.op_type in FLOAT_KERNELS
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(layers))
 
     def unpacked_layers(self) -> list[str]:
         """Layers whose weights are computed at each run: the runtime folds what depends on
@@ -52,13 +52,13 @@ class Running:
         """
         constant = {tensor.name for tensor in self.graph.initializer}
         computed: set[str] = set()
-        found = []
+        layers = []
         for node in self.graph.node:  # in the order in which they run
             if all(name in constant or name in computed for name in node.input if name):
                 computed.update(node.output)
             elif computed.intersection(node.input):
-                found.append(self._layer_of(node, (node.name, node.output[0], *node.input)))
-        return list(dict.fromkeys(found))
+                layers.append(self._layer_of(node, (node.name, node.output[0], *node.input)))
+        return list(dict.fromkeys(layers))
 
     def _layer_of(self, node: onnx.NodeProto, names: Sequence[str]) -> str:
         unknown: str = node.name or self.known.get(node.output[0], node.output[0])

@@ -32,7 +32,9 @@ def narrowed(proto: onnx.ModelProto, *, certain: bool = False) -> onnx.ModelProt
     proto = copy.deepcopy(proto)
     graph = proto.graph
     free = _of_channels(graph)
-    nodes, gone, constants = list[NodeProto](), set[str](), list[TensorProto]()
+    nodes: list[NodeProto] = []
+    gone: set[str] = set()
+    constants: list[TensorProto] = []
     for kind, small in KINDS.items():
         if certain and kind == TensorProto.INT32:
             continue

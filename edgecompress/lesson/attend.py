@@ -165,10 +165,12 @@ def attend_lesson(
         cuts = learning.cutting.plan(learner.model, data, settings, lesson.seed)
     ending = _Ending(lesson, attendance, plan, learner, data, cuts, count(learner.model))
 
-    def told(row: EpochRow) -> None:
+    def report_epoch(row: EpochRow) -> None:
         on_epoch(row, on_validation(data, row.validation_accuracy))
 
-    student = _student(attendance, learning, plan, learner, data, settings, cuts, told, note)
+    student = _student(
+        attendance, learning, plan, learner, data, settings, cuts, report_epoch, note
+    )
     return ending.attend(student, target, tls)
 
 
@@ -290,17 +292,17 @@ class _Ending:
         start = time.perf_counter()
         results: list[AttendedLesson] = []
 
-        def finished(found: FitResult) -> None:
-            results.append(self._written(student, found, start))
+        def finished(fitted: FitResult) -> None:
+            results.append(self._written(student, fitted, start))
 
         student.attend(target, tls, self.attendance.patience_s, finished)
         return results[-1]
 
-    def _written(self, student: Student, found: FitResult, start: float) -> AttendedLesson:
+    def _written(self, student: Student, fitted: FitResult, start: float) -> AttendedLesson:
         result: AttendedLesson = {
-            **self._facts(found),
-            **cut_facts(self.cuts, found, self.before),
-            "validation_accuracy": found.best.validation_accuracy,
+            **self._facts(fitted),
+            **cut_facts(self.cuts, fitted, self.before),
+            "validation_accuracy": fitted.best.validation_accuracy,
             "epochs": self.plan.epochs,
             "batch_size": self.plan.batch_size,
             **tallied(student.tally),
@@ -309,12 +311,12 @@ class _Ending:
             "versions": machine.versions(),
         }
         output, notes = self.attendance.output, checkpoint.notes_for(self.data)
-        checkpoint.save(output / "model.safetensors", found.model, self.learner.source, notes)
-        files.write_csv(output / "history.csv", [row.as_dict() for row in found.history])
+        checkpoint.save(output / "model.safetensors", fitted.model, self.learner.source, notes)
+        files.write_csv(output / "history.csv", [row.as_dict() for row in fitted.history])
         files.write_json(output / "result.json", result)
         return result
 
-    def _facts(self, found: FitResult) -> Learned:
+    def _facts(self, fitted: FitResult) -> Learned:
         plan = self.plan
         return {
             "schema": 1,
@@ -327,11 +329,11 @@ class _Ending:
             "name": self.attendance.name,
             "exchange": plan.exchange,
             "codec": None if plan.exchange == "weights" else plan.codec,
-            **final_score(found.model, self.data),
+            **final_score(fitted.model, self.data),
             "features": plan.features or None,
             "mutual": plan.mutual,
             "staleness": plan.staleness if plan.mutual else None,
-            "params": count(found.model),
+            "params": count(fitted.model),
         }
 
 

@@ -64,15 +64,15 @@ def change_points(values: Sequence[float], seed: int = 0) -> list[int]:
     """The first index of each part of `values` but the first, in order."""
     generator = np.random.default_rng(seed)
     series = np.asarray(values, dtype=np.float64)
-    found: list[int] = []
+    points: list[int] = []
     pending = [(0, len(series))]
     while pending:
         start, end = pending.pop()
         place = _change_point(series[start:end], generator)
         if place is not None:
-            found.append(start + place)
+            points.append(start + place)
             pending += [(start, start + place), (start + place, end)]
-    return sorted(found)
+    return sorted(points)
 
 
 def _change_point(series: Array, generator: np.random.Generator) -> int | None:

@@ -300,17 +300,17 @@ def external_files(path: Path) -> set[str]:
     import onnx
 
     proto = onnx.load(str(path), load_external_data=False)
-    found: set[str] = set()
+    names: set[str] = set()
 
     def look(message: Message) -> None:
         if isinstance(message, onnx.TensorProto):
             if message.data_location == onnx.TensorProto.EXTERNAL:
-                found.update(e.value for e in message.external_data if e.key == "location")
+                names.update(e.value for e in message.external_data if e.key == "location")
             return
         if isinstance(message, onnx.NodeProto) and message.op_type == "EPContext":
             values = {a.name: a for a in message.attribute}
             if "embed_mode" in values and not values["embed_mode"].i:
-                found.add(values["ep_cache_context"].s.decode())
+                names.add(values["ep_cache_context"].s.decode())
         for field, value in message.ListFields():
             if field.message_type is not None:
                 repeated = not isinstance(value, Message)
@@ -319,4 +319,4 @@ def external_files(path: Path) -> set[str]:
                         look(inner)
 
     look(proto)
-    return found
+    return names

@@ -53,13 +53,13 @@ def single_output_(model: nn.Module, image: Tensor) -> tuple[Tensor, str | None]
     The class of the network becomes a subclass of the same name, so that its tensors keep their
     names. Raises what the network raises on the image, and `UsageError` as `main_output` does.
     """
-    found = _run(model.eval(), image)
-    several = not isinstance(found, Tensor) or not isinstance(_in_training(model, image), Tensor)
+    output = _run(model.eval(), image)
+    several = not isinstance(output, Tensor) or not isinstance(_in_training(model, image), Tensor)
     if not several:
-        return found, None
+        return output, None
     model.__class__ = _single(type(model))
-    kind = type(found).__name__ if not isinstance(found, Tensor) else "several while it trains"
-    return main_output(found), f"of the network's outputs ({kind}) the main one is used alone"
+    kind = type(output).__name__ if not isinstance(output, Tensor) else "several while it trains"
+    return main_output(output), f"of the network's outputs ({kind}) the main one is used alone"
 
 
 @torch.no_grad()

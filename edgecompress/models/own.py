@@ -77,8 +77,10 @@ def build_own(
         raise UsageError(
             f"model '{name}' cannot read an image of {size}: {blamed(error)}"
         ) from error
-    said = [f"weights in {str(kind).removeprefix('torch.')} became float32" for kind in formats]
-    resolved = (*said, *resolve_reparametrizations_(model), *([chosen] if chosen else []))
+    converted = [
+        f"weights in {str(kind).removeprefix('torch.')} became float32" for kind in formats
+    ]
+    resolved = (*converted, *resolve_reparametrizations_(model), *([chosen] if chosen else []))
     for module in training:
         module.training = True
     _seen[_key(factory, arguments)] = Seen(structure(model), tuple(output.shape), resolved)
@@ -89,8 +91,8 @@ def seen(name: str, offered: Mapping[str, int], known: Iterable[str]) -> Seen | 
     """What is known of the network that the user's factory returned before in this process; None
     where it was not called yet.
     """
-    found = _seen.get(_key(*_call(name, offered, known)))
-    return None if found is None else replace(found, network=copy.deepcopy(found.network))
+    entry = _seen.get(_key(*_call(name, offered, known)))
+    return None if entry is None else replace(entry, network=copy.deepcopy(entry.network))
 
 
 def structure(model: nn.Module) -> nn.Module:
@@ -115,11 +117,11 @@ def resolve_reparametrizations_(model: nn.Module) -> tuple[str, ...]:
     """Make every weight that is computed from other tensors a plain parameter of the same value, in
     place; a sentence for each kind.
     """
-    found: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for name, module in model.named_modules():
         for tensor in list(getattr(module, "parametrizations", {})):
             parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
-            found.setdefault("parametrizations", []).append(f"{name}.{tensor}")
+            kinds.setdefault("parametrizations", []).append(f"{name}.{tensor}")
         for hook in list(module._forward_pre_hooks.values()):
             kind = type(hook).__name__
             if isinstance(hook, prune.BasePruningMethod):
@@ -128,10 +130,10 @@ def resolve_reparametrizations_(model: nn.Module) -> tuple[str, ...]:
                 getattr(torch.nn.utils, _OLD_HOOKS[kind])(module, hook.name)
             else:
                 continue
-            found.setdefault(_WORDS.get(kind, "pruning masks"), []).append(name)
+            kinds.setdefault(_WORDS.get(kind, "pruning masks"), []).append(name)
     return tuple(
         f"{kind} of {len(names)} tensor(s) were resolved into plain weights, first '{names[0]}'"
-        for kind, names in found.items()
+        for kind, names in kinds.items()
     )
 
 

@@ -58,10 +58,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"weights '{path}' need unpickling, which can run code: save the state dict with "
             "safetensors"
         ) from error
-    found = _state_dict(loaded)
-    if found is None:
+    tensors = _state_dict(loaded)
+    if tensors is None:
         raise UsageError(f"weights '{path}' hold no state dict: save model.state_dict()")
-    return _without_masks(_unwrapped(found))
+    return _without_masks(_unwrapped(tensors))
 
 
 def _state_dict(loaded: object) -> dict[str, Tensor] | None:
@@ -73,7 +73,7 @@ def _state_dict(loaded: object) -> dict[str, Tensor] | None:
     if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
         return loaded
     inner = (_state_dict(loaded[key]) for key in _NESTED if key in loaded)
-    return next((found for found in inner if found is not None), None)
+    return next((tensors for tensors in inner if tensors is not None), None)
 
 
 _NESTED = ("state_dict", "model_state_dict", "model")

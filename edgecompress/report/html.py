@@ -147,7 +147,9 @@ def write_report(root: Path, result: RunResult, history: Sequence[HistoryRow]) -
     from edgecompress.report import plots  # tables are shown without matplotlib
 
     score = score_name(result)
-    compared, profile, kept = result.get("compare"), result.get("profile"), result.get("widths")
+    compared = result.get("compare")
+    profile = result.get("profile")
+    kept = result.get("widths")
     write_page(
         root / "report.html",
         "report.html.j2",

@@ -58,10 +58,10 @@ class RunDirectory:
             self._remove()
             return
         self.forget()
-        found = self._parts()
-        if found:
+        parts = self._parts()
+        if parts:
             self.aside.mkdir()
-        for path in found:
+        for path in parts:
             path.rename(self.aside / path.name)
 
     def give_back(self) -> None:

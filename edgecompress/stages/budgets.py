@@ -100,7 +100,9 @@ class Chooser:
         sizes: dict[str, int],
         only: frozenset[str] | None = None,
     ) -> None:
-        self.model, self.graph, self.scores = model, graph, scores
+        self.model = model
+        self.graph = graph
+        self.scores = scores
         self.plan, self.scope = plan, scope
         self.sizes, self.only = sizes, only
 

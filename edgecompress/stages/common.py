@@ -204,8 +204,8 @@ def ships_lean(context: Context) -> bool:
 
 def int8_processor(context: Context) -> str:
     """Where the recipe's int8 file will run."""
-    found = (stage for stage in context.recipe.stages if stage.stage == "quantize")
-    return next((cast("QuantizeStage", stage).cpu for stage in found), "any")
+    stages = (stage for stage in context.recipe.stages if stage.stage == "quantize")
+    return next((cast("QuantizeStage", stage).cpu for stage in stages), "any")
 
 
 def reduces_range(context: Context) -> bool:

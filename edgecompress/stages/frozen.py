@@ -17,13 +17,13 @@ def with_frozen(context: Context, state: State, model: nn.Module, graph: Channel
     """The state with the shares of `model` that cannot be cut; a note says them the first time."""
     if SECTION in state.sections:
         return state
-    found = frozen_share(model, graph)
-    if found.params > 0:
-        context.reporter.note(found.text())
+    frozen = frozen_share(model, graph)
+    if frozen.params > 0:
+        context.reporter.note(frozen.text())
     section: FrozenSection = {
-        "params": round(found.params, 6),
-        "macs": round(found.macs, 6),
-        "reasons": {reason: round(share, 6) for reason, share in found.reasons.items()},
-        "lines": found.lines,
+        "params": round(frozen.params, 6),
+        "macs": round(frozen.macs, 6),
+        "reasons": {reason: round(share, 6) for reason, share in frozen.reasons.items()},
+        "lines": frozen.lines,
     }
     return state.with_section(SECTION, section)

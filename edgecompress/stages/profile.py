@@ -43,22 +43,22 @@ class ProfileStage(Stage):
             context.reporter.step(next(done), len(self.levels) + 1, "profile")
             return validation_accuracy(context, network)
 
-        found = sparsify.profile(model, accuracy_of, self.levels, self.tolerance)
+        profile = sparsify.profile(model, accuracy_of, self.levels, self.tolerance)
         section: ProfileSection = {
-            "levels": list(found.levels),
-            "layers": {name: list(shares) for name, shares in found.layers.items()},
-            "accuracy": list(found.accuracy),
-            "unpruned": found.unpruned,
-            "tolerance": found.tolerance,
-            "holds_to": found.holds_to,
+            "levels": list(profile.levels),
+            "layers": {name: list(shares) for name, shares in profile.layers.items()},
+            "accuracy": list(profile.accuracy),
+            "unpruned": profile.unpruned,
+            "tolerance": profile.tolerance,
+            "holds_to": profile.holds_to,
         }
         if context.data.task.metric == "accuracy":
             section["n"] = len(context.data.validation)
         note = (
-            f"accuracy holds up to {found.holds_to:.0%} of the weights at zero (within "
-            f"{found.tolerance:.1%} of "
-            f"{on_validation(context.data, found.unpruned)})"
+            f"accuracy holds up to {profile.holds_to:.0%} of the weights at zero (within "
+            f"{profile.tolerance:.1%} of "
+            f"{on_validation(context.data, profile.unpruned)})"
         )
         context.reporter.note(note)
-        row = StageRow("profile", found.unpruned, count(model), note=note)
+        row = StageRow("profile", profile.unpruned, count(model), note=note)
         return StageResult(state.with_section("profile", section).with_row(row))

@@ -22,13 +22,13 @@ def score_of(task: Task, outputs: Tensor, labels: Tensor) -> Score:
     its 95 % interval (Wilson); of a regression R² under that name, and `loss`, the mean square
     error.
     """
-    found: Score = {"accuracy": task.score(outputs, labels), "n": len(labels)}
+    score: Score = {"accuracy": task.score(outputs, labels), "n": len(labels)}
     right = task.correct(outputs, labels)
     if right is None:
-        found["loss"] = float(task.loss(outputs, labels))
+        score["loss"] = float(task.loss(outputs, labels))
     else:
-        found["ci95"] = list(proportions.interval(int(right.sum()), len(labels)))
-    return found
+        score["ci95"] = list(proportions.interval(int(right.sum()), len(labels)))
+    return score
 
 
 def on_validation(data: DataSet, value: float) -> str:
@@ -58,13 +58,13 @@ def weakness(data: DataSet, split: Images, outputs: Tensor) -> str | None:
     right = task.correct(outputs, labels)
     if right is None or data.parts or len(data.classes) < 2:
         return None
-    found = []
+    faults = []
     counts = torch.bincount(labels, minlength=len(data.classes))
     chance = float(counts.max()) / len(labels)
     low, _ = proportions.interval(int(right.sum()), len(labels))
     if low <= chance:
         accuracy = float(right.double().mean())
-        found.append(
+        faults.append(
             f"{accuracy:.2%} on {len(labels)} images is no better than always "
             f"'{data.classes[int(counts.argmax())]}' ({chance:.2%})"
         )
@@ -73,5 +73,5 @@ def weakness(data: DataSet, split: Images, outputs: Tensor) -> str | None:
     if absent:
         more = f" and {len(absent) - SHOWN_CLASSES} more" if len(absent) > SHOWN_CLASSES else ""
         names = ", ".join(f"'{name}'" for name in absent[:SHOWN_CLASSES])
-        found.append(f"never predicts {names}{more}")
-    return "; ".join(found) or None
+        faults.append(f"never predicts {names}{more}")
+    return "; ".join(faults) or None

@@ -157,11 +157,15 @@ class _Entry:
     """Cuts the network for one plan after the other; its channels are scored once for all."""
 
     def __init__(self, context: Context, settings: ContestStage, state: State) -> None:
-        self._context, self._settings, self._state = context, settings, state
+        self._context = context
+        self._settings = settings
+        self._state = state
 
     @cached_property
     def _scored(self) -> tuple[ChannelGraph, Scores]:
-        context, settings, state = self._context, self._settings, self._state
+        context = self._context
+        settings = self._settings
+        state = self._state
         model = copy.deepcopy(state.need_model()).to(context.device)
         graph = trace(model, context.example)
         chosen = fit_settings(context, model, settings, epochs=1)

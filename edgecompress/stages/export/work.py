@@ -52,7 +52,9 @@ def parity(context: Context, model: nn.Module, path: Path, limit: int = 4000) ->
     """
     loaded = runtime.load(path, threads=context.threads)
     model = model.cpu().eval()
-    largest, equal, seen = 0.0, 0, 0
+    largest = 0.0
+    equal = 0
+    seen = 0
     for images, batch in _pairs(context, loaded, limit):
         with torch.no_grad():
             expected = model(torch.from_numpy(images)).numpy()

@@ -260,8 +260,12 @@ class Cutter:
         sizes: dict[str, int],
         loss: Loss,
     ) -> None:
-        self.context, self.settings, self.loss = context, settings, loss
-        self.plan, self.cuts, self.sizes = plan, cuts, sizes
+        self.context = context
+        self.settings = settings
+        self.loss = loss
+        self.plan = plan
+        self.cuts = cuts
+        self.sizes = sizes
         self.floors = {name: floor_of(size, settings.floor, 1) for name, size in sizes.items()}
 
     def __call__(self, model: nn.Module, epoch: int) -> Keep | None:

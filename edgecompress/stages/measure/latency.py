@@ -59,15 +59,15 @@ def side_by_side(
         if loaded[0].described() == loaded[1].described():
             together = measure([first, second], protocol)
             ratios = [blocks[:, 1] / blocks[:, 0] for blocks in together.blocks_ms]
-            found = interval(ratios)
+            ratio = interval(ratios)
             taken = (together.samples_ms[0], together.samples_ms[1])
         else:
             apart = [measure([path], protocol) for path in paths]
-            found = _of_apart(apart)
+            ratio = _of_apart(apart)
             taken = (apart[0].samples_ms[0], apart[1].samples_ms[0])
     percentiles = (_percentiles(taken[0]), _percentiles(taken[1]))
-    ratio: LatencyRatio = {"median": found.median, "ci95": found.bounds()}
-    return SideBySide(percentiles, ratio, threads, load.row)
+    row: LatencyRatio = {"median": ratio.median, "ci95": ratio.bounds()}
+    return SideBySide(percentiles, row, threads, load.row)
 
 
 def _of_apart(apart: Sequence[Measured]) -> Interval:

@@ -58,9 +58,9 @@ def selection(
         return validation_outputs(context, small)
 
     def row(choice: str, scores: Scores) -> SelectionRow:
-        found = outputs(scores)
-        row: SelectionRow = {"choice": choice, "accuracy": task.score(found, targets)}
-        if (pair := paired(task, by_gates, found, targets)) is not None:
+        predicted = outputs(scores)
+        row: SelectionRow = {"choice": choice, "accuracy": task.score(predicted, targets)}
+        if (pair := paired(task, by_gates, predicted, targets)) is not None:
             row["against_gates"] = pair.as_dict()
         return row
 
@@ -73,7 +73,7 @@ def selection(
     if settings.heads == "average":
         rows.append(row("first parent", in_order(graph)))
     named = _criteria(context, settings, wide, graph)
-    return [*rows, *(row(name, found) for name, found in named)]
+    return [*rows, *(row(name, scores) for name, scores in named)]
 
 
 def in_order(graph: ChannelGraph) -> Scores:

@@ -65,7 +65,7 @@ class PlanStage(Stage):
             (self.targets.bytes, weights * bits // 8),
             (self.targets.macs, sum(graph.macs.values())),
         )
-        if any(limit is not None and limit < found for limit, found in limits):
+        if any(limit is not None and limit < cost for limit, cost in limits):
             raise uncuttable(blank, graph)
 
     def foretold(self, network: nn.Module) -> SizePlan | None:

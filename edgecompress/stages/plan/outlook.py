@@ -74,16 +74,16 @@ def _smallest(context: Context, setup: Setup, settings: PlanStage | SearchStage)
         forms = (*forms, *LOW)
     floors = at_floors(model, graph, forms, settings.floor, block_of(settings))
     narrow = Narrow(context, floors)
-    found: list[tuple[int, str]] = []
+    files: list[tuple[int, str]] = []
     refused: EdgecompressError | None = None
     for form in forms:
         try:
-            found.append((narrow(form).bytes, form))
+            files.append((narrow(form).bytes, form))
         except EdgecompressError as error:
             refused = error
-    if not found and refused is not None:
+    if not files and refused is not None:
         raise refused
-    return min(found)
+    return min(files)
 
 
 def _network(context: Context, setup: Setup) -> nn.Module:

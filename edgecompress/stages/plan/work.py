@@ -182,11 +182,11 @@ def _planned_formats(context: Context, narrow: Narrow, settings: PlanStage) -> l
     """
     target = settings.targets.bytes
     forms = sorted(allowed(settings.quantize), key=lambda form: FORMATS[form].bits)
-    found: list[Planned] = []
+    planned: list[Planned] = []
     refused: EdgecompressError | None = None
     for form in forms:
-        best = max((one.params for one in found), default=0.0)
-        if found and (target is None or best >= target * 8 / FORMATS[form].bits):
+        best = max((one.params for one in planned), default=0.0)
+        if planned and (target is None or best >= target * 8 / FORMATS[form].bits):
             continue  # more do not fit, even without a graph
         try:
             small = narrow(form)
@@ -196,10 +196,10 @@ def _planned_formats(context: Context, narrow: Narrow, settings: PlanStage) -> l
             continue
         room = 0.0 if target is None else (target - small.fixed) * 8 / FORMATS[form].bits
         reached = target is None or small.bytes <= target
-        found.append(Planned(form, small, room if reached else 0.0))
-    if not found and refused is not None:
+        planned.append(Planned(form, small, room if reached else 0.0))
+    if not planned and refused is not None:
         raise refused
-    return sorted(found, key=lambda one: (-one.params, one.small.bytes))
+    return sorted(planned, key=lambda one: (-one.params, one.small.bytes))
 
 
 def _pruned_plan(

@@ -59,8 +59,8 @@ def form_of(context: Context, state: State) -> str | None:
     if state.plan is not None:
         integers = [form for form in state.plan.formats if FORMATS[form].is_integer]
         return integers[-1] if integers else None
-    found = [stage for stage in context.recipe.stages if stage.stage == "quantize"]
-    asked: QuantizeStage | None = found[0] if found else None  # type: ignore[assignment]
+    stages = [stage for stage in context.recipe.stages if stage.stage == "quantize"]
+    asked: QuantizeStage | None = stages[0] if stages else None  # type: ignore[assignment]
     form = named("auto" if asked is None else asked.quantize)
     return form if FORMATS[form].is_integer else None
 

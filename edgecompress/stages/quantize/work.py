@@ -150,7 +150,9 @@ def measure_formats(
     context: Context, settings: QuantizeStage, state: State, forms: list[str]
 ) -> Made:
     """Make the formats, and measure each that ONNX Runtime can load and run."""
-    rows, int8, refused = list[FormatRow](), None, dict[str, str]()
+    rows: list[FormatRow] = []
+    int8 = None
+    refused: dict[str, str] = {}
     outputs: dict[str, Tensor] = {}
     for number, form in enumerate(forms):
         context.reporter.step(number, len(forms), f"make {form}")

@@ -77,7 +77,9 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
 
     best = _candidate(context, model, form)
     met = best.accuracy >= least
-    lower, left, number = 0.0, settings.refine, 0
+    lower = 0.0
+    left = settings.refine
+    number = 0
     budget = best.bytes / 2
     while budget >= small.bytes and number < MOST_ROUNDS:
         number += 1
@@ -94,14 +96,14 @@ def search(context: Context, settings: SearchStage, state: State) -> State:
             left -= 1
         # halve until a round lost too much; then the geometric middle of good and bad
         budget = (lower * best.bytes) ** 0.5 if lower else best.bytes / 2
-    found = "smallest file found" if met else "no file found"
+    outcome = "smallest file found" if met else "no file found"
     within = f"within {settings.max_drop:.2%} of the teacher in {number} round(s)"
     plan = SizePlan(
         prune=True,
         formats=(form,),
         max_drop=settings.max_drop,
         smallest_bytes=small.bytes,
-        reason=f"{found} {within}",
+        reason=f"{outcome} {within}",
     )
     if best.model is not model:
         state = state.with_model(best.model)

@@ -66,10 +66,10 @@ def sparsify(context: Context, settings: SparsifyStage, state: State) -> State:
 def _section(model: nn.Module) -> SparsifySection:
     """The share of zeros among the weights of `model`, and of each layer."""
     weights = mixing_weights(model)
-    found = zeros(weights)
+    counts = zeros(weights)
     return {
-        "share": sum(found.values()) / sum(weight.numel() for weight in weights.values()),
-        "layers": {name: found[name] / weights[name].numel() for name in found},
+        "share": sum(counts.values()) / sum(weight.numel() for weight in weights.values()),
+        "layers": {name: counts[name] / weights[name].numel() for name in counts},
     }
 
 
