@@ -33,7 +33,7 @@ class Call:
 
     @property
     def label_tensors(self) -> list[Tensor]:
-        """The labels of every tensor among the arguments."""
+        """The labels of every tensor among the arguments, int64 in its shape (...)."""
         leaves = [*flat(self.labels), *flat(dict(self.label_kwargs))]
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -55,6 +55,6 @@ Rule = Callable[[Ledger, Call, Tensor], Argument]
 
 
 def unknown(ledger: Ledger, call: Call, out: Tensor) -> Argument:
-    """An operation without a rule freezes what it reads."""
+    """An operation without a rule freezes what it reads; label 0 in the shape of `out` (...)."""
     ledger.freeze(call.label_tensors, f"operation {call.name}")
     return anonymous(out)

@@ -110,7 +110,7 @@ def _buffer_attributes_(module: nn.Module) -> None:
 
 
 def shapes(examples: Sequence[Tensor]) -> str:
-    """The shapes of inputs, for a message."""
+    """The shapes of inputs (N, ...), for a message."""
     return ", ".join(str(tuple(example.shape)) for example in examples)
 
 

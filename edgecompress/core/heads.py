@@ -108,7 +108,7 @@ def _padded(model: nn.Module, head: ChannelGroup, size: int) -> nn.Module:
 
 def without_padding(wide: nn.Module, counts: Sequence[int], example: Tensor) -> nn.Module:
     """`wide` without the outputs that `with_equal_heads` added; `counts` are the numbers that it
-    returned.
+    returned. `example` (N, ...) is an input.
     """
     most = max(counts)
     if all(count == most for count in counts):

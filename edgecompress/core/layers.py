@@ -310,7 +310,7 @@ def _sums_by_column(layer: nn.Module, values: Tensor) -> Tensor:
 
 def scale_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
     """The weight of a mixing `layer` that reads input position i multiplied by `factor[i]`, with
-    `factor` (in,). Raises `EdgecompressError` for a layer that does not mix.
+    `factor` (in,); its shape stays. Raises `EdgecompressError` for a layer that does not mix.
     """
     weight = _weight(layer)
     factor = factor.to(weight)
@@ -327,7 +327,7 @@ def scale_inputs(layer: nn.Module, factor: Tensor) -> Tensor:
 
 def scale_outputs(layer: nn.Module, factor: Tensor) -> Tensor:
     """The weight of a mixing `layer` whose output channel i is multiplied by `factor[i]`, with
-    `factor` (out,).
+    `factor` (out,); its shape stays.
     """
     weight = layer.get_parameter("weight")
     factor = factor.to(weight)

@@ -48,14 +48,16 @@ class Ledger:
         return labels
 
     def couple(self, left: Tensor, right: Tensor) -> None:
-        """The labels at the same position of `left` and `right` (broadcastable) are one channel."""
+        """The labels at the same position of `left` and `right`, (...) and broadcastable, are one
+        channel.
+        """
         left, right = torch.broadcast_tensors(narrowed(left), narrowed(right))
         pairs = torch.stack([left.reshape(-1), right.reshape(-1)], 1)
         self.edges.append(pairs[pairs[:, 0] != pairs[:, 1]])
 
     def multiply(self, labels: Tensor, macs: float) -> None:
         """A product of activations costs `macs`, in equal parts for each of the channels `labels`
-        that it is made of.
+        (...) that it is made of.
         """
         positions = narrowed(labels).reshape(-1)
         self.products.append((positions, macs / len(positions)))
@@ -80,7 +82,8 @@ class Ledger:
         return known
 
     def along(self, labels: Tensor, dim: int, reader: str) -> Tensor:
-        """The labels (size,) along `dim`, frozen when they vary along another dimension too.
+        """The labels (size,) along `dim` of `labels` (...), frozen when they vary along another
+        dimension too.
 
         `reader` names the operation in the reason.
         """
@@ -92,8 +95,8 @@ class Ledger:
 
 
 def narrowed(labels: Tensor) -> Tensor:
-    """`labels` with every expanded (stride 0) dimension narrowed to 1: the same values, without
-    the copies.
+    """`labels` (...) with every expanded (stride 0) dimension narrowed to 1: the same values,
+    without the copies.
     """
     for dim, stride in enumerate(labels.stride()):
         if stride == 0 and labels.shape[dim] > 1:
@@ -102,13 +105,13 @@ def narrowed(labels: Tensor) -> Tensor:
 
 
 def varies(labels: Tensor, dim: int) -> bool:
-    """True when labels differ along `dim`, i.e. when `dim` carries channels."""
+    """True when `labels` (...) differ along `dim`, i.e. when `dim` carries channels."""
     slim = narrowed(labels)
     return slim.shape[dim] > 1 and bool((slim != slim.narrow(dim, 0, 1)).any())
 
 
 def spread(labels: Tensor, dim: int, out: Tensor) -> Tensor:
-    """Labels (size,) laid along `dim` of the shape of `out`."""
+    """Labels (size,) laid along `dim` of the shape of `out` (...)."""
     shape = [1] * out.dim()
     shape[dim] = -1
     return labels.reshape(shape).expand(out.shape)

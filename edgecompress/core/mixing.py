@@ -15,7 +15,7 @@ CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
 def matmul(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     """A product of two activations, (..., i, d) and (..., d, j): each of the leading dimensions is
-    computed by itself, the products are summed over d.
+    computed by itself, the products are summed over d. `out` is (..., i, j).
     """
     tensors = call.label_tensors
     if len(tensors) != 2 or min(tensor.dim() for tensor in tensors) < 2:
@@ -37,7 +37,7 @@ def matmul(ledger: Ledger, call: Call, out: Tensor) -> Argument:
 
 def attention(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     """`scaled_dot_product_attention`: whole heads, a leading dimension, are computed each by
-    itself.
+    itself. `out` is (..., queries, d).
     """
     given, masks = call.label_tensors[:3], call.label_tensors[3:]
     if len(given) < 3 or any(mask.dim() > 2 and mask.shape[-3] > 1 for mask in masks):
@@ -58,7 +58,8 @@ def attention(ledger: Ledger, call: Call, out: Tensor) -> Argument:
 
 def depthwise(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     """A convolution by a bare tensor of filters, one for each channel, as blur pools have them:
-    (C, 1, ...), or a single filter that is expanded to the width of the input.
+    (C, 1, ...), or a single filter that is expanded to the width of the input. `out` is
+    (N, C, ...).
     """
     weight, groups = call.given(1, "weight"), call.given(6, "groups")
     labels = call.label_tensors[0]
@@ -119,7 +120,7 @@ def _expands_one(node: fx.Node) -> bool:
 
 def along_others(ledger: Ledger, call: Call, out: Tensor) -> Argument:
     """A softmax or a normalisation keeps the channels of the dimensions that it does not go
-    over.
+    over. `out` (...) has the shape of its input.
     """
     labels = call.label_tensors[0]
     if any(varies(labels, dim) for dim in _mixed_dims(call, labels.dim())):

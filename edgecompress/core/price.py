@@ -118,7 +118,7 @@ class Pricer:
         return float(mixing + self.per_group @ kept) + self.fixed
 
     def gradient(self, kept: Tensor) -> Tensor:
-        """Price of one more channel in each group, (G,)."""
+        """Price of one more channel in each group, (G,), with `kept` (G,) channels left."""
         inputs, outputs = self.widths.at(kept)
         per_pair = self.per_weight * self.widths.unit
         per_output = per_pair * self._inputs_that_count(inputs) + self.per_output

@@ -72,8 +72,8 @@ def sound(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> ChannelGraph:
 
 
 def check(model: nn.Module, keep: Keep, example: Tensor, seed: int = 0) -> None:
-    """The proof for one cut. Raises `EdgecompressError` that names the groups whose cut changes
-    the function of `model`.
+    """The proof for one cut. `example` (N, C, ...) is an input. Raises `EdgecompressError` that
+    names the groups whose cut changes the function of `model`.
     """
     groups = [group for group, mask in keep.items() if not mask.all()]
     probe = _Probe(model, (example,), seed)

@@ -18,7 +18,8 @@ from edgecompress.core.graph import ChannelGroup
 def top(
     scores: Mapping[ChannelGroup, Tensor], widths: Mapping[str, int]
 ) -> dict[ChannelGroup, Tensor]:
-    """Local choice: masks of the `widths[name]` best channels of each group, by `scores` (C,).
+    """Local choice: bool masks (C,) of the `widths[name]` best channels of each group, by `scores`
+    (C,).
 
     Of equal scores the lower channel stays. Groups not named keep all channels.
     """
@@ -31,8 +32,8 @@ def top(
 def top_overall(
     scores: Mapping[ChannelGroup, Tensor], widths: Mapping[str, int], floors: Mapping[str, int]
 ) -> dict[ChannelGroup, Tensor]:
-    """Global choice: as many channels as `widths` leaves in total, those with the highest `scores`
-    (C,) divided by their group's mean.
+    """Global choice: bool masks (C,) of as many channels as `widths` leaves in total, those with
+    the highest `scores` (C,) divided by their group's mean.
 
     Groups not named in `widths` keep all channels; no other falls below `floors[name]`. Of equal
     scores the earlier group and lower channel stay.

@@ -63,7 +63,8 @@ def _elementwise(ledger: Ledger, call: Call, out: Tensor) -> Tensor:
 
 
 def meet(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """Labels of an elementwise operation on two tensors.
+    """Labels, in the shape of `out` (...), of an elementwise operation on two tensors, whose labels
+    `left` and `right` are broadcastable to it.
 
     A value that is broadcast over channels belongs to all of them, so it must stay.
     """
@@ -269,8 +270,8 @@ def _sized(ledger: Ledger, labels: Tensor, dim: int, size: Argument, reason: str
 
 
 def index(ledger: Ledger, labels: Tensor, position: Argument) -> Tensor:
-    """`labels[position]`; channels that an index leaves out, or reads by their numbers, cannot
-    follow a cut.
+    """`labels[position]` of `labels` (...); channels that an index leaves out, or reads by their
+    numbers, cannot follow a cut.
     """
     picked = labels[position]
     if _bounded(ledger, labels, position):

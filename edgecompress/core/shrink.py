@@ -131,8 +131,8 @@ def masked(model: nn.Module, keep: Keep) -> nn.Module:
 
 
 def find(model: nn.Module, name: str) -> nn.Module | Tensor:
-    """The submodule, parameter or buffer called `name`. Raises `UsageError` when the model has
-    none.
+    """The submodule, or the parameter or buffer (...), called `name`. Raises `UsageError` when the
+    model has none.
     """
     attribute: object = model
     for part in name.split(".") if name else []:

@@ -19,7 +19,8 @@ from edgecompress.errors import UsageError, blamed
 
 
 def computed_tensors(model: nn.Module) -> list[Tensor]:
-    """Tensors that are plain attributes of a module, as `torch.nn.utils.prune` leaves `weight`.
+    """Tensors (...) that are plain attributes of a module, as `torch.nn.utils.prune` leaves
+    `weight`.
 
     `copy.deepcopy` refuses them, since they are not leaves of the autograd graph.
     """

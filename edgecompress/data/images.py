@@ -259,8 +259,8 @@ def pixel_statistics(pixels: Tensor | FilePixels) -> tuple[tuple[float, ...], tu
 
 
 def stratified(labels: Tensor, shares: tuple[float, ...], seed: int = 20221121) -> list[Tensor]:
-    """Split the indices of `labels` (N,) into parts, each class in proportion: first the rest, then
-    one part per entry of `shares`.
+    """Split the indices of `labels` (N,) into sorted parts (n,) int64, each class in proportion:
+    first the rest, then one part per entry of `shares`, 0..1.
 
     Independent of the seed of a run: the same data always give the same split.
     """

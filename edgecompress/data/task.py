@@ -26,7 +26,7 @@ class Task:
 
     def targets(self, images: Tensor, labels: Tensor) -> Tensor:
         """What outputs for `images` (N, C, h, w), as a network reads them, are compared with: the
-        `labels` of the data.
+        `labels` (N, ...) of the data.
         """
         return labels
 
@@ -45,7 +45,9 @@ class Task:
         return outputs.argmax(1) == labels
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """Accuracy 0..1 of `outputs` (N, K): the share of samples that are `correct`."""
+        """Accuracy 0..1 of `outputs` (N, K) against `labels` (N,): the share of samples that are
+        `correct`.
+        """
         right = self.correct(outputs, labels)
         return 0.0 if right is None else float(right.double().mean())
 
@@ -74,7 +76,7 @@ class Regression(Task):
         return F.mse_loss(outputs, labels)
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
-        """None: a regression has no classes."""
+        """None for any `outputs` and `labels` (N, K): a regression has no classes."""
         return None
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
@@ -95,7 +97,7 @@ class Reconstruction(Regression):
     """
 
     def targets(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The `images` (N, C, h, w)."""
+        """The `images` (N, C, h, w), whatever the `labels` (N, ...) are."""
         return images
 
     def metadata(self) -> dict[str, object]:
@@ -132,7 +134,7 @@ class Heads(Task):
 
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
         """Which samples of `outputs` (N, sum of `sizes`) are right, each in its own head, bool
-        (N,).
+        (N,), by `labels` (N,).
         """
         right = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         for end, size in zip(accumulate(self.sizes), self.sizes, strict=True):

@@ -39,7 +39,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         self._name = name
 
     def get_next(self) -> dict[str, Array] | None:
-        """The next batch; None after the last one."""
+        """The next batch (N, C, H, W) by the name of its input; None after the last one."""
         batch = next(self._batches, None)
         return None if batch is None else {self._name: batch}
 

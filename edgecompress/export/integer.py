@@ -40,7 +40,7 @@ class Links:
     outputs: frozenset[str]
 
     def value(self, node: NodeProto, place: int) -> Array | None:
-        """The constant that `node` reads at `place`, None where there is none."""
+        """The constant (...) that `node` reads at `place`, None where there is none."""
         if place >= len(node.input) or node.input[place] not in self.constants:
             return None
         value: Array = numpy_helper.to_array(self.constants[node.input[place]])

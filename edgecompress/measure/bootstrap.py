@@ -45,8 +45,9 @@ def resampled_medians(groups: Sequence[Array], seed: int, count: int = RESAMPLES
 
 
 def interval(groups: Sequence[Array], seed: int = 0, looks: int = 1) -> Interval:
-    """The median of all values and its interval. Where it is looked at up to `looks` times, each
-    interval is that of 100 - 5 / `looks` per cent (Bonferroni), so that all are right with 95 %.
+    """The median of all values of groups `(n,)`, and its interval. Where it is looked at up to
+    `looks` times, each interval is that of 100 - 5 / `looks` per cent (Bonferroni), so that all are
+    right with 95 %.
     """
     median = float(np.median(np.concatenate(list(groups))))
     return _widened(median, resampled_medians(groups, seed), len(groups), looks)
@@ -59,8 +60,8 @@ def ratio_of_medians(
     seed: int,
     looks: int = 1,
 ) -> Interval:
-    """`scale` times the ratio of two medians that were measured apart, each resampled by itself;
-    `looks` as in `interval`.
+    """`scale` times the ratio of two medians that were measured apart, each over groups `(n,)` and
+    resampled by itself; `looks` as in `interval`.
     """
     medians = [np.median(np.concatenate(list(groups))) for groups in (candidate, baseline)]
     median = scale * float(medians[0] / medians[1])

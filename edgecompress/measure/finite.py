@@ -14,8 +14,8 @@ from edgecompress.measure.names import recorded
 
 
 def first_not_finite(path: Path, feeds: Mapping[str, NDArray[np.generic]]) -> str | None:
-    """`layer 'NAME' (OPERATOR)`, the first in the order of the file whose output for `feeds` has
-    NaN or infinite values; None where the runtime does not show it.
+    """`layer 'NAME' (OPERATOR)`, the first in the order of the file whose output for `feeds`, the
+    inputs (N, ...) by name, has NaN or infinite values; None where the runtime does not show it.
 
     The network runs once more, without optimisation, so that every layer exists.
     """

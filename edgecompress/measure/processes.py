@@ -107,7 +107,7 @@ class Measured:
     """Did the time end before the last look?"""
 
     def blocks_of(self, model: int) -> list[Array]:
-        """The blocks of one model `(blocks,)`, by process."""
+        """The blocks of one model `(blocks,)` in milliseconds, by process."""
         return [blocks[:, model] for blocks in self.blocks_ms]
 
     def file_row(self, model: int, path: Path) -> FileRow:

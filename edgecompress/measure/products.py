@@ -22,8 +22,8 @@ _TYPES = {
 
 
 def seconds(left: Array, right: Array, threads: int, repeats: int) -> list[float]:
-    """Durations of `repeats` products left `(M, K)` @ right `(K, N)` on `threads` threads: float32,
-    or uint8 by int8.
+    """Durations in seconds of `repeats` products left `(M, K)` @ right `(K, N)` on `threads`
+    threads: float32, or uint8 by int8.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

@@ -131,7 +131,9 @@ class Runtime:
         return output
 
     def run_finite(self, batch: Array) -> Array:
-        """`run`, and `UsageError` that names the first layer with NaN or infinite values."""
+        """`run`, from a `batch` `(N, ...)` to `(N, K)`. Raises `UsageError` also for NaN or
+        infinities in the first output, and names the first layer that has them.
+        """
         output = self.run(batch)
         if not is_finite(output):
             raise self._not_finite({self.inputs[0].name: batch})

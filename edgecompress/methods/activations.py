@@ -44,8 +44,8 @@ def inputs_of(model: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[st
 
 @contextmanager
 def recorded_inputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """A dictionary of the inputs of the layers `names`, filled by forward passes inside the context
-    in order of execution; of a layer called twice, the last input.
+    """A dictionary of the inputs (N, ...) of the layers `names`, filled by forward passes inside
+    the context in order of execution; of a layer called twice, the last input.
     """
     recorded: dict[str, Tensor] = {}
 

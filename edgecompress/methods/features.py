@@ -188,7 +188,7 @@ class FixedMaps:
 
     @torch.no_grad()
     def maps(self, batch: Batch, sizes: Sequence[Size]) -> list[Tensor]:
-        """The layers' maps for `batch`, each `reduced` for the student's map of a size."""
+        """The layers' maps (B, C, h, w) for `batch`, each `reduced` for a student's size."""
         if batch.pixels is None:
             raise ValueError("a feature loss needs the pixels of its batch")
         self.teacher.eval()

@@ -36,13 +36,13 @@ CLAMP = 1e-6
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:
-    """P(g > 0), elementwise (Louizos et al. 2018, equation 12)."""
+    """P(g > 0), in 0..1, of `log_alpha` (...), elementwise (Louizos et al. 2018, equation 12)."""
     return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
 
 
 def hard_concrete(log_alpha: Tensor, u: Tensor) -> Tensor:
-    """The gate, in 0..1, for uniform `u` (broadcastable to `log_alpha`) (Louizos et al. 2018,
-    equations 10 and 11).
+    """The gate, in 0..1, of `log_alpha` (C,) for uniform `u` in 0..1, (C,) or (rows, C), in the
+    shape of `u` (Louizos et al. 2018, equations 10 and 11).
     """
     u = u.clamp(CLAMP, 1 - CLAMP)
     s = torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / BETA)
@@ -50,8 +50,8 @@ def hard_concrete(log_alpha: Tensor, u: Tensor) -> Tensor:
 
 
 def settled(log_alpha: Tensor) -> Tensor:
-    """The deterministic gate, for evaluation and at the cut, elementwise: clip(sigmoid(log_alpha)
-    (zeta - gamma) + gamma, 0, 1) (Louizos et al. 2018, equation 13).
+    """The deterministic gate of `log_alpha` (...), for evaluation and at the cut, elementwise:
+    clip(sigmoid(log_alpha) (zeta - gamma) + gamma, 0, 1) (Louizos et al. 2018, equation 13).
     """
     return (torch.sigmoid(log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 

@@ -70,8 +70,8 @@ def weight_on_grid(layer: nn.Module, reduce_range: bool) -> Tensor:
 
 
 def with_learned_step(weight: Tensor, step: Tensor, bits: int) -> Tensor:
-    """`weight` on the grid of `bits` bits with this `step`, which is broadcast to it; gradients
-    reach both (Esser et al. 2020).
+    """`weight` (...) on the grid of `bits` bits with this `step`, which is broadcast to it;
+    gradients reach both (Esser et al. 2020).
     """
     most = grid.MOST[bits]
     share = 1 / math.sqrt(max(1, weight.numel() // step.numel()) * most)

@@ -61,8 +61,8 @@ class MapSource(Protocol):
     """Some layers of another network, as a loss on feature maps reads them."""
 
     def maps(self, batch: Batch, sizes: Sequence[Size]) -> Sequence[Tensor]:
-        """The layers' feature maps for `batch`, detached, each as `methods.features.reduced` has it
-        for a student's map of the size at its place in `sizes`.
+        """The layers' feature maps (B, C, h, w) for `batch`, detached, each as
+        `methods.features.reduced` has it for a student's map of the size at its place in `sizes`.
         """
 
 

@@ -178,7 +178,7 @@ class _Scratch:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def like(self, chunk: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The buffer `name`, in the shape of `chunk`, with arbitrary content."""
+        """The buffer `name`, in the shape of `chunk` (...), with arbitrary content."""
         dtype = dtype or chunk.dtype
         key = (name, dtype, chunk.device)
         if key not in self._buffers or self._buffers[key].numel() < chunk.numel():
@@ -187,7 +187,7 @@ class _Scratch:
         return self._buffers[key][: chunk.numel()].view(chunk.shape)
 
     def magnitude(self, chunk: Tensor) -> Tensor:
-        """|chunk|, valid until the next call."""
+        """|chunk| (...), valid until the next call."""
         return torch.abs(chunk, out=self.like(chunk, "magnitude"))
 
 

@@ -197,7 +197,9 @@ class FixedTeacher:
 
 
 def largest(logits: Tensor, k: int, temperature: float) -> Table:
-    """The `TopK` of `logits` (N, K) at `temperature` as a table, the indices as int32."""
+    """The `TopK` of `logits` (N, K) at `temperature` as a table: `values` and `indices` (N, k), the
+    indices as int32, and `rest` (N,).
+    """
     values, indices = logits.topk(min(k, logits.shape[1]), 1)  # (N, k) each
     rest = (logits / temperature).scatter(1, indices, float("-inf")).logsumexp(1)  # (N,)
     return {

@@ -22,8 +22,8 @@ _SINGLE: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def main_output(value: Any) -> Tensor:
-    """The output that counts: of a dict or an object with fields the one called as in `MAIN`, else
-    the only tensor; of a tuple or a list the first.
+    """The output (N, ...) that counts: of a dict or an object with fields the one called as in
+    `MAIN`, else the only tensor; of a tuple or a list the first.
 
     Raises `UsageError` where that is not clear.
     """
@@ -47,8 +47,8 @@ def main_output(value: Any) -> Tensor:
 
 def single_output_(model: nn.Module, image: Tensor) -> tuple[Tensor, str | None]:
     """Let `model`, in place, return the output that counts alone, where it has several for `image`
-    (1, C, H, W) in evaluation or while it trains. Returns that output of the evaluation, and what
-    was done.
+    (1, C, H, W) in evaluation or while it trains. Returns that output (1, ...) of the evaluation,
+    and what was done.
 
     The class of the network becomes a subclass of the same name, so that its tensors keep their
     names. Raises what the network raises on the image, and `UsageError` as `main_output` does.

@@ -37,7 +37,7 @@ def load_weights(source: ModelSource, weights: str) -> nn.Module:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file, or from a .pt file that holds only tensors
+    """Tensors (...) by name from a .safetensors file, or from a .pt file that holds only tensors
     (`weights_only`).
 
     Raises `UsageError` for a missing or damaged file, and for one that would have to be unpickled.
@@ -103,8 +103,8 @@ def _without_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_into_(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
-    """Load `tensors`, read from `path`, into `model`, in place; only the last layer may differ in
-    its number of classes.
+    """Load `tensors` (...) by name, read from `path`, into `model`, in place; only the last layer
+    may differ in its number of classes.
 
     Raises `UsageError` naming the first tensor that does not fit.
     """

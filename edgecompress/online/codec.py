@@ -31,7 +31,9 @@ from edgecompress.online.exchanges import TRAINING as TRAINING
 
 Array = NDArray[Any]
 CodecState = Mapping[str, Array]
-"""What a codec remembers of the samples that it has sent or received."""
+"""What a codec remembers of the samples that it has sent or received: `known` (samples, classes)
+and `levels_known` (samples,), int16; both empty but for `soft`.
+"""
 
 CODECS = ("fp32", "fp16", "int8", "top-k", "soft")
 SOFT_T = 4.0

@@ -116,10 +116,10 @@ def newest_common(*held: Iterable[int]) -> int:
 
 
 def codec_tensors(state: CodecState) -> dict[str, Tensor]:
-    """The state of a codec as tensors, which a store can save."""
+    """The state of a codec as tensors of the same shapes, which a store can save."""
     return {name: torch.from_numpy(value.copy()) for name, value in state.items()}
 
 
 def codec_arrays(state: Mapping[str, Tensor]) -> CodecState:
-    """The inverse of `codec_tensors`."""
+    """The inverse of `codec_tensors`: the state, whose arrays have the shapes of the tensors."""
     return {name: value.numpy() for name, value in state.items()}

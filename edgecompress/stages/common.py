@@ -252,8 +252,8 @@ def arrays(
     *,
     pixels: bool = False,
 ) -> Iterator[Array]:
-    """Normalised images of a split as float32 batches, or with `pixels` uint8 (B, height, width,
-    C).
+    """Normalised images of a split as float32 batches (B, C, h, w), or with `pixels` uint8
+    (B, height, width, C).
 
     With `limit`, that many, evenly spread.
     """

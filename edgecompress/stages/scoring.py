@@ -41,8 +41,8 @@ def on_validation(data: DataSet, value: float) -> str:
 
 
 def paired(task: Task, first: Tensor, second: Tensor, labels: Tensor) -> Paired | None:
-    """How two networks differ on the same samples, from their outputs (N, K); None for a
-    regression.
+    """How two networks differ on the same samples, from their outputs (N, K) and the labels (N,);
+    None for a regression.
     """
     before, after = task.correct(first, labels), task.correct(second, labels)
     if before is None or after is None:

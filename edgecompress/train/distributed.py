@@ -72,7 +72,7 @@ def stop() -> None:
 
 
 def share(ids: Tensor) -> Tensor:
-    """This process's part of the samples `ids` (B,) of a batch."""
+    """This process's part (b,) of the samples `ids` (B,) of a batch: every `size()`-th."""
     return ids[rank() :: size()]
 
 
@@ -102,8 +102,8 @@ def agree_(model: nn.Module) -> None:
 
 
 def agreed(values: Mapping[Key, Tensor], device: torch.device) -> None:
-    """Overwrite the tensors `values`, which every process has in the same order, with those of rank
-    0, in place.
+    """Overwrite the tensors `values` (...), which every process has in the same order, with those
+    of rank 0, in place.
     """
     if size() > 1:
         for tensor in values.values():

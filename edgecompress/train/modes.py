@@ -78,7 +78,8 @@ VIEW_FAILED = "view size is not compatible"
 
 
 def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
-    """The outputs of `model` for `images` (B, C, H, W), in the order in memory that is fast here.
+    """The outputs (B, ...) of `model` for `images` (B, C, H, W), in the order in memory that is
+    fast here.
 
     A network that flattens by `view`, as many tutorials do, cannot run in channels_last order: from
     its first failure on it runs in contiguous order, weights and images. Its own code decides what

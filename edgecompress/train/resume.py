@@ -63,5 +63,5 @@ def replay_cuts(
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `model`, copied."""
+    """The tensors (...) of `model` by name, copied."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}

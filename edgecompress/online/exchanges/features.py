@@ -75,7 +75,7 @@ class FeaturesTeacher(StepTeacher):
         return Outputs(logits, [one.numpy() for one in self._reduced(maps)])
 
     def pack(self, logits: bytes, maps: Sequence[Array]) -> bytes:
-        """Logits and maps as one payload."""
+        """Encoded logits and maps (B, C, h, w) as one payload."""
         return pack_maps(logits, maps, self.plan.codec)
 
     def _reduced(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -109,7 +109,7 @@ class FeaturesStudent(StepStudent):
         return loss, loss
 
     def unpack(self, payload: bytes, count: int) -> tuple[bytes, list[Array]]:
-        """(encoded logits, maps) of an answer for `count` samples."""
+        """(encoded logits, maps (count, C, h, w) float32) of an answer for `count` samples."""
         return unpack_maps(payload, self.map_shapes, count, self.plan.codec)
 
 

@@ -59,7 +59,7 @@ class StepTeacher(TeacherEndpoint):
         return Outputs(logits)
 
     def pack(self, logits: bytes, maps: Sequence[Array]) -> bytes:
-        """The payload of an answer: `logits` as the codec encoded them, and `maps`."""
+        """The payload of an answer: `logits` as the codec encoded them, and `maps` (B, C, h, w)."""
         return logits
 
     def answers(self, stream: Stream, steps: range, payload: bytes) -> Iterator[wire.Frame]:
@@ -209,8 +209,8 @@ class StepStudent(StudentEndpoint):
             self._take(step, payload)
 
     def unpack(self, payload: bytes, count: int) -> tuple[bytes, list[Array]]:
-        """(encoded logits, maps) of an answer for `count` samples; the inverse of the teacher's
-        `pack`.
+        """(encoded logits, maps (count, C, h, w) float32) of an answer for `count` samples; the
+        inverse of the teacher's `pack`.
         """
         return payload, []
 
