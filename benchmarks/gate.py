@@ -7,6 +7,8 @@
     # what stands for a block: its fastest run, its lower quartile or its median, judged on the same
     # runs of 10 processes, 20 comparisons a case; 12 minutes
     python benchmarks/gate.py --statistics 20
+    # networks of some 110 and 400 ms against themselves, and 1.1x at 5 %, quiet; at most 16 minutes
+    python benchmarks/gate.py --slow 2
 
 Each comparison is `bench NEW --against OLD` with its defaults (2 minutes at most) on one thread, of
 chains of equal convolutions (16 channels, 3×3, 32×32). The busy processes, one per core, compute
@@ -42,6 +44,9 @@ VERDICTS = ("pass", "inconclusive", "regression")
 LAYERS, SMOKE_LAYERS = 33, 3
 SLOWER = (("1.03x, quiet", 1, 0.01, False, 1), ("1.1x, busy", 3, 0.05, True, 4))
 """Name, layers more, tolerance, busy neighbours, and the part of the comparisons asked for."""
+SLOW = (("110 ms", 33, 3), ("400 ms", 120, 12))
+"""Name, layers, and layers that make it 1.1x slower."""
+SLOW_SIDE, SMOKE_SIDE = 256, 32
 STATISTICS = {"minimum": 0.0, "lower quartile": 0.25, "median": 0.5}
 """What may stand for a block: a quantile of its runs."""
 STATISTICS_CASES = (
@@ -65,16 +70,16 @@ while True:
 
 
 @cache
-def exported(layers: int) -> onnx.ModelProto:
-    """A network of `layers` equal convolutions."""
+def exported(layers: int, side: int) -> onnx.ModelProto:
+    """A network of `layers` equal convolutions of images of `side` pixels."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(layers))).eval()
-    return onnx_export.to_onnx(model, torch.zeros(1, 16, 32, 32))
+    return onnx_export.to_onnx(model, torch.zeros(1, 16, side, side))
 
 
-def chain(layers: int, path: Path) -> Path:
+def chain(layers: int, path: Path, side: int = 32) -> Path:
     """A file of `layers` equal convolutions: one layer more is one share more of time."""
-    onnx_export.save(exported(layers), path)
+    onnx_export.save(exported(layers, side), path)
     return path
 
 
@@ -162,6 +167,21 @@ def injected(bench: Bench, count: int) -> None:
                 print(case, rows[-1], flush=True)
 
 
+def slow(bench: Bench, count: int) -> None:
+    """Networks whose runs are long: the verdict comes within the time all the same."""
+    parts: Row = {}
+    side = bench.size(SLOW_SIDE, SMOKE_SIDE)
+    with tempfile.TemporaryDirectory() as name:
+        for case, layers, more in bench.size(SLOW, ((SLOW[0][0], SMOKE_LAYERS, 1),)):
+            files = [chain(layers, Path(name) / f"{part}.onnx", side) for part in ("one", "two")]
+            slower = chain(layers + more, Path(name) / "slower.onnx", side)
+            for what, new in (("the same", files[1]), ("1.1x", slower)):
+                rows = [compared(bench, new, files[0], 0.05, seed) for seed in range(count)]
+                parts[f"{case}, {what}"] = {"max_regression": 0.05, **counted(rows), "rows": rows}
+                bench.store(slow={**bench.described("--slow", count), "cases": parts})
+                print(case, what, json.dumps(counted(rows)), flush=True)
+
+
 def runs_of_blocks(models: list[Path], seed: int, number: int, blocks: int) -> list[Blocks]:
     """Milliseconds of every run of each model, (blocks, runs), in a fresh process."""
     request = TimingRequest(
@@ -234,6 +254,7 @@ def main() -> None:
     options.add_argument("--injected", type=int, default=0)
     options.add_argument("--same", type=int, default=0)
     options.add_argument("--statistics", type=int, default=0)
+    options.add_argument("--slow", type=int, default=0)
     arguments = options.parse_args()
     bench = bench_of(__file__, arguments)
     if arguments.injected:
@@ -242,6 +263,8 @@ def main() -> None:
         same(bench, arguments.same)
     if arguments.statistics:
         compared_statistics(bench, arguments.statistics)
+    if arguments.slow:
+        slow(bench, arguments.slow)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,11 @@ RUNS = [
     Smoke("convolutions.py", (), "convolutions.json"),
     Smoke("distill.py", ("--rate",), "distill.json", ("input_pipeline",)),
     Smoke("distill.py", ("--data",), "distill.json", DISTILLED),
-    Smoke("gate.py", ("--injected", "1", "--same", "2", "--statistics", "1"), "gate.json"),
+    Smoke(
+        "gate.py",
+        ("--injected", "1", "--same", "2", "--statistics", "1", "--slow", "1"),
+        "gate.json",
+    ),
     Smoke("latency.py", ("--int8", "--traps"), "latency.json", ("int8", "traps", "ranges")),
     Smoke("merge.py", (), "merge.json", ("sine",)),
     Smoke("merge.py", ("--cost",), "merge.json", ("cost",)),
