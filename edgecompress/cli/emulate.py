@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -76,12 +75,14 @@ def emulate(topology: Topology, given: Given, fault: Faults = None, sweep: Sweep
     faults, properties = _faults(fault or [])
     links = _links(runs, properties)
     session.need_root()
+    session.import_from_safe_folders()
     user = session.invoking_user()
     graphs = [session.read_topology(topology, user, link) for link in links]
     if before is not None:
         _check_alike(before, _described(options, graphs[0]))
     names = {host.name for host in graphs[0].hosts} | {run.name for run in runs}
-    root = _root(topology, options, names)
+    with session.rights_of(user):
+        root = _root(topology, options, names)
     plan = _Emulation(topology, options, root, user, faults, before, frozenset(names))
     if len(runs) > 1:
         session.make_folder(root, user)
@@ -110,19 +111,22 @@ class _Emulation:
         """Emulate one run, and write its report and what is worse than the baseline."""
         from edgecompress import files
         from edgecompress.emulate import session
+        from edgecompress.emulate.report import write_report
 
         own = self.root.absolute() if alone else self.root.absolute() / run.name
         if not alone:
             self._note(f"run {run.name}")
-        if self.options.exist_ok and own.is_dir():
-            _forget(own, set(self.names))
+        with session.rights_of(self.user):
+            if self.options.exist_ok and own.is_dir():
+                _forget(own, set(self.names))
         result = session.emulate(self._settings(run, link, own), self._note)
         worse = _regressions(result, self.before, self.options.max_regression)
         if worse:
             result["regressions"] = worse
-            files.write_json(own / "result.json", result)
-            os.chown(own / "result.json", self.user.uid, self.user.gid)
-        _report(result, own)
+        with session.rights_of(self.user):
+            if worse:
+                files.write_json(own / "result.json", result)
+            write_report(own, result)
         return result
 
     def _settings(self, run: Variant, link: Mapping[str, object], own: Path) -> Settings:
@@ -283,15 +287,6 @@ def _swept(texts: list[str], usual: Variant) -> list[Variant]:
     return runs
 
 
-def _report(result: EmulationResult, root: Path) -> None:
-    """`report.html`, the user's like everything else."""
-    from edgecompress.emulate.report import write_report
-
-    write_report(root, result)
-    whose = root.stat()
-    os.chown(root / "report.html", whose.st_uid, whose.st_gid)
-
-
 def _absolute(name: str | None) -> str | None:
     return str(Path(name).absolute()) if name and Path(name).exists() else name
 
@@ -326,10 +321,13 @@ def _forget(root: Path, names: set[str]) -> None:
 
 def _baseline(path: Path | None) -> EmulationResult | None:
     """The result of an earlier emulation. Raises `UsageError` for any other file."""
+    from edgecompress.emulate.user import invoking_user, rights_of
+
     if path is None:
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        with rights_of(invoking_user()):
+            result = json.loads(path.read_text(encoding="utf-8"))
         if result["command"] != "emulate" or not result["valid"]:
             raise KeyError("a valid result of emulate")
         for value in (result["distill"]["step_ms"]["p50"], result["distill"]["bytes_per_sample"]):

@@ -5,10 +5,11 @@ grpc.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
+from edgecompress.emulate import shell
+from edgecompress.emulate.user import User
 from edgecompress.errors import EnvironmentMissingError
 
 _MAKE = """
@@ -25,16 +26,17 @@ except EdgecompressError as error:
 """
 
 
-def make(folder: Path, hosts: dict[str, str]) -> dict[str, list[str]]:
-    """Create certificates in `folder` for `hosts` (name: address).
+def make(folder: Path, hosts: dict[str, str], user: User) -> dict[str, list[str]]:
+    """Create certificates in `folder` for `hosts` (name: address), with the rights of `user`. The
+    parent of `folder` is root's, `folder` does not exist.
 
     Returns the command-line options that give each host its certificate, its key, and the run's
     certificate authority. Raises `EnvironmentMissingError` when they cannot be created.
     """
+    folder.mkdir(mode=0o700)
+    os.chown(folder, user.uid, user.gid)
     request = json.dumps({"folder": str(folder), "hosts": hosts})
-    done = subprocess.run(
-        [sys.executable, "-c", _MAKE], input=request, capture_output=True, text=True, check=False
-    )
+    done = shell.python_as(user, "-c", _MAKE, request=request)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise EnvironmentMissingError(

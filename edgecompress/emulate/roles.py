@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +17,7 @@ from edgecompress.emulate.network import EmulatedNetwork
 from edgecompress.emulate.schema import RoleResult, StudentResult
 from edgecompress.emulate.settings import Settings
 from edgecompress.emulate.topology import Host
-from edgecompress.emulate.user import User, environment, give_to
+from edgecompress.emulate.user import User, environment, rights_of
 from edgecompress.errors import EdgecompressError, UsageError
 from edgecompress.online.codec import TRAINING
 
@@ -52,7 +53,9 @@ class Role:
         command = shell.as_user(self.user.uid, self.user.gid, *self.command, *more)
         roles = sum(bool(host.role) for host in self.net.graph.hosts)
         self.starts += 1
-        with open(self.log, "a") as log:
+        with ExitStack() as stack:
+            with rights_of(self.user):
+                log = stack.enter_context(open(self.log, "a"))
             self.child = shell.start(
                 self.net.command(self.name, *command),
                 stdout=log,
@@ -68,15 +71,19 @@ class Role:
         `seconds` are over.
         """
         deadline = time.monotonic() + seconds
-        while self.log.read_text().count(text) < self.starts:
+        while self._logged().count(text) < self.starts:
             if not self.running() or time.monotonic() > deadline:
                 raise self.failure("did not start")
             time.sleep(0.05)
 
     def last_line(self) -> str:
         """The last line of the log."""
-        lines = self.log.read_text().strip().splitlines() if self.log.is_file() else []
+        lines = self._logged().strip().splitlines()
         return lines[-1] if lines else "its log is empty"
+
+    def _logged(self) -> str:
+        with rights_of(self.user):
+            return self.log.read_text() if self.log.is_file() else ""
 
     def failure(self, what: str) -> EdgecompressError:
         """The error for a role that ended; its bad input (exit code 2) is ours."""
@@ -95,9 +102,11 @@ class Role:
     def result(self) -> RoleResult:
         """The role's `result.json`. Raises `EdgecompressError` when there is none."""
         path = self.folder / self.name / "result.json"
-        if not path.is_file():
+        with rights_of(self.user):
+            text = path.read_text() if path.is_file() else None
+        if text is None:
             raise EdgecompressError(f"{self.name} left no result: {self.last_line()}")
-        return cast(RoleResult, json.loads(path.read_text()))
+        return cast(RoleResult, json.loads(text))
 
     def student_result(self) -> StudentResult:
         """The student's `result.json`. Raises `EdgecompressError` when there is none."""
@@ -171,6 +180,4 @@ def _security(
     hosts = [*net.graph.of_role("teacher"), *net.graph.of_role("student")]
     if settings.insecure:
         return {host.name: ["--insecure"] for host in hosts}
-    options = certificates.make(keys, {host.name: net.addresses[host.name] for host in hosts})
-    give_to(keys, user)
-    return options
+    return certificates.make(keys, {host.name: net.addresses[host.name] for host in hosts}, user)

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -30,10 +28,11 @@ from edgecompress.emulate.topology_file import read_topology
 from edgecompress.emulate.user import (
     MARKER,
     User,
-    give_to,
+    import_from_safe_folders,
     invoking_user,
     make_folder,
     need_root,
+    rights_of,
 )
 from edgecompress.errors import EdgecompressError, UsageError
 
@@ -43,11 +42,13 @@ __all__ = [
     "Settings",
     "User",
     "emulate",
+    "import_from_safe_folders",
     "invoking_user",
     "make_folder",
     "need_root",
     "parse_fault",
     "read_topology",
+    "rights_of",
 ]
 START_S = 120.0
 """Seconds within which a teacher must listen."""
@@ -70,16 +71,14 @@ def emulate(settings: Settings, note: Note) -> EmulationResult:
     try:
         with interrupts.listening(signal.SIGTERM), network(graph, settings.backend, note) as net:
             check_network(net)
-            try:
-                result = _Lesson(settings, net, user, note).run()
-            finally:
-                give_to(root, user)
+            result = _Lesson(settings, net, user, note).run()
     except UsageError:
         if is_new:
-            shutil.rmtree(root)  # bad input leaves no partial result
+            with rights_of(user):
+                shutil.rmtree(root)  # bad input leaves no partial result
         raise
-    files.write_json(root / "result.json", result)
-    give_to(root, user)
+    with rights_of(user):
+        files.write_json(root / "result.json", result)
     return result
 
 
@@ -98,8 +97,11 @@ class _Lesson:
         with ExitStack() as stack:
             pcaps = Path(stack.enter_context(_temporary("pcap")))
             keys = Path(stack.enter_context(_temporary("tls")))
-            # the folder is root's, so that the next run may remove it; the keys are the user's
+            # the folders are root's, so that the next run may remove them; the keys are the
+            # user's, who may read the captures too
             keys.chmod(0o711)
+            os.chown(pcaps, 0, self.user.gid)
+            pcaps.chmod(0o750)
             teachers, students = make_roles(
                 self.settings, self.net, self.user, self.settings.output, keys / "keys"
             )
@@ -117,9 +119,10 @@ class _Lesson:
                 _stop(captures, *students, *teachers)
             self.note("reading the captures")
             names = [student.name for student in students]
-            traffic = summarise(captures, names, self.net.addresses)
+            traffic = summarise(captures, names, self.net.addresses, self.user)
             if self.settings.keep_pcap:
-                _keep(captures, self.settings.output)
+                with rights_of(self.user):
+                    _keep(captures, self.settings.output)
         return Outcome(
             settings=self.settings,
             net=self.net,
@@ -182,14 +185,14 @@ def _keep(captures: dict[str, Capture], root: Path) -> None:
     """Copy the captures into `root`."""
     for host, done in captures.items():
         target = root / f"{host}.pcap"
-        target.unlink(missing_ok=True)  # never through a link that a role has put there
+        target.unlink(missing_ok=True)
         shutil.copyfile(done.path, target)
 
 
 def summarise(
-    captures: dict[str, Capture], students: list[str], addresses: dict[str, str]
+    captures: dict[str, Capture], students: list[str], addresses: dict[str, str], user: User
 ) -> TrafficSummary:
-    """The traffic in all captures, read by Scapy in a process of its own.
+    """The traffic in all captures, read by Scapy in a process of `user`: what parses is not root.
 
     Raises `EdgecompressError` when they cannot be read.
     """
@@ -198,13 +201,8 @@ def summarise(
         "students": students,
         "addresses": addresses,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "edgecompress.emulate.traffic"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    module = "edgecompress.emulate.traffic"
+    done = shell.python_as(user, "-m", module, request=json.dumps(request))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EdgecompressError(f"the captures cannot be read: {last}")

@@ -9,10 +9,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from edgecompress.emulate.user import User, environment
 from edgecompress.errors import EdgecompressError, EnvironmentMissingError
 
 PACKAGES = {
@@ -72,6 +74,22 @@ def as_user(uid: int, gid: int, *command: str) -> tuple[str, ...]:
         "--pdeathsig=KILL",
         "--",
         *command,
+    )
+
+
+def python_as(user: User, *words: str, request: str) -> subprocess.CompletedProcess[str]:
+    """What a Python process of `user` answers to `request` on its standard input. It imports
+    nothing from the working folder, nor from what the environment names: where there is no other
+    user it is root.
+    """
+    return subprocess.run(
+        as_user(user.uid, user.gid, sys.executable, "-I", *words),
+        input=request,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env=environment(user),
     )
 
 

@@ -10,6 +10,7 @@ import pwd
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,7 @@ from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
 
 MARKER = ".edgecompress-emulate"
-"""A file that marks an output folder of an emulation: everything in the folder is given to the
-invoking user.
-"""
+"""A file that marks an output folder of an emulation, which a later one may empty."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,45 @@ def environment(user: User, roles: int = 1) -> dict[str, str]:
     return kept
 
 
-def make_folder(root: Path, user: User) -> None:
-    """Create and mark the output folder of an emulation.
-
-    The folder, all that it holds, and every parent that is created belong to the user.
+@contextlib.contextmanager
+def rights_of(user: User) -> Iterator[None]:
+    """Within it this process, which is root, reads and writes files with the rights of `user`: what
+    that user has put in the way (links, folders that are exchanged meanwhile) leads nowhere that
+    the user could not go.
     """
-    missing = [path for path in (root, *root.parents) if not path.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        os.chown(path, user.uid, user.gid)
-    (root / MARKER).touch()
-    give_to(root, user)
+    if os.geteuid() != 0 or user.uid == 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups(os.getgrouplist(user.name, user.gid))
+    os.setegid(user.gid)
+    os.seteuid(user.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
-def give_to(root: Path, user: User) -> None:
-    """Give `root` and everything in it to `user`."""
-    for path in (root, *root.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            os.chown(path, user.uid, user.gid, follow_symlinks=False)
+def make_folder(root: Path, user: User) -> None:
+    """Create and mark the output folder of an emulation, with the rights of the user, whom all
+    belongs. Raises `UsageError` where these do not suffice.
+    """
+    try:
+        with rights_of(user):
+            root.mkdir(parents=True, exist_ok=True)
+            (root / MARKER).touch()
+    except OSError as error:
+        raise UsageError(
+            f"output folder '{root}' cannot be written by {user.name} ({error.strerror}): give -o "
+            "in a folder of that user"
+        ) from error
+
+
+def import_from_safe_folders() -> None:
+    """Import nothing more from the working folder, which a user may have filled: this process is
+    root.
+    """
+    here = Path.cwd()
+    sys.path[:] = [name for name in sys.path if name and Path(name).resolve() != here]

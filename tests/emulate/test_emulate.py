@@ -217,7 +217,21 @@ def test_options_that_exclude_each_other_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_roles_run_as_the_invoking_user(tmp_path: Path) -> None:
+ATTACK = """
+import os, pathlib
+for name in ("scapy", "dpkt", "cryptography", "grpc", "jinja2", "matplotlib", "numpy", "psutil"):
+    pathlib.Path(name).mkdir(exist_ok=True)
+    line = f"import os; open('{os.getcwd()}/ran', 'a').write(f'{name} as {{os.getuid()}}; ')"
+    pathlib.Path(name, "__init__.py").write_text(line)
+"""
+"""A topology runs with the user's rights; what it leaves in the working folder must not run with
+root's.
+"""
+
+
+def test_roles_run_as_the_invoking_user_and_root_imports_nothing_of_that_user(
+    tmp_path: Path,
+) -> None:
     """As under sudo from an ordinary user: the roles have that user's rights, and every file is
     that user's.
     """
@@ -233,8 +247,9 @@ def test_roles_run_as_the_invoking_user(tmp_path: Path) -> None:
     folder.mkdir()
     try:
         os.chown(folder, nobody, nobody)
+        (folder / "topology.py").write_text(ATTACK + TWO_HOST.read_text())
         done = emulate(
-            TWO_HOST,
+            folder / "topology.py",
             *SMALL,
             "-o",
             folder / "run",
@@ -250,6 +265,9 @@ def test_roles_run_as_the_invoking_user(tmp_path: Path) -> None:
         }
         owners = {path.stat().st_uid for path in (folder / "run").rglob("*")}
         assert owners == {nobody}
+        assert (folder / "scapy" / "__init__.py").is_file()
+        ran = folder / "ran"
+        assert "as 0;" not in (ran.read_text() if ran.is_file() else "")
     finally:
         shutil.rmtree(folder)
 
