@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -325,20 +326,28 @@ def test_a_foreign_folder_is_left_unchanged(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "result.json").read_text() == "{}"
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, and write to."""
+    folder = Path(tempfile.mkdtemp(prefix="edgecompress-test-", dir="/tmp"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize(
     ("uid", "signals"),
     [(0, (signal.SIGKILL, signal.SIGINT)), (65534, (signal.SIGKILL,))],
     ids=["root", "another user"],
 )
 def test_a_killed_emulation_leaves_nothing(
-    uid: int, signals: tuple[signal.Signals, ...], tmp_path: Path
+    uid: int, signals: tuple[signal.Signals, ...], open_folder: Path
 ) -> None:
     """SIGKILL: namespaces, interfaces, switches and roles go with it, those of another user too;
     SIGINT: it cleans up and says so.
     """
     if uid and not readable_by(uid):
         pytest.skip(f"user {uid} cannot read this virtual environment")
-    tmp_path.chmod(0o777)
     left, env = (
         list[Path](),
         {**os.environ, **({"SUDO_UID": str(uid), "SUDO_GID": str(uid)} if uid else {})},
@@ -359,10 +368,10 @@ def test_a_killed_emulation_leaves_nothing(
             "-o",
             f"run-{how}",
         ]
-        with open(tmp_path / "log", "w") as log:
-            child = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=env)
+        with open(open_folder / "log", "w") as log:
+            child = subprocess.Popen(command, cwd=open_folder, stdout=log, stderr=log, env=env)
         deadline = time.monotonic() + 120
-        while "capturing" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        while "capturing" not in (open_folder / "log").read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(0.5)
         # looked for while it lives: an emulation beside this test removes what a killed one left
