@@ -16,6 +16,7 @@ from edgecompress.models.registry import (
     build,
     default_image_size,
     seen,
+    unreadable,
 )
 from edgecompress.recipe import Recipe
 from edgecompress.run.context import Fresh, seed_everything, stage_seed
@@ -74,6 +75,8 @@ def prepare(recipe: Recipe) -> Setup:
     for stage in recipe.stages:
         setup = stage.check(setup)
     fresh = _own_network(setup)
+    if recipe.model != AUTO and not runs_user_code(setup.source.name):
+        _check_reads(setup.source, recipe.data)
     if fresh is not None or not runs_user_code(source.name):
         network = blank(setup.source)
         for stage in recipe.stages:
@@ -82,6 +85,16 @@ def prepare(recipe: Recipe) -> Setup:
         known = None if recipe.model == AUTO else network
         setup = replace(setup, network=known, fresh=fresh)
     return replace(setup, data=data)
+
+
+def _check_reads(source: ModelSource, data: str) -> None:
+    """Raises `UsageError` where a network of ours cannot read the samples."""
+    if (reason := unreadable(source)) is not None:
+        shape = "x".join(map(str, source.image_shape))
+        raise UsageError(
+            f"model '{source.name}' cannot read the samples of '{data}', {shape}: {reason}; give "
+            "another --image-size or network"
+        )
 
 
 def _own_network(setup: Setup) -> Fresh | None:

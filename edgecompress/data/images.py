@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edgecompress.data.lazy import FilePixels
-from edgecompress.data.preprocess import Preprocess
+from edgecompress.data.preprocess import PIXELS, Preprocess
 from edgecompress.data.task import Reconstruction, Task
 from edgecompress.errors import UsageError
 
@@ -185,6 +185,13 @@ class DataSet:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one image as the input of a network."""
         return self.preprocess.shape(self.native_shape)
+
+    @property
+    def fill(self) -> Tensor:
+        """The value of holes in images (C,): the mean of each channel, of pixels a whole one."""
+        mean = torch.tensor(self.preprocess.mean)
+        is_pixels = self.preprocess.scale == PIXELS
+        return (PIXELS * mean).round().long() if is_pixels else mean
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 `pixels` (B, C, H, W) to the input of a network, float32 (B, C, h, w)."""

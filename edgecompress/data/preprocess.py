@@ -18,6 +18,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's channels, which torchvision's pretrained networks
 expect.
 """
+PIXELS = 255.0
+"""The scale of pixels: their largest value."""
 
 
 class _PreprocessValues(TypedDict):
@@ -46,7 +48,7 @@ class Preprocess:
     std: tuple[float, ...]
     resize: int | None = None
     crop: int | None = None
-    scale: float = 255
+    scale: float = PIXELS
 
     def shape(self, native: tuple[int, int, int]) -> tuple[int, int, int]:
         """The input shape (C, h, w) for images of shape `native` (C, H, W)."""
@@ -76,7 +78,7 @@ class Preprocess:
             "resize": self.resize,
             "crop": self.crop,
         }
-        if self.scale != 255:
+        if self.scale != PIXELS:
             values["scale"] = self.scale
         return values
 
@@ -88,7 +90,7 @@ class Preprocess:
             tuple(values["std"]),
             values["resize"],
             values["crop"],
-            values.get("scale", 255),
+            values.get("scale", PIXELS),
         )
 
 

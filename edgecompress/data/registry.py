@@ -7,13 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgecompress.data.arrays import load_arrays
 from edgecompress.data.cifar import ARCHIVES, load_cifar
 from edgecompress.data.digits import load_digits
 from edgecompress.data.fastai import TREES, load_fastai
 from edgecompress.data.folder import DEFAULT_SIZE, load_folder
 from edgecompress.data.images import DataSet
 from edgecompress.data.joined import joined
-from edgecompress.data.preprocess import IMAGENET, Preprocess
+from edgecompress.data.preprocess import IMAGENET, PIXELS, Preprocess
 from edgecompress.data.sine import sine_data_set
 from edgecompress.data.task import Reconstruction
 from edgecompress.errors import UnknownNameError, UsageError
@@ -33,6 +34,8 @@ def data_names() -> dict[str, str]:
         "sine": "30,000 samples of y = sin(10 pi x) + noise: a regression, for merging (model mlp)",
         "folder:DIR": "images, one folder per class; DIR/train with DIR/val and DIR/test, or one "
         "tree that is split",
+        "npz:FILE": "arrays of images, signals or features in one file of numpy: train_images, "
+        "train_labels, ... (MedMNIST), x_train, y_train, ... (Keras), or images, labels",
         "A+B": "several of these as one, with one head per data set (merge --heads separate)",
     }
 
@@ -61,7 +64,7 @@ def load_data(
         )
     shorter = resize or image_size
     data = _load(name, _Stored(shorter, skip_bad, default_size))
-    if data.task.metric != "accuracy":
+    if data.task.metric != "accuracy" or data.preprocess.scale != PIXELS:
         if image_size is not None or normalize != "data":
             raise UsageError(
                 f"data '{name}' holds no images: leave --image-size, --resize and --normalize out"
@@ -119,7 +122,7 @@ def _load(name: str, stored: _Stored) -> DataSet:
     if name == "sine":
         return sine_data_set()
     kind, _, rest = name.partition(":")
-    if "+" in name and not (kind == "folder" and Path(rest).is_dir()):
+    if "+" in name and not (kind in ("folder", "npz") and Path(rest).exists()):
         return joined([_load(part, stored) for part in name.split("+")])
     if kind == "folder" and rest:
         return load_folder(
@@ -128,4 +131,6 @@ def _load(name: str, stored: _Stored) -> DataSet:
             skip_bad=stored.skip_bad,
             default_size=stored.default_size,
         )
+    if kind == "npz" and rest:
+        return load_arrays(rest)
     raise UnknownNameError("data", name, data_names(), "(a folder of images is folder:DIR)")

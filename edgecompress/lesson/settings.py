@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from edgecompress.data import DataSet, load_data
+from edgecompress.data.preprocess import PIXELS
 from edgecompress.errors import UnknownChoiceError, UsageError
 from edgecompress.lesson.networks import LessonNetwork
 from edgecompress.measure import machine
@@ -141,6 +142,8 @@ def check_learnable(lesson: Lesson, data: DataSet) -> None:
             f"data '{lesson.data}' is a regression ({data.task.metric}): what a lesson "
             "exchanges is about classes"
         )
+    if data.preprocess.scale != PIXELS:
+        raise UsageError(f"data '{lesson.data}' holds no images: a lesson is about images")
     if lesson.learning_rate is not None and not 0 < lesson.learning_rate < float("inf"):
         raise UsageError(f"--learning-rate {lesson.learning_rate}: give a number above 0")
     if lesson.epochs is not None and lesson.epochs < 1:

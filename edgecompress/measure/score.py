@@ -93,7 +93,11 @@ def _data(loaded: Runtime, name: str, image_size: int | None, skip_bad: bool) ->
     shape = metadata.integers("image_shape") or loaded.input_shape
     if not shape:
         raise UsageError(f"'{loaded.path}' reads inputs of shape (), which are no images")
-    size = image_size or metadata.integer("resize") or (shape[-1] if ":" in name else None)
+    size = (
+        image_size
+        or metadata.integer("resize")
+        or (shape[-1] if name.startswith("folder:") else None)
+    )
     data = load_data(name, image_size=size, skip_bad=skip_bad)
     if metadata.text("task") == "reconstruction":
         data = reconstructing(data)

@@ -89,7 +89,7 @@ class FixedTeacher:
         self.folder = folder
         self.on_step = on_step
 
-        self.fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])  # (C,)
+        self.fill = data.fill  # (C,)
         self.digest = digest(model)
         self.probe = self._probe()
         self._pixels = data.training_key()["pixels"]

@@ -114,6 +114,20 @@ def reads(source: ModelSource) -> bool:
     return True
 
 
+def unreadable(source: ModelSource) -> str | None:
+    """Why the network does not run on images of its source's shape; None where it does. What the
+    meta device refuses is tried for real.
+    """
+    if reads(source):
+        return None
+    try:
+        with torch.no_grad():
+            build(source).eval()(torch.zeros(1, *source.image_shape))
+    except (RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def seen(source: ModelSource) -> own.Seen | None:
     """What is known of a network of the user's own code that was built before in this process."""
     if not runs_user_code(source.name):

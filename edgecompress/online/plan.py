@@ -238,7 +238,7 @@ def shape_of(data: DataSet) -> DataShape:
     """The shape and fill value of the images of `data`."""
     return {
         "native": list(data.native_shape),
-        "fill": [round(255 * mean) for mean in data.preprocess.mean],
+        "fill": data.fill.tolist(),
     }
 
 

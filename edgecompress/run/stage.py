@@ -151,10 +151,13 @@ class RunSettings(Strict):
     data: str = Field(
         "digits",
         json_schema_extra={
-            "words": ["digits", "cifar10", "cifar100", "imagenette", "imagewoof", "sine", "folder:"]
+            "words": [
+                *("digits", "cifar10", "cifar100", "imagenette", "imagewoof", "sine"),
+                *("folder:", "npz:"),
+            ]
         },
     )
-    """digits, cifar10, cifar100, imagenette, imagewoof, sine or folder:DIR."""
+    """digits, cifar10, cifar100, imagenette, imagewoof, sine, folder:DIR or npz:FILE."""
     seed: Natural = 0
     """Random seed."""
     device: str = Field("auto", json_schema_extra={"words": ["auto", "cpu", "cuda"]})

@@ -56,7 +56,7 @@ def batches(
     number = settings.view(epoch)
     augmentation = data.augmentation if settings.augmentation is None else settings.augmentation
     view = augmentation.view(len(split), data.native_shape[1:], settings.view_seed, number)
-    fill = torch.tensor([round(255 * m) for m in data.preprocess.mean])  # (C,)
+    fill = data.fill  # (C,)
     stored = split.pixels.to(device)  # (N, C, H, W) uint8
     labels = split.labels.to(device)  # (N,)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from edgecompress.errors import UsageError
-from edgecompress.run.stage import Stage, StageResult
+from edgecompress.run.stage import Setup, Stage, StageResult
 
 if TYPE_CHECKING:
     from edgecompress.run.context import Context
@@ -44,6 +44,16 @@ class ExportStage(Stage):
                 f"{opset}: give min_ort 1.14 or later"
             )
         return self
+
+    def check(self, setup: Setup) -> Setup:
+        """Only images can be read as they are."""
+        from edgecompress.data.preprocess import PIXELS
+
+        if self.embed_preprocess and setup.data.preprocess.scale != PIXELS:
+            raise UsageError(
+                f"data '{setup.recipe.data}' holds no images: leave --embed-preprocess out"
+            )
+        return setup
 
     def run(self, context: Context, state: State) -> StageResult:
         """`model.safetensors` and `model-fp32.onnx` stand in the run directory."""
