@@ -34,7 +34,6 @@ ONE_OF_EACH = [
     "resnext50_32x4d",
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
-    "vgg11_bn",
 ]
 
 

@@ -33,12 +33,14 @@ def test_a_target_above_the_teacher_ships_the_lossless_model_and_says_so(tmp_pat
     assert model.features[0].out_channels == 6
 
 
-def test_a_target_out_of_reach_exits_3_and_keeps_the_smallest(tmp_path: Path) -> None:
+def test_a_target_out_of_reach_exits_3_and_keeps_the_smallest(few: str, tmp_path: Path) -> None:
     done = run(
         "compress",
         "lenet5",
         "--target",
         "2KB",
+        "--data",
+        few,
         "--epochs",
         1,
         "--distill-epochs",
@@ -53,7 +55,9 @@ def test_a_target_out_of_reach_exits_3_and_keeps_the_smallest(tmp_path: Path) ->
     assert (tmp_path / "out" / "model.onnx").stat().st_size == result["bytes"] > 2000
     assert abs(result["bytes"] / result["smallest_bytes"] - 1) < 0.05
 
-    asked = run("compress", "lenet5", "--target", "2KB", "--dry-run", cwd=tmp_path).stdout
+    asked = run(
+        "compress", "lenet5", "--target", "2KB", "--data", few, "--dry-run", cwd=tmp_path
+    ).stdout
     (said,) = [line for line in asked.splitlines() if line.startswith("# smallest file: ")]
     assert said.endswith("the target of 2 KB is out of reach (exit code 3)")
     foretold = parse_size(said.removeprefix("# smallest file: ").split(" as ")[0].replace(" ", ""))
@@ -103,10 +107,19 @@ def shared(num_classes):
 """
 
 
-def test_more_macs_than_the_target_are_a_missed_target(tmp_path: Path) -> None:
+def test_more_macs_than_the_target_are_a_missed_target(few: str, tmp_path: Path) -> None:
     """A layer that is called six times counts six times: it once passed with all of them."""
     (tmp_path / "nets.py").write_text(SHARED)
-    arguments = ("compress", "nets.py:shared", "--target-macs", "500k", "--quantize", "none")
+    arguments = (
+        "compress",
+        "nets.py:shared",
+        "--target-macs",
+        "500k",
+        "--quantize",
+        "none",
+        "--data",
+        few,
+    )
     done = run(
         *arguments, "--epochs", 1, "--distill-epochs", 1, "-o", "out", "--json", cwd=tmp_path
     )
@@ -209,9 +222,9 @@ def test_int8_that_loses_too_much_is_planned_again_as_fp16_and_the_better_ships(
     np.testing.assert_allclose(exported, expected, atol=1e-4)
 
 
-def test_a_tiny_target_takes_the_format_in_which_most_weights_fit(tmp_path: Path) -> None:
+def test_a_tiny_target_takes_the_format_in_which_most_weights_fit(few: str, tmp_path: Path) -> None:
     """Int8's graph alone takes more than 3 KB; fp32 and fp16 hold some weights."""
-    options = ("--target", "3KB", "--epochs", 1, "--distill-epochs", 1)
+    options = ("--target", "3KB", "--epochs", 1, "--distill-epochs", 1, "--data", few)
     done = run("compress", "lenet5", *options, "-o", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -220,7 +233,7 @@ def test_a_tiny_target_takes_the_format_in_which_most_weights_fit(tmp_path: Path
     assert "weights fit; " in result["plan_reason"]
 
 
-def test_a_users_own_network(tmp_path: Path) -> None:
+def test_a_users_own_network(few: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\ndef net(num_classes):\n"
         "    head = nn.Sequential(nn.Flatten(), nn.Linear(3136, num_classes))\n"
@@ -232,6 +245,8 @@ def test_a_users_own_network(tmp_path: Path) -> None:
         "mine.py:net",
         "--target",
         "30KB",
+        "--data",
+        few,
         "--epochs",
         1,
         "--distill-epochs",
@@ -245,7 +260,7 @@ def test_a_users_own_network(tmp_path: Path) -> None:
     assert 27_000 <= json.loads(done.stdout)["bytes"] <= 30_000
 
 
-def test_a_full_disk_exits_1_and_keeps_whole_files(tmp_path: Path) -> None:
+def test_a_full_disk_exits_1_and_keeps_whole_files(few: str, tmp_path: Path) -> None:
     """A file-size limit of 1 MB stands for the disk: the teacher's file does not fit."""
     code = (
         "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -260,6 +275,8 @@ def test_a_full_disk_exits_1_and_keeps_whole_files(tmp_path: Path) -> None:
         "student1",
         "--target",
         "60KB",
+        "--data",
+        few,
         "--epochs",
         "1",
         "-q",

@@ -138,13 +138,27 @@ def make(num_classes=10, in_channels=3):
 """
 
 
-def test_networks_of_the_users_own_whose_last_layer_is_not_the_last_word(tmp_path: Path) -> None:
+def test_networks_of_the_users_own_whose_last_layer_is_not_the_last_word(
+    few: str, tmp_path: Path
+) -> None:
     """Their outputs are averaged behind a ReLU; what is saved is one of them again, and can be
     read, exported and merged.
     """
     (tmp_path / "own.py").write_text(OWN)
     for name, seed in (("a", 1), ("b", 2)):
-        done = run("train", "own.py:make", "--epochs", 2, "--seed", seed, "-o", name, cwd=tmp_path)
+        done = run(
+            "train",
+            "own.py:make",
+            "--data",
+            few,
+            "--epochs",
+            2,
+            "--seed",
+            seed,
+            "-o",
+            name,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
     for method in ("gates", "greedy"):
         more = ["--model", "own.py:make", "--method", method, "--epochs", 1, "--finetune-epochs", 1]
