@@ -82,6 +82,56 @@ class Recipe(RunSettings):
 
 Place = tuple[str | int, ...]
 """A place in a recipe: keys, and positions in lists."""
+MOST_CHARACTERS = 1_000_000
+"""Longest text of a recipe."""
+MOST_VALUES = 20_000
+"""Keys and values of a recipe at most, aliases counted as what they stand for: ten lines of aliases
+can stand for more values than fit into memory.
+"""
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe. Raises `OSError`, `UnicodeDecodeError`, and `yaml.YAMLError` for a file
+    that is longer than any recipe.
+    """
+    with open(path, encoding="utf-8") as stream:
+        text = stream.read(MOST_CHARACTERS + 1)
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it has more than {MOST_CHARACTERS:,} characters")
+    return text
+
+
+def parsed(text: str) -> tuple[Any, yaml.Node | None]:
+    """The value of a YAML text, and its node. Raises `yaml.YAMLError`, also for a text that is
+    nested too deeply or stands for too many values.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        count = 0 if node is None else _values_in(node, {})
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    if count > MOST_VALUES:
+        raise yaml.YAMLError(f"it stands for more than {MOST_VALUES:,} values")
+    return yaml.safe_load(text), node
+
+
+def _values_in(node: yaml.Node, known: dict[int, int]) -> int:
+    """Keys and values below a node, aliases counted as what they stand for; `known` has those of
+    nodes by identity. Raises `yaml.YAMLError` where an alias stands for what it stands in.
+    """
+    place = id(node)
+    if place not in known:
+        known[place] = 0  # being counted
+        parts = [part for pair in node.value for part in pair] if _is_mapping(node) else node.value
+        inner = parts if isinstance(node, yaml.CollectionNode) else []
+        known[place] = 1 + sum(_values_in(part, known) for part in inner)
+    if known[place] == 0:
+        raise yaml.YAMLError("an alias stands for what it stands in")
+    return known[place]
+
+
+def _is_mapping(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode)
 
 
 def _lines(node: yaml.Node | None, path: Place = ()) -> dict[Place, int]:
@@ -191,8 +241,7 @@ def read(
     `--set stages.0.epochs`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        values, node = parsed(read_text(path))
     except OSError as error:
         raise UsageError(
             f"recipe '{path}' cannot be read: {error.strerror}; give a .yaml file"
@@ -205,7 +254,7 @@ def read(
         _set(values, key, value)
     named: dict[Place, str] = {}
     for key, text_value in (overrides or {}).items():
-        _set(values, key, yaml.safe_load(text_value))
+        _set(values, key, _value(key, text_value))
         place = tuple(int(part) if part.isdigit() else part for part in key.split("."))
         named[place] = (options or {}).get(key, f"--set {key}")
     return validate(values, str(path), _lines(node), named)
@@ -244,6 +293,16 @@ def _set(values: Any, key: str, value: object) -> None:
         raise UsageError(
             f"--set {key}: no such place in the recipe; write keys and list positions, e.g. "
             "stages.0.epochs=3"
+        ) from error
+
+
+def _value(key: str, text: str) -> object:
+    """The value of `--set KEY=TEXT`."""
+    try:
+        return parsed(text)[0]
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"--set {key}: '{text[:40]}' is no YAML: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -324,4 +383,4 @@ def leaves(text: str) -> list[str]:
             for leaf in walk(inner, f"{place}.{key}" if place else str(key))
         ]
 
-    return walk(yaml.safe_load(text), "")
+    return walk(parsed(text)[0], "")

@@ -127,3 +127,42 @@ def test_a_recipe_runs_from_python(few: str, tmp_path: Path) -> None:
     assert (outcome.root / "history.csv").read_text().count("\n") == 2
     network, _ = ec.load(outcome.root / "model.safetensors")
     assert sum(p.numel() for p in network.parameters()) > 0
+
+
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""Ten lines that stand for 9 ** 9 values."""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"{ALIASES}model: lenet5\nstages: *i\n", "stands for more than 20,000 values"),
+        ("model: &m [*m]\nstages: []\n", "an alias stands for what it stands in"),
+        (f"model: lenet5\nstages: {'[' * 5000}{']' * 5000}\n", "nested too deeply"),
+        ("model: lenet5\n" + "# long\n" * 200_000, "more than 1,000,000 characters"),
+    ],
+    ids=["aliases", "cycle", "depth", "length"],
+)
+def test_a_recipe_that_is_made_to_hurt(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UsageError) as raised:
+        read(tmp_path / "r.yaml")
+    assert reason in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_aliases_within_reason_are_read(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "model: lenet5\nstages:\n  - &t {stage: train, epochs: 2}\n  - *t\n"
+    )
+    epochs = [getattr(stage, "epochs", None) for stage in read(tmp_path / "r.yaml").stages]
+    assert epochs == [2, 2]
+
+
+def test_an_override_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("model: lenet5\nstages: [{stage: train}]\n")
+    with pytest.raises(UsageError, match=r"--set model: .* is no YAML"):
+        read(tmp_path / "r.yaml", {"model": "[unclosed"})

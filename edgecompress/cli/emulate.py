@@ -334,7 +334,7 @@ def _baseline(path: Path | None) -> EmulationResult | None:
             if not 0 < value < float("inf"):
                 raise ValueError(f"{value} is no number above 0")
         return cast("EmulationResult", result)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"baseline '{path}' is no valid result of an emulation ({error}): give the "
             "result.json of one"

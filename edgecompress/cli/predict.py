@@ -128,8 +128,10 @@ def _data_of_run(folder: Path) -> str | None:
     """The data in the recipe of the run in `folder`, if there is one."""
     import yaml
 
+    from edgecompress.recipe import parsed, read_text
+
     try:
-        values = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
+        values = parsed(read_text(folder / "resolved.yaml"))[0]
     except (OSError, ValueError, yaml.YAMLError):
         return None
     name = values.get("data") if isinstance(values, dict) else None

@@ -99,7 +99,7 @@ def read_stored(path: Path) -> Baseline:
     command = "edgecompress bench MODEL --json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"baseline '{path}' cannot be read: {error}; make one with {command} > {path}"
         ) from error

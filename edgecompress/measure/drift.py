@@ -166,7 +166,7 @@ def read_history(path: Path) -> list[Entry]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             entries.append(_entry(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"history '{path}' line {number} is no measurement: give a file that bench "
                 "--history wrote, or a new one"
