@@ -151,7 +151,7 @@ def read_manifest(path: Path) -> Manifest:
         raise UsageError(
             f"'{path}' has no manifest ({error}): give a model.safetensors that edgecompress wrote"
         ) from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"'{path}' is no checkpoint: {str(error).splitlines()[0]}; give a model.safetensors"
         ) from error

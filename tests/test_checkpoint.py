@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from edgecompress import checkpoint
@@ -72,7 +73,6 @@ def test_pickles_and_rubbish_are_refused_in_one_line(tmp_path: Path) -> None:
     )
     torch.save(build(ModelSource("lenet5", 5, SHAPE)), pickle)
     rubbish.write_bytes(b"not a checkpoint")
-    from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, foreign)
     for path, text in (
@@ -251,3 +251,11 @@ def test_numbers_of_the_user_s_code_come_back(
     checkpoint.save(path, model, source)
     with torch.no_grad():
         torch.testing.assert_close(checkpoint.load(path)[0](x), model(x))
+
+
+def test_metadata_without_end_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"edgecompress": "[" * 100_000 + "]" * 100_000})
+    with pytest.raises(UsageError, match="is no checkpoint") as raised:
+        checkpoint.load(path)
+    assert "\n" not in str(raised.value)

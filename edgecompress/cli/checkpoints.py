@@ -140,9 +140,11 @@ def _data_of(notes: Mapping[str, object], path: Path, given: Given) -> dict[str,
     name = notes.get("data_name")
     if "data" in given or not isinstance(name, str):
         return {}
-    kind, _, folder = name.partition(":")
-    if kind == "folder" and not Path(folder).is_dir():
+    kind, _, place = name.partition(":")
+    if (kind == "folder" and not Path(place).is_dir()) or (
+        kind == "npz" and not Path(place).is_file()
+    ):
         raise UsageError(
-            f"'{path}' was trained on '{name}', which is not here: give --data folder:DIR"
+            f"'{path}' was trained on '{name}', which is not here: give --data {kind}:PATH"
         )
     return {"data": name}

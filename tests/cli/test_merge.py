@@ -116,7 +116,7 @@ def test_four_networks_in_pairs(parents: list[Path], tmp_path: Path) -> None:
         "--epochs",
         1,
         "--finetune-epochs",
-        0,
+        1,
         "-o",
         "m",
         "--json",
@@ -126,6 +126,11 @@ def test_four_networks_in_pairs(parents: list[Path], tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert len(result["merge"]["steps"]) == 3
     assert result["student"]["params"] == 62_006
+    rows = {row["name"]: row["accuracy"] for row in result["stages"]}
+    tuned = [name for name in rows if name.startswith("fine-tune")]
+    assert tuned == ["fine-tune 1", "fine-tune 2", "fine-tune"], "and between the levels"
+    cuts = [step["cut"] for step in result["merge"]["steps"]]
+    assert all(rows[name] >= cut for name, cut in zip(tuned, cuts, strict=True))
     half = run(
         "merge",
         *four,

@@ -306,7 +306,7 @@ def test_a_checkpoint_brings_data_size_and_normalisation(photos: Path, tmp_path:
     assert "leave --image-size, --resize and --normalize out" in line
     photos.rename(tmp_path / "moved")
     line = one_line(run("quantize", "t", "-o", "q", cwd=tmp_path), 2)
-    assert line.endswith("trained on 'folder:photos', which is not here: give --data folder:DIR")
+    assert line.endswith("trained on 'folder:photos', which is not here: give --data folder:PATH")
     assert run("export", "t", "--data", "folder:moved", "-o", "m", cwd=tmp_path).returncode == 0
 
 

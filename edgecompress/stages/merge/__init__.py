@@ -46,7 +46,7 @@ class MergeStage(Training):
     heads: Literal["average", "separate"] = "average"
     """average, or separate for networks of different classes (--data A+B)."""
     hierarchical: bool = False
-    """Merge in pairs, and the results again, instead of all at once."""
+    """Merge in pairs, fine-tune, and merge the results again, instead of all at once."""
     width: Annotated[float, Field(gt=0)] = 1.0
     """Channels that the result keeps, as a multiple of one network's."""
     finetune_epochs: Annotated[int, Field(ge=0)] | None = None

@@ -166,8 +166,11 @@ def _merged(
         following = []
         for first in range(0, len(parents), group):
             merged = merging(context, level, state, parents[first : first + group])
-            state = merged.state
-            following.append(merged.module)
+            state, student = merged.state, merged.module
+            if not last:  # what the next level merges has recovered from its own cut
+                text = f"fine-tune {len(steps) + 1}"
+                state, student = finetuned(context, settings, state, student, text)
+            following.append(student)
             gates += [_gate_row(row, len(steps) + 1) for row in merged.gates]
             steps.append(merged.facts)
         parents = following
@@ -330,17 +333,23 @@ def _greedy_settings(
 
 
 def finetuned(
-    context: Context, settings: MergeStage, state: State, model: nn.Module
+    context: Context,
+    settings: MergeStage,
+    state: State,
+    model: nn.Module,
+    text: str = "fine-tune",
 ) -> tuple[State, nn.Module]:
-    """The merged network, trained further; with no epochs, as it is."""
+    """The merged network, trained further; with no epochs, as it is. `text` is the name of its row
+    and of its curve.
+    """
     chosen = fit_settings(context, model, settings)
     if settings.finetune_epochs is not None:
         chosen = replace(chosen, epochs=settings.finetune_epochs)
     if not chosen.epochs:
         return state, model
     loss = smoothed(settings.label_smoothing)
-    hooks = watched(context, "fine-tune", settings.patience, keep_initial=True)
+    hooks = watched(context, text, settings.patience, keep_initial=True)
     result = train_model(context, model, loss, chosen, hooks, seed=context.seed + 1)
-    row = replace(validation_row(context, "fine-tune", result.model), wall_s=seconds(result))
-    state = state.with_history("fine-tune", result).with_row(row)
+    row = replace(validation_row(context, text, result.model), wall_s=seconds(result))
+    state = state.with_history(text, result).with_row(row)
     return state, result.model.cpu()
