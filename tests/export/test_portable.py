@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgecompress.data.preprocess import Preprocess
 from edgecompress.errors import UsageError
 from edgecompress.export import fp16, lean, portable
 from edgecompress.export import onnx as onnx_export
@@ -118,7 +119,8 @@ options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 for path in sys.argv[2:]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    numpy.save(path + ".npy", session.run(None, {"input": numpy.load(sys.argv[1])})[0])
+    (read,) = session.get_inputs()
+    numpy.save(path + ".npy", session.run(None, {read.name: numpy.load(sys.argv[1])})[0])
 print(onnxruntime.__version__)
 """
 
@@ -181,3 +183,27 @@ def test_lean_files_of_few_bits_compute_the_same_in_the_oldest_runtime(
     for long, small in pairs.values():
         assert small.stat().st_size < long.stat().st_size
         np.testing.assert_array_equal(np.load(f"{small}.npy"), np.load(f"{long}.npy"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ORDINARY)
+def test_a_file_that_reads_images_is_loaded_by_the_oldest_runtime_too(
+    form: str, tmp_path: Path, oldest_here: Path
+) -> None:
+    """With its preprocessing in the graph, for images of another size."""
+    path = formats_of(network("resnet20"), tmp_path, "1.15")[form]
+    preprocess = Preprocess((0.5,) * 3, (0.25,) * 3, resize=SHAPE[1], crop=SHAPE[1])
+    file = tmp_path / "pixels.onnx"
+    onnx_export.save(portable.embed_preprocess(onnx.load(str(path)), preprocess, SHAPE), file)
+    images = np.random.default_rng(0).integers(0, 256, (3, 50, 41, SHAPE[0])).astype(np.uint8)
+    np.save(tmp_path / "values.npy", images)
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "values.npy"), str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(oldest_here)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1.15.1"
+    expected = runtime.load(file).run(images)
+    error = np.abs(np.load(f"{file}.npy") - expected).max()
+    assert error < 0.06 * np.abs(expected).max()
