@@ -97,6 +97,9 @@ def test_the_file_is_in_range_and_its_size_is_bytes_on_disk(
     assert result["bytes"] == result["student"]["bytes"] == size
     assert 0.9 * 60_000 <= size <= 60_000
     assert result["format"] == "int8-qdq"
+    shown = f"({result['bytes']} bytes, "
+    assert shown in result["format_reason"], "of the file that ships, with its metadata"
+    assert shown in result["stages"][-1]["note"]
 
 
 def test_the_run_directory_is_complete_and_clean(compressed: tuple[Path, dict[str, Any]]) -> None:

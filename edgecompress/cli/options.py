@@ -276,7 +276,7 @@ def _option(
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     own: Any = extra.get("flags", [f"--{name.replace('_', '-')}"])
     flags = (f"--{other.replace('_', '-')}",) if other else tuple(own)
-    kind, default = cli_type(field), field.default
+    kind, default = cli_type(field), None if field.default == () else field.default
     if kind is str and default is not None:
         default = str(default)
     return Option(

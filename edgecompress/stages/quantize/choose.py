@@ -76,10 +76,14 @@ def choose(
             why += f", {_seconds(fastest, smallest, taken)}"
     why += "".join(f", no {form}" for form in refused or {})
     why += "".join(f", {r.format} would be larger ({r.bytes} bytes)" for r in pointless)
+    return chosen, why
+
+
+def figures(chosen: FormatRow, size: int) -> str:
+    """What is known of the file that ships, of `size` bytes with all its metadata."""
     pair = chosen.against_fp32
     score = f"{chosen.accuracy:.4f}" if pair is None else shown(chosen.accuracy, pair.n)
-    measured = f"{chosen.bytes} bytes, {score} on validation, p50 {chosen.p50_ms:.3f} ms"
-    return chosen, f"{why} ({measured})"
+    return f"{size} bytes, {score} on validation, p50 {chosen.p50_ms:.3f} ms"
 
 
 def _seconds(fastest: FormatRow, smallest: FormatRow, taken: Interval) -> str:

@@ -39,7 +39,7 @@ from edgecompress.stages.common import (
 )
 from edgecompress.stages.measure.latency import side_by_side
 from edgecompress.stages.plan import PlanStage
-from edgecompress.stages.quantize.choose import choose
+from edgecompress.stages.quantize.choose import choose, figures
 from edgecompress.stages.quantize.int8 import Int8File, make_int8
 from edgecompress.stages.scoring import on_validation, paired
 
@@ -317,7 +317,10 @@ def _ship(context: Context, state: State, chosen: FormatRow, reason: str) -> Sta
     known = names.recorded(made)
     made.replace(root / "model.onnx")
     names.record(root / "model.onnx", known)
+    reason = f"{reason} ({figures(chosen, size)})"
     context.reporter.note(reason)
+    if state.shipped is not None:
+        state = replace(state, shipped=replace(state.shipped, reason=reason))
     name = f"quantize {chosen.format}"
     parameters = count(state.need_model())
     return state.with_row(StageRow(name, chosen.accuracy, parameters, bytes=size, note=reason))
