@@ -128,7 +128,6 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "deploy/test_ci.py",
     ),
     "report/curve.py": ("cli/test_curve.py",),
-    "report/html.py": ("test_compress.py",),
     "report/pages.py": ("test_compress.py",),
     "run/context.py": ("run/test_resume.py",),
     "run/result.py": (

@@ -66,7 +66,9 @@ def _difference(result: RunResult) -> str:
 
 
 def _speed(result: RunResult) -> str:
-    """`3.1x faster (3.0 to 3.2)`: the ratio of interleaved blocks, and its 95 % interval."""
+    """`3.1x faster (3.0 to 3.2)`: the ratio of interleaved blocks, and its 95 % interval. No word
+    for a difference that could be none.
+    """
     before, after = result["teacher"], result["student"]
     ratio = after["latency_ms"]["p50"] / before["latency_ms"]["p50"]
     low = high = None
@@ -77,8 +79,11 @@ def _speed(result: RunResult) -> str:
     shown = 1 / ratio if ratio <= 1 else ratio
     if low is None or high is None or low <= 0:
         return f"{shown:.3g}x {word} (too few processes for an interval)"
-    bounds = sorted((1 / low, 1 / high) if ratio <= 1 else (low, high))
-    text = f"{shown:.3g}x {word} ({bounds[0]:.3g} to {bounds[1]:.3g})"
+    if low <= 1 <= high:
+        text = f"no clear difference ({low:.3g} to {high:.3g} of the time)"
+    else:
+        bounds = sorted((1 / low, 1 / high) if ratio <= 1 else (low, high))
+        text = f"{shown:.3g}x {word} ({bounds[0]:.3g} to {bounds[1]:.3g})"
     return f"{text}, noisy" if result.get("load", {}).get("noisy") else text
 
 

@@ -79,6 +79,9 @@ def faults(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("isa", ["", "AVX2"])
 def test_outputs_and_gradients_are_those_of_float64(isa: str) -> None:
+    limited = os.environ.get("ONEDNN_MAX_CPU_ISA") == isa
+    if isa and (limited or "avx512f" not in machine.cpu_features()):
+        pytest.skip("these are the kernels of the other case")
     assert faults(isa, seed=0, share=0.1, limit_s=240) == []
 
 
