@@ -112,7 +112,10 @@ def parsed(text: str) -> tuple[Any, yaml.Node | None]:
         raise yaml.YAMLError("it is nested too deeply") from error
     if count > MOST_VALUES:
         raise yaml.YAMLError(f"it stands for more than {MOST_VALUES:,} values")
-    return yaml.safe_load(text), node
+    try:
+        return yaml.safe_load(text), node
+    except (ValueError, KeyError, AttributeError, TypeError) as error:  # 2024-13-45, !!bool x
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
 
 
 def _values_in(node: yaml.Node, known: dict[int, int]) -> int:

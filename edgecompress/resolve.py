@@ -75,7 +75,8 @@ def _of_stage(setup: Setup, stage: Stage) -> Iterator[tuple[str, float | str, st
     # a network that is not small may be cut until it is
     epochs = stage.usual_epochs(own, large=large, small=_small(setup.network) or None)
     if epochs is not None:
-        yield "epochs", epochs, NETWORK
+        by_data = epochs == stage.usual_epochs(None, large=large, small=None)
+        yield "epochs", epochs, DATA if by_data else NETWORK
 
 
 def _alone(stage: Stage) -> bool:

@@ -142,9 +142,11 @@ ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         (f"{ALIASES}model: lenet5\nstages: *i\n", "stands for more than 20,000 values"),
         ("model: &m [*m]\nstages: []\n", "an alias stands for what it stands in"),
         (f"model: lenet5\nstages: {'[' * 5000}{']' * 5000}\n", "nested too deeply"),
+        ("model: lenet5\ndata: 2024-13-45\nstages: []\n", "month must be in 1..12"),
+        ("model: lenet5\ndata: !!bool x\nstages: []\n", "is no YAML: KeyError"),
         ("model: lenet5\n" + "# long\n" * 200_000, "more than 1,000,000 characters"),
     ],
-    ids=["aliases", "cycle", "depth", "length"],
+    ids=["aliases", "cycle", "depth", "date", "word", "length"],
 )
 def test_a_recipe_that_is_made_to_hurt(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(text)

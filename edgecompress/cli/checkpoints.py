@@ -129,6 +129,12 @@ def trained_on(path: Path, given: Given) -> dict[str, object]:
     return values
 
 
+def _is_here(name: str) -> bool:
+    """Is the folder or the file of the data there, where it has one?"""
+    kind, _, place = name.partition(":")
+    return kind not in ("folder", "npz") or Path(place).expanduser().exists()
+
+
 OF_MANY_SIZES = ("folder", "imagenette", "imagewoof")
 """Data whose images are brought to one size when they are read."""
 
@@ -140,11 +146,10 @@ def _data_of(notes: Mapping[str, object], path: Path, given: Given) -> dict[str,
     name = notes.get("data_name")
     if "data" in given or not isinstance(name, str):
         return {}
-    kind, _, place = name.partition(":")
-    if (kind == "folder" and not Path(place).is_dir()) or (
-        kind == "npz" and not Path(place).is_file()
-    ):
-        raise UsageError(
-            f"'{path}' was trained on '{name}', which is not here: give --data {kind}:PATH"
-        )
+    for part in [name] if _is_here(name) else name.split("+"):
+        if not _is_here(part):
+            kind = part.partition(":")[0]
+            raise UsageError(
+                f"'{path}' was trained on '{part}', which is not here: give --data {kind}:PATH"
+            )
     return {"data": name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -66,6 +67,10 @@ def emulate(topology: Topology, given: Given, fault: Faults = None, sweep: Sweep
 
     Example: sudo edgecompress emulate topologies/two_host.py --epochs 4
     """
+    from edgecompress.emulate.user import import_from_safe_folders
+
+    if os.geteuid() == 0:
+        import_from_safe_folders()
     from edgecompress.emulate import session
 
     options = given.settings(EmulateOptions)
@@ -75,13 +80,13 @@ def emulate(topology: Topology, given: Given, fault: Faults = None, sweep: Sweep
     faults, properties = _faults(fault or [])
     links = _links(runs, properties)
     session.need_root()
-    session.import_from_safe_folders()
     user = session.invoking_user()
     graphs = [session.read_topology(topology, user, link) for link in links]
     if before is not None:
         _check_alike(before, _described(options, graphs[0]))
     names = {host.name for host in graphs[0].hosts} | {run.name for run in runs}
-    with session.rights_of(user):
+    root = options.output or Path(topology.stem)
+    with session.using(root, user):
         root = _root(topology, options, names)
     plan = _Emulation(topology, options, root, user, faults, before, frozenset(names))
     if len(runs) > 1:
@@ -295,8 +300,7 @@ def _forget(root: Path, names: set[str]) -> None:
     """Remove what an earlier emulation left in this folder, in folders of these `names` too: kept
     states would be taken for this one's.
 
-    Raises `UsageError` for a folder in use that no emulation of ours made: what is in it will be
-    given to the user.
+    Raises `UsageError` for a folder in use that no emulation of ours made.
     """
     import shutil
 

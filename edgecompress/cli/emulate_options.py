@@ -14,6 +14,17 @@ from edgecompress.stages.distill import DistillStage
 from edgecompress.stages.fields import BatchSize, Maps, Schedule, Training, flag, like
 
 
+def _absolute(data: str) -> str:
+    """The name of data whose paths do not depend on the working folder: the roles have another."""
+    parts = (part.partition(":") for part in data.split("+"))
+    return "+".join(
+        f"{kind}:{Path(place).expanduser().absolute()}"
+        if kind in ("folder", "npz")
+        else kind + place
+        for kind, _, place in parts
+    )
+
+
 class EmulateOptions(Strict):
     """What is emulated, how teacher and student learn, and what a run is compared with."""
 
@@ -65,7 +76,7 @@ class EmulateOptions(Strict):
     def shared_options(self) -> tuple[str, ...]:
         """Options of both roles."""
         given = (
-            ("--data", self.data),
+            ("--data", _absolute(self.data)),
             ("--seed", self.seed),
             ("--epochs", self.epochs),
             ("--batch-size", self.batch_size),

@@ -14,7 +14,8 @@ Labels are integers or strings (N,) or (N, 1), the classes; or floats (N,) or (N
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,17 @@ from edgecompress.errors import UsageError
 Array = NDArray[Any]
 VALIDATION = ("val", "valid", "validation")
 CHANNELS = (1, 3)
-SHARE_OF_MEMORY = 0.5
-"""Largest share of the machine's memory that the arrays may take."""
+SHARE_OF_MEMORY = 0.25
+"""Largest share of the machine's memory that the arrays may take; splitting them takes as much
+again.
+"""
+SAMPLE = 2_000
+"""Images whose pixels give mean and deviation, evenly spread, where there are more."""
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What reading a damaged file raises."""
 NAMES = "train_images, train_labels, test_images, ... or x_train, y_train, ... or images, labels"
 
 
@@ -46,17 +56,24 @@ def load_arrays(path: str) -> DataSet:
     arrays = file.read()
     pairs = _pairs(file, arrays)
     parts = {name: file.samples(name, *pair) for name, pair in pairs.items()}
-    kinds = {(samples.dtype, samples.shape[1:]) for samples, _ in parts.values()}
+    kinds = {
+        (samples.dtype, samples.shape[1:], labels.shape[1:]) for samples, labels in parts.values()
+    }
     if len(kinds) > 1:
-        shapes = ", ".join(f"{name} {tuple(samples.shape)}" for name, (samples, _) in parts.items())
+        shapes = ", ".join(
+            f"{name} {tuple(samples.shape)} with labels {labels.shape}"
+            for name, (samples, labels) in parts.items()
+        )
         raise file.error(f"has splits that differ: {shapes}", "give all the same shape and type")
     named = arrays.get("classes")
     labels, classes = _labels(file, {name: pair[1] for name, pair in parts.items()}, named)
     task: Task = Regression() if classes is None else Task()
     images = {name: Images(samples, labels[name]) for name, (samples, _) in parts.items()}
     train, validation, test, notes = _splits(images, classifies=classes is not None)
-    is_pixels = train.pixels.dtype == torch.uint8
-    width = train.pixels.shape[-1]
+    # whether mirrored images are of the same class is not known here, and the numbers of a
+    # regression may be places in the image
+    moves = classes is not None and train.pixels.dtype == torch.uint8
+    shift = max(1, train.pixels.shape[-1] // 8) if moves else 0
     data = DataSet(
         name=f"npz:{path}",
         label=f"npz:{file.path.name}",
@@ -65,10 +82,9 @@ def load_arrays(path: str) -> DataSet:
         validation=validation,
         test=test,
         preprocess=_preprocess(train.pixels),  # type: ignore[arg-type]
-        # whether mirrored images are the same class is not known here
-        augmentation=Augmentation(shift=max(1, width // 8)) if is_pixels else Augmentation(),
+        augmentation=Augmentation(shift=shift),
         task=task,
-        notes=notes,
+        notes=(*notes, *_whole_numbers(labels)) if classes is None else notes,
     )
     _check(file, data)
     return data
@@ -93,8 +109,11 @@ class _File:
                     f"takes {size:,} bytes of memory", "give a part of it, or a folder of images"
                 )
             with np.load(self.path, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                there = {name: name in _READ for name in stored.files}
+                return {
+                    name: stored[name] if is_read else _UNREAD for name, is_read in there.items()
+                }
+        except _DAMAGED as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self.error(
                 f"cannot be read ({reason})", "save plain arrays with numpy.savez"
@@ -102,6 +121,11 @@ class _File:
 
     def samples(self, name: str, samples: Array, labels: Array) -> tuple[Tensor, Array]:
         """The samples of a split as a tensor (N, C, H, W), and its labels (N,) or (N, K)."""
+        if samples.ndim == 0 or labels.ndim == 0 or 0 in samples.shape:
+            raise self.error(
+                f"has samples {samples.shape} and labels {labels.shape} in '{name}'",
+                "give at least one sample, and one label each",
+            )
         if len(samples) != len(labels):
             raise self.error(
                 f"has {len(samples)} samples and {len(labels)} labels in '{name}'",
@@ -110,6 +134,8 @@ class _File:
         if samples.dtype == np.uint8 and samples.ndim in (3, 4):
             return torch.from_numpy(np.ascontiguousarray(self._images(name, samples))), labels
         if np.issubdtype(samples.dtype, np.floating) and samples.ndim in (2, 3):
+            with np.errstate(over="ignore"):
+                samples = samples.astype(np.float32)
             if not np.isfinite(samples).all():
                 raise self.error(f"has values that are not finite in '{name}'", "replace them")
             shape = (
@@ -117,7 +143,7 @@ class _File:
                 if samples.ndim == 2
                 else (len(samples), samples.shape[1], 1, samples.shape[2])
             )
-            return torch.from_numpy(samples.astype(np.float32).reshape(shape)), labels
+            return torch.from_numpy(samples.reshape(shape)), labels
         raise self.error(
             f"has samples of {samples.dtype} {samples.shape} in '{name}'",
             "give images as uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), signals as float "
@@ -143,6 +169,8 @@ def _pairs(file: _File, arrays: Mapping[str, Array]) -> dict[str, tuple[Array, A
         for name in names:
             for first, second in ((f"{name}_images", f"{name}_labels"), (f"x_{name}", f"y_{name}")):
                 if first in arrays and second in arrays:
+                    if split in pairs:
+                        raise file.error(f"holds two arrays for the {split} split", "drop one")
                     pairs[split] = (arrays[first], arrays[second])
     for first, second in (("images", "labels"), ("x", "y")):
         if not pairs and first in arrays and second in arrays:
@@ -175,16 +203,34 @@ def _labels(
     wide = next((array for array in plain.values() if array.shape[1] != 1), None)
     if wide is not None:
         raise file.error(f"has {wide.shape[1]} labels per sample", "give one class per sample")
+    if kinds <= {"i", "u"}:
+        plain = {name: array.astype(np.int64) for name, array in plain.items()}
     values = np.unique(np.concatenate([array[:, 0] for array in plain.values()]))
+    if kinds <= {"U"} and named is not None and sorted(named.flatten()) == values.tolist():
+        named = None  # words name themselves
     places = {
         name: torch.from_numpy(np.searchsorted(values, array[:, 0])).long()
         for name, array in plain.items()
     }
     if named is None:
         return places, tuple(map(str, values.tolist()))
-    if named.shape != values.shape:
-        raise file.error(f"names {named.size} classes and has {values.size}", "name each class")
-    return places, tuple(map(str, named.tolist()))
+    names = tuple(map(str, named.flatten().tolist()))
+    if len(names) != len(values) or len(set(names)) != len(names) or kinds <= {"U"}:
+        raise file.error(
+            f"names the classes {', '.join(names)[:60]}, and has "
+            f"{', '.join(map(str, values))[:60]}",
+            "name each class of the labels once",
+        )
+    return places, names
+
+
+def _whole_numbers(labels: Mapping[str, Tensor]) -> Iterator[str]:
+    """A line for floats that may be meant as classes."""
+    if all(bool((values == values.round()).all()) for values in labels.values()):
+        yield (
+            "the labels are whole numbers stored as floats: this is a regression; store integers "
+            "for classes"
+        )
 
 
 def _splits(
@@ -211,10 +257,23 @@ def _splits(
 def _preprocess(samples: Tensor) -> Preprocess:
     """Mean and deviation of each channel: of pixels in 0..1, of other values as they are."""
     if samples.dtype == torch.uint8:
-        return Preprocess(*pixel_statistics(samples))
+        some = torch.linspace(0, len(samples) - 1, min(len(samples), SAMPLE)).long()
+        return Preprocess(*pixel_statistics(samples[some]))
     channels = samples.transpose(0, 1).flatten(1)
     deviations = tuple(max(value, 1e-6) for value in channels.std(1).tolist())
     return Preprocess(tuple(channels.mean(1).tolist()), deviations, scale=1)
+
+
+_SPLITS = ("train", *VALIDATION, "test")
+_READ = frozenset(
+    [
+        *("images", "labels", "x", "y", "classes"),
+        *(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")),
+        *(f"{kind}_{split}" for split in _SPLITS for kind in ("x", "y")),
+    ]
+)
+"""Arrays that are read; others stay where they are."""
+_UNREAD: Array = np.zeros(0)
 
 
 def _check(file: _File, data: DataSet) -> None:

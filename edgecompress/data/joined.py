@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgecompress.data.images import DataSet, Images, pixel_statistics
-from edgecompress.data.preprocess import Preprocess
+from edgecompress.data.preprocess import PIXELS, Preprocess
 from edgecompress.data.task import Heads, Task
 from edgecompress.errors import UsageError
 
@@ -46,10 +46,10 @@ def joined(parts: Sequence[DataSet]) -> DataSet:
 
 
 def _check(parts: Sequence[DataSet], name: str) -> None:
-    if any(type(part.task) is not Task for part in parts):
+    if any(type(part.task) is not Task or part.preprocess.scale != PIXELS for part in parts):
         raise UsageError(
-            f"data '{name}' has a part that is no plain classification: give digits, cifar10, "
-            "folder:DIR, ..."
+            f"data '{name}' has a part that is no plain classification of images: give digits, "
+            "cifar10, folder:DIR, ..."
         )
     shapes = {part.native_shape for part in parts}
     if len(shapes) > 1:

@@ -64,7 +64,7 @@ def load_data(
         )
     shorter = resize or image_size
     data = _load(name, _Stored(shorter, skip_bad, default_size))
-    if data.task.metric != "accuracy" or data.preprocess.scale != PIXELS:
+    if data.preprocess.scale != PIXELS:
         if image_size is not None or normalize != "data":
             raise UsageError(
                 f"data '{name}' holds no images: leave --image-size, --resize and --normalize out"
@@ -82,7 +82,7 @@ def reconstructing(data: DataSet) -> DataSet:
     """The images of `data` for an autoencoder: its outputs are compared with what it reads, and
     classes mean nothing. Raises `UsageError` for data without images.
     """
-    if data.task.metric != "accuracy":
+    if data.preprocess.scale != PIXELS:
         raise UsageError(f"data '{data.name}' holds no images: --task reconstruction needs some")
     return replace(data, classes=("image",), task=Reconstruction(), parts=())
 
@@ -122,7 +122,7 @@ def _load(name: str, stored: _Stored) -> DataSet:
     if name == "sine":
         return sine_data_set()
     kind, _, rest = name.partition(":")
-    if "+" in name and not (kind in ("folder", "npz") and Path(rest).exists()):
+    if "+" in name and not (kind in ("folder", "npz") and Path(rest).expanduser().exists()):
         return joined([_load(part, stored) for part in name.split("+")])
     if kind == "folder" and rest:
         return load_folder(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +19,7 @@ from edgecompress.emulate.settings import Settings
 from edgecompress.emulate.topology import Host
 from edgecompress.emulate.user import User, environment, rights_of
 from edgecompress.errors import EdgecompressError, UsageError
+from edgecompress.measure.processes import command_of
 from edgecompress.online.codec import TRAINING
 
 PORT = 50051
@@ -55,7 +56,9 @@ class Role:
         self.starts += 1
         with ExitStack() as stack:
             with rights_of(self.user):
-                log = stack.enter_context(open(self.log, "a"))
+                # no link, and no pipe that nobody reads: the user may have put one there
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+                log = stack.enter_context(open(os.open(self.log, flags, 0o666), "a"))
             self.child = shell.start(
                 self.net.command(self.name, *command),
                 stdout=log,
@@ -146,7 +149,7 @@ def make_roles(
 
 
 def _python(*words: str) -> list[str]:
-    return [sys.executable, "-m", "edgecompress", *words]
+    return [*command_of("edgecompress"), *words]
 
 
 def _serve(settings: Settings, net: EmulatedNetwork, teacher: Host, students: int) -> list[str]:

@@ -28,11 +28,11 @@ from edgecompress.emulate.topology_file import read_topology
 from edgecompress.emulate.user import (
     MARKER,
     User,
-    import_from_safe_folders,
     invoking_user,
     make_folder,
     need_root,
     rights_of,
+    using,
 )
 from edgecompress.errors import EdgecompressError, UsageError
 
@@ -42,13 +42,13 @@ __all__ = [
     "Settings",
     "User",
     "emulate",
-    "import_from_safe_folders",
     "invoking_user",
     "make_folder",
     "need_root",
     "parse_fault",
     "read_topology",
     "rights_of",
+    "using",
 ]
 START_S = 120.0
 """Seconds within which a teacher must listen."""
@@ -97,11 +97,8 @@ class _Lesson:
         with ExitStack() as stack:
             pcaps = Path(stack.enter_context(_temporary("pcap")))
             keys = Path(stack.enter_context(_temporary("tls")))
-            # the folders are root's, so that the next run may remove them; the keys are the
-            # user's, who may read the captures too
+            # the folders are root's, so that the next run may remove them; the keys are the user's
             keys.chmod(0o711)
-            os.chown(pcaps, 0, self.user.gid)
-            pcaps.chmod(0o750)
             teachers, students = make_roles(
                 self.settings, self.net, self.user, self.settings.output, keys / "keys"
             )
@@ -118,6 +115,7 @@ class _Lesson:
             finally:
                 _stop(captures, *students, *teachers)
             self.note("reading the captures")
+            _give(captures, pcaps, self.user)
             names = [student.name for student in students]
             traffic = summarise(captures, names, self.net.addresses, self.user)
             if self.settings.keep_pcap:
@@ -179,6 +177,14 @@ def _stop(captures: dict[str, Capture], *roles: Role) -> None:
             shell.stop(role.child)
     for running in captures.values():
         running.stop()
+
+
+def _give(captures: dict[str, Capture], folder: Path, user: User) -> None:
+    """Let the user, and nobody else, read the captures in this folder of root's."""
+    for done in captures.values():
+        os.chown(done.path, user.uid, user.gid)
+        done.path.chmod(0o400)
+    folder.chmod(0o711)
 
 
 def _keep(captures: dict[str, Capture], root: Path) -> None:

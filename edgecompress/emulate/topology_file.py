@@ -21,6 +21,7 @@ from edgecompress.emulate import shell
 from edgecompress.emulate.topology import Description, Graph, Params, graph_from
 from edgecompress.emulate.user import User, environment
 from edgecompress.errors import UsageError
+from edgecompress.measure.processes import command_of
 
 _OF_MININET = ("node1", "node2", "port1", "port2", "isSwitch")
 """Parameters that Mininet adds."""
@@ -45,7 +46,7 @@ def read_topology(path: Path, user: User, link: Params) -> Graph:
     `link` are properties that override those of every link. Raises `UsageError` for a file that is
     not a topology.
     """
-    command = shell.as_user(user.uid, user.gid, sys.executable, "-m", __name__, str(path))
+    command = shell.as_user(user.uid, user.gid, *command_of(__name__), str(path))
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=60, env=environment(user)
     )

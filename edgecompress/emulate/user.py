@@ -17,6 +17,7 @@ from pathlib import Path
 from edgecompress.errors import EnvironmentMissingError, UsageError
 from edgecompress.measure import machine
 
+LARGEST_ID = 2**32 - 1
 MARKER = ".edgecompress-emulate"
 """A file that marks an output folder of an emulation, which a later one may empty."""
 
@@ -39,6 +40,8 @@ def invoking_user() -> User:
     try:
         uid = int(os.environ.get("SUDO_UID", os.getuid()))
         gid = int(os.environ.get("SUDO_GID", os.getgid()))
+        if not (0 <= uid < LARGEST_ID and 0 <= gid < LARGEST_ID):
+            raise ValueError(f"{uid} and {gid}")
     except ValueError as error:
         raise UsageError(
             f"SUDO_UID and SUDO_GID must be numbers, of a user and of a group: {error}"
@@ -89,10 +92,10 @@ def rights_of(user: User) -> Iterator[None]:
         yield
         return
     groups = os.getgroups()
-    os.setgroups(os.getgrouplist(user.name, user.gid))
-    os.setegid(user.gid)
-    os.seteuid(user.uid)
     try:
+        os.setgroups(os.getgrouplist(user.name, user.gid))
+        os.setegid(user.gid)
+        os.seteuid(user.uid)
         yield
     finally:
         os.seteuid(0)
@@ -104,13 +107,22 @@ def make_folder(root: Path, user: User) -> None:
     """Create and mark the output folder of an emulation, with the rights of the user, whom all
     belongs. Raises `UsageError` where these do not suffice.
     """
+    with using(root, user):
+        root.mkdir(parents=True, exist_ok=True)
+        (root / MARKER).touch()
+
+
+@contextlib.contextmanager
+def using(root: Path, user: User) -> Iterator[None]:
+    """`rights_of` the user, for work in the output folder `root`. Raises `UsageError` where these
+    do not suffice.
+    """
     try:
         with rights_of(user):
-            root.mkdir(parents=True, exist_ok=True)
-            (root / MARKER).touch()
+            yield
     except OSError as error:
         raise UsageError(
-            f"output folder '{root}' cannot be written by {user.name} ({error.strerror}): give -o "
+            f"output folder '{root}' cannot be used by {user.name} ({error.strerror}): give -o "
             "in a folder of that user"
         ) from error
 

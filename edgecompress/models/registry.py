@@ -101,6 +101,10 @@ def blank(source: ModelSource) -> nn.Module:
         return own.structure(build(source))
 
 
+_UNREADABLE = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+"""What networks raise for images of a shape that they do not read."""
+
+
 def reads(source: ModelSource) -> bool:
     """Does the network run on images of its source's shape? Raises `UsageError` for an unknown
     name.
@@ -109,7 +113,7 @@ def reads(source: ModelSource) -> bool:
     try:
         with torch.no_grad():
             network(torch.zeros(1, *source.image_shape, device="meta"))
-    except (RuntimeError, ValueError):
+    except _UNREADABLE:
         return False
     return True
 
@@ -123,8 +127,8 @@ def unreadable(source: ModelSource) -> str | None:
     try:
         with torch.no_grad():
             build(source).eval()(torch.zeros(1, *source.image_shape))
-    except (RuntimeError, ValueError) as error:
-        return str(error).splitlines()[0]
+    except _UNREADABLE as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
     return None
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgecompress.data import load_data
+from edgecompress.data import load_data, reconstructing
 from edgecompress.errors import UsageError
 from tests.cli.test_cli import one_line, run
 
@@ -137,7 +137,20 @@ X, Y = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 2
         ({"x": X, "y": np.arange(40)}, "no samples for the validation split"),
         ({"x": X, "y": np.stack([Y, Y], 1)}, "2 labels per sample"),
         ({"x": X, "y": Y.astype(bool)}, "labels of all bool"),
-        ({"x": X, "y": Y, "classes": np.array(["a"])}, "names 1 classes and has 2"),
+        ({"x": X, "y": Y, "classes": np.array(["a"])}, "names the classes a, and has 0, 1"),
+        ({"x": X, "y": Y, "classes": np.array(["a", "a"])}, "names the classes a, a, and has"),
+        ({"x": X, "y": np.array(["p", "q"])[Y], "classes": np.array(["r", "p"])}, "and has p, q"),
+        ({"x": np.array(1.0), "y": Y}, "samples () and labels (40,)"),
+        ({"x": X[:0], "y": Y[:0]}, "samples (0, 8, 8)"),
+        ({"x": np.full((40, 3), 1e300), "y": Y}, "not finite in 'all'"),
+        (
+            {"x_train": X, "y_train": X[:, 0, :2] / 9, "x_test": X, "y_test": X[:, 0, :1] / 9},
+            "splits that differ",
+        ),
+        (
+            {"x_train": X, "y_train": Y, "train_images": X, "train_labels": Y, "x_test": X},
+            "two arrays for the train split",
+        ),
         ({"x": np.full((40, 3), np.nan), "y": Y}, "not finite in 'all'"),
         ({"x": X, "y": np.full(40, np.inf)}, "labels that are not finite"),
         ({"x": X, "y": np.array([None] * 40)}, "cannot be read (Object arrays cannot be loaded"),
@@ -152,7 +165,15 @@ def test_what_is_no_data_set(arrays: Arrays, reason: str, tmp_path: Path) -> Non
 
 
 def test_files_that_are_no_arrays(tmp_path: Path) -> None:
-    for name, content in (("no.npz", b""), ("text.npz", b"x,y\n1,2\n")):
+    np.savez_compressed(tmp_path / "whole.npz", x=X, y=Y)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    middle = len(whole) // 4
+    for name, content in (
+        ("no.npz", b""),
+        ("text.npz", b"x,y\n1,2\n"),
+        ("cut.npz", whole[: len(whole) // 2]),
+        ("damaged.npz", whole[:middle] + bytes(40) + whole[middle + 40 :]),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError, match="cannot be read"):
             load_data(f"npz:{tmp_path / name}")
@@ -200,3 +221,29 @@ def test_numbers_are_a_regression(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "t" / "result.json").read_text())
     assert result["stages"][0]["metric"] > 0.7
+
+
+def test_the_numbers_of_a_regression_stay_where_they_are_in_an_image(tmp_path: Path) -> None:
+    """No shift moves a place that the labels name; whole numbers may have been meant as classes."""
+    name = saved(tmp_path, {"x": X, "y": Y.astype(float)})
+    data = load_data(name, image_size=16)
+    assert data.image_shape == (1, 16, 16)
+    assert not data.augmentation.active
+    assert "store integers for classes" in data.notes[0]
+
+
+def test_words_name_themselves_and_arrays_of_other_names_are_not_read(tmp_path: Path) -> None:
+    words = np.array(["q", "p"])
+    arrays = {"x": X, "y": words[Y], "classes": words, "info": np.array([None])}
+    data = load_data(saved(tmp_path, arrays))
+    assert data.classes == ("p", "q")
+    labels = torch.cat([data.train.labels, data.validation.labels, data.test.labels])
+    assert int((labels == 1).sum()) == int((words[Y] == "q").sum())
+
+
+def test_signals_are_not_joined_with_images(tmp_path: Path) -> None:
+    name = saved(tmp_path, signals(60))
+    with pytest.raises(UsageError, match="no plain classification of images"):
+        load_data(f"{name}+{name}")
+    with pytest.raises(UsageError, match="holds no images"):
+        reconstructing(load_data(name))

@@ -25,9 +25,10 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can have anoth
 
 
 def test_sudo_uid_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SUDO_UID", "abc")
-    with pytest.raises(UsageError, match="SUDO_UID"):
-        invoking_user()
+    for text in ("abc", "-1", str(2**32)):
+        monkeypatch.setenv("SUDO_UID", text)
+        with pytest.raises(UsageError, match="SUDO_UID"):
+            invoking_user()
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_an_output_folder_is_the_users_or_refused(home: Path) -> None:
     make_folder(home / "a" / "run", NOBODY)
     assert {path.stat().st_uid for path in home.rglob("*")} == {NOBODY.uid}
     taken = home.parent / "roots" / "run"
-    with pytest.raises(UsageError, match="cannot be written by nobody"):
+    with pytest.raises(UsageError, match="cannot be used by nobody"):
         make_folder(taken, NOBODY)
     assert not taken.exists()
 

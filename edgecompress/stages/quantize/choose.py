@@ -88,10 +88,10 @@ def figures(chosen: FormatRow, size: int) -> str:
 
 def _seconds(fastest: FormatRow, smallest: FormatRow, taken: Interval) -> str:
     """The time of the fastest file, against the smallest: `fp32 takes 0.52 of the time of int8`."""
-    return (
-        f"{fastest.format} takes {taken.median:.2f} of the time of {smallest.format} (95 % "
-        f"{taken.low:.2f} to {taken.high:.2f})"
-    )
+    sure = f"95 % {taken.low:.2f} to {taken.high:.2f}"
+    if None in taken.bounds():
+        sure = "too few processes for an interval"
+    return f"{fastest.format} takes {taken.median:.2f} of the time of {smallest.format} ({sure})"
 
 
 def _worth_it(rows: list[FormatRow]) -> tuple[list[FormatRow], list[FormatRow]]:
