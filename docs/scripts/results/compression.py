@@ -16,7 +16,7 @@ def _of_target(target: str) -> list[dict[str, Any]]:
 
 
 def compress() -> str:
-    """`compress vgg16` to two sizes, five seeds each."""
+    """`compress vgg16` to two sizes, several seeds each."""
     rows = []
     for target, summary in read("compress")["summary"].items():
         smallest, largest = summary["of_target"]
@@ -40,7 +40,7 @@ def compress() -> str:
         "teacher, mean (lowest)",
         "student, mean",
         "points lost, mean paired difference (95 % interval)",
-        "int8 against fp32 of the same network, median (range)",
+        "the format that ships against fp32 of the same network, median (range)",
     ]
     return table(columns, rows)
 

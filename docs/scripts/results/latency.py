@@ -23,6 +23,10 @@ def check() -> str:
         _judged(f"slower by {name}", case["max_regression"], case)
         for name, case in result["injected"]["cases"].items()
     ]
+    rows += [
+        _judged(f"a network of {name}", case["max_regression"], case)
+        for name, case in result["slow"]["cases"].items()
+    ]
     columns = [
         "case",
         "tolerance",
