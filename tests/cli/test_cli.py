@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -184,12 +183,15 @@ def test_imagenet_weights_without_a_network_exit_4(tmp_path: Path) -> None:
 def test_help_is_quick_and_needs_no_torch(tmp_path: Path) -> None:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         done = python("--help", cwd=tmp_path)
-        times.append(time.perf_counter() - start)
+        after = os.times()
+        used = after.children_user + after.children_system
+        times.append(used - before.children_user - before.children_system)
         assert done.returncode == 0
     assert "compress" in done.stdout
-    assert min(times) < 2.0  # the promise is one second; CI machines are shared
+    # of the processor: a second on a machine of its own, and other tests run beside this one
+    assert 0.1 < min(times) < 2.0
 
 
 def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path: Path) -> None:

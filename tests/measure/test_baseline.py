@@ -45,3 +45,27 @@ def test_other_instruction_sets_are_another_machine(files: dict[str, Path]) -> N
     stored["candidate"]["sha256"] = ""
     with pytest.raises(UsageError, match="pass --cross-machine"):
         baselines.compare_stored(files["one"], stored, 0.5, protocol, cross_machine=False)
+
+
+def test_what_stays_inconclusive_is_measured_in_more_processes(files: dict[str, Path]) -> None:
+    """The stored processes are so far apart that nothing can be said; a clear case ends at once."""
+    protocol = Protocol(threads=1, processes=2, looks=(3, 4), blocks=3)
+    stored = cast(baselines.Baseline, baselines.stored(files["one"], protocol))
+    (typical, *_), *_ = stored["blocks_ms"]
+    seen: list[int] = []
+
+    def compared(times: list[float]) -> str:
+        baseline = cast(baselines.Baseline, {**stored, "blocks_ms": [[one] * 3 for one in times]})
+        seen.clear()
+        result = baselines.compare_stored(
+            files["one"], baseline, 0.05, protocol, on_process=lambda count, *_: seen.append(count)
+        )
+        assert result["processes"] == seen[-1]
+        return result["verdict"]
+
+    assert compared([typical / 100, typical * 100]) == "inconclusive"
+    assert seen == [1, 2, 3, 4]
+    assert compared([typical * 100, typical * 100]) == "pass"
+    assert seen == [1, 2]
+    assert compared([typical / 100, typical / 100]) == "regression"
+    assert seen == [1, 2]
