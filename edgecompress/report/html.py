@@ -76,14 +76,14 @@ def _speed(result: RunResult) -> str:
         ratio = result["latency_ratio"]["median"]
         low, high = result["latency_ratio"]["ci95"]
     word = "faster" if ratio <= 1 else "slower"
-    shown = 1 / ratio if ratio <= 1 else ratio
+    factor = 1 / ratio if ratio <= 1 else ratio
     if low is None or high is None or low <= 0:
-        return f"{shown:.3g}x {word} (too few processes for an interval)"
+        return f"{factor:.3g}x {word} (too few processes for an interval)"
     if low <= 1 <= high:
         text = f"no clear difference ({low:.3g} to {high:.3g} of the time)"
     else:
         bounds = sorted((1 / low, 1 / high) if ratio <= 1 else (low, high))
-        text = f"{shown:.3g}x {word} ({bounds[0]:.3g} to {bounds[1]:.3g})"
+        text = f"{factor:.3g}x {word} ({bounds[0]:.3g} to {bounds[1]:.3g})"
     return f"{text}, noisy" if result.get("load", {}).get("noisy") else text
 
 
@@ -133,8 +133,9 @@ def distillation(result: RunResult) -> list[Row]:
 
 
 def _on_validation(result: RunResult, accuracy: float) -> str:
-    """An accuracy on validation, with its interval where the stages say on how many images."""
-    count = next((row["n"] for row in result["stages"] if "n" in row), None)
+    """A score on validation: an accuracy with its interval. A regression's R² has none."""
+    counts = (row["n"] for row in result["stages"] if "n" in row and "ci95" in row)
+    count = next(counts, None)
     return f"{accuracy:.2%}" if count is None else shown(accuracy, count)
 
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from edgecompress.report.html import comparison
+from edgecompress.report.html import comparison, distillation
 from edgecompress.run.schema import RunResult
 
 SIDE = {
@@ -43,3 +43,19 @@ def test_a_latency_is_called_faster_only_where_it_clearly_is(
     rows = comparison(cast(RunResult, result))
     (shown,) = [row[3] for row in rows if row[0].startswith("p50 latency")]
     assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"n": 100, "ci95": [0.82, 0.95], "accuracy": 0.9}, "90.00% (95 % 82.6 to 94.5, n 100)"),
+        ({"n": 100, "accuracy": 0.9}, "90.00%"),
+    ],
+    ids=["classification", "regression"],
+)
+def test_a_score_that_is_no_share_of_samples_has_no_interval(
+    row: dict[str, object], shown: str
+) -> None:
+    distill = {"validation_accuracy": 0.9, "params": 10, "weights_bytes": 40}
+    result = {"model": "mlp", "distill": distill, "stages": [row]}
+    assert distillation(cast(RunResult, result))[0][3] == shown
