@@ -212,12 +212,15 @@ class DataSet:
         return {name: len(split) for name, split in splits.items()}
 
     def summary(self) -> str:
-        """`280 training, 40 validation, 80 test images of 5 classes, 64x64` (width x height)."""
+        """`280 training, 40 validation, 80 test images of 5 classes, 64x64` (width x height);
+        signals and features are samples.
+        """
         counts = ", ".join(f"{count:,} {name}" for name, count in self.sizes().items())
         if self.task.metric != "accuracy":
             return f"{counts} samples"
         _, height, width = self.image_shape
-        return f"{counts} images of {len(self.classes)} classes, {width}x{height}"
+        kind = "images" if self.preprocess.scale == PIXELS else "samples"
+        return f"{counts} {kind} of {len(self.classes)} classes, {width}x{height}"
 
     def check_output(self, name: str, output: tuple[int, ...]) -> None:
         """Raises `UsageError` where a network called `name` with outputs of the shape `output` for

@@ -114,6 +114,7 @@ def test_signals_are_normalised_by_channel_and_classes_may_be_words(tmp_path: Pa
     data = load_data(saved(tmp_path, signals(300)))
     assert data.image_shape == (2, 1, 32)
     assert data.classes == ("high", "low", "mid")
+    assert data.summary() == "210 training, 30 validation, 60 test samples of 3 classes, 32x1"
     assert isinstance(data.train.pixels, torch.Tensor)
     read = data.normalised(data.train.pixels)
     torch.testing.assert_close(read.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
