@@ -72,6 +72,7 @@ def emulate(topology: Topology, given: Given, fault: Faults = None, sweep: Sweep
     if os.geteuid() == 0:
         import_from_safe_folders()
     from edgecompress.emulate import session
+    from edgecompress.run.directory import default_root
 
     options = given.settings(EmulateOptions)
     before = _baseline(options.baseline)
@@ -85,9 +86,9 @@ def emulate(topology: Topology, given: Given, fault: Faults = None, sweep: Sweep
     if before is not None:
         _check_alike(before, _described(options, graphs[0]))
     names = {host.name for host in graphs[0].hosts} | {run.name for run in runs}
-    root = options.output or Path(topology.stem)
+    root = options.output or default_root("emulate", topology.stem)
     with session.using(root, user):
-        root = _root(topology, options, names)
+        _empty(root, options, names)
     plan = _Emulation(topology, options, root, user, faults, before, frozenset(names))
     if len(runs) > 1:
         session.make_folder(root, user)
@@ -121,7 +122,7 @@ class _Emulation:
         own = self.root.absolute() if alone else self.root.absolute() / run.name
         if not alone:
             self._note(f"run {run.name}")
-        with session.rights_of(self.user):
+        with session.using(own, self.user):
             if self.options.exist_ok and own.is_dir():
                 _forget(own, set(self.names))
         result = session.emulate(self._settings(run, link, own), self._note)
@@ -205,15 +206,13 @@ def _described(options: EmulateOptions, graph: Graph) -> Described:
     return {"exchange": options.exchange, "codec": codec, "graph": graph.as_dict()}
 
 
-def _root(topology: Path, options: EmulateOptions, names: set[str]) -> Path:
-    """The folder of the results, without what an earlier emulation left in it."""
-    from edgecompress.run.directory import check_root, default_root
+def _empty(root: Path, options: EmulateOptions, names: set[str]) -> None:
+    """Remove what an earlier emulation left in the folder of the results."""
+    from edgecompress.run.directory import check_root
 
-    root = options.output or default_root("emulate", topology.stem)
     check_root(root, resume=False, exist_ok=options.exist_ok)
     if options.exist_ok and root.is_dir():
         _forget(root, names)
-    return root
 
 
 def _show_results(results: Results, root: Path, options: EmulateOptions) -> None:

@@ -73,9 +73,15 @@ class MergeStage(Training):
     """Exit 3 when the result is below its best parent."""
     teaches = True
 
+    @property
+    def _count(self) -> int:
+        """How many networks are merged."""
+        return self.train_parents or len(self.checkpoints)
+
     @model_validator(mode="after")
-    def _powers_of_two(self) -> MergeStage:
-        count = self.train_parents or len(self.checkpoints)
+    def _about_the_networks(self) -> MergeStage:
+        """Two or more, from one place; for pairs of pairs a power of two."""
+        count = self._count
         if bool(self.checkpoints) == (self.train_parents is not None) or count < 2:
             raise ValueError(
                 "give at least 2 checkpoints, or train_parents (a number of networks to "
@@ -94,6 +100,11 @@ class MergeStage(Training):
             raise ValueError(
                 f"hierarchical merges pairs of pairs: give 2, 4, 8, ... checkpoints, not {count}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _about_the_method(self) -> MergeStage:
+        """It has all that is set, and learns where it must."""
         if self.method in ("gates", "greedy") and self.epochs == 0:
             raise ValueError(
                 f"{self.method} learns nothing in 0 epochs: give epochs above 0, or method "
@@ -126,6 +137,12 @@ class MergeStage(Training):
             raise ValueError(
                 "heads separate keeps all outputs: merge all networks at once, by gates or greedy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _about_the_width(self) -> MergeStage:
+        """Networks that are merged together have no more channels than theirs."""
+        count = self._count
         together = 2 if self.hierarchical else count
         if self.width > together:
             where = (
