@@ -7,7 +7,7 @@
     # what stands for a block: its fastest run, its lower quartile or its median, judged on the same
     # runs of 10 processes, 20 comparisons a case; 12 minutes
     python benchmarks/gate.py --statistics 20
-    # networks of some 110 and 400 ms against themselves, and 1.1x at 5 %, quiet; at most 16 minutes
+    # networks of some 110 and 400 ms against themselves, and 1.1x, at 5 %; at most 16 minutes
     python benchmarks/gate.py --slow 2
 
 Each comparison is `bench NEW --against OLD` with its defaults (2 minutes at most) on one thread, of

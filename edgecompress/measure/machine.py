@@ -98,8 +98,8 @@ def instruction_set_effects(features: frozenset[str]) -> tuple[str, ...]:
     effects = []
     if "avx2" in features:
         effects.append(
-            "1x1 convolutions with a stride and fewer than 16 input channels train as a slice and "
-            "stride 1 (oneDNN#6035)"
+            "1x1 convolutions with a stride and fewer than 16 input channels train as a pooling "
+            "and stride 1 (oneDNN#6035)"
         )
     if features and not has_int8_dot(features):
         effects.append(

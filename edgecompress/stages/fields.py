@@ -64,6 +64,7 @@ Loss = Literal["kl", "softmax-mse", "dkd"]
 Maps = Literal["hint", "attention"]
 """How feature maps are compared."""
 Weight = Annotated[float, Field(ge=0, le=1)]
+"""The part of a loss in a sum of two."""
 Schedule = Literal["early", "middle", "late"]
 Epochs = Annotated[Schedule | tuple[int, ...], BeforeValidator(_epochs)]
 """When cuts are made: a word, or the epochs."""

@@ -127,7 +127,7 @@ def test_a_narrow_pointwise_convolution_is_the_same_function(
 
 
 def test_the_file_has_the_convolution_with_its_stride() -> None:
-    """The slice is for training alone."""
+    """What stands for it is for training alone."""
     layer = nn.Sequential(nn.Conv2d(5, 4, 1, 2), nn.Flatten(), nn.Linear(4 * 16, 3)).eval()
     with safe_convolutions():
         layer(torch.zeros(2, 5, 8, 8)).sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from docs.scripts.markdown import table
@@ -74,7 +75,7 @@ def modes() -> str:
     return table(columns, body)
 
 
-def _mode(name: str, rows: list[dict[str, Any]]) -> tuple[str, str, str, str]:
+def _mode(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
     seconds = statistics.fmean(row["merging_s"] for row in rows)
     return (
         MODES.get(name, name),
